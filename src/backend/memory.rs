@@ -1,0 +1,246 @@
+//! [`Memory`]: entries in this process, bounded by weight.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
+use quick_cache::{Equivalent, Weighter};
+
+use super::{Backend, Batch};
+use crate::entry::{Clock, Timestamp};
+use crate::error::{Error, ErrorKind};
+use crate::key::{Key, KeyBuf};
+
+/// Entries in this process, bounded by weight; needs no server.
+///
+/// Built on [`quick_cache`] (S3-FIFO eviction, sharded). An entry weighs its bytes, its key's bytes and
+/// [`Memory::OVERHEAD`]. Entries whose TTL is over are not found any more; their room is taken by the next eviction, or
+/// when they are asked for. A hit allocates nothing and shares the entry's memory; a write copies the entry once, into
+/// the memory of the one it replaces when that is large enough and nobody holds it.
+///
+/// Fields of a hash are entries of their own here: the TTL is each entry's own, and there is no hash to delete.
+///
+/// ```
+/// use dogpile::{Memory, Region};
+///
+/// let region = Region::builder(Memory::new(64 << 20)).build()?;
+/// region.set("user-15", &15_u64)?;
+/// assert_eq!(region.get::<u64>("user-15")?, Some(15));
+/// # Ok::<(), dogpile::Error>(())
+/// ```
+pub struct Memory {
+    cache: Cache<KeyBuf, Stored, ByBytes, ahash::RandomState>,
+    clock: Clock,
+}
+
+#[derive(Clone)]
+struct Stored {
+    entry: Bytes,
+    expires: Option<Timestamp>,
+}
+
+/// Weighs an entry by the memory it takes.
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<KeyBuf, Stored> for ByBytes {
+    fn weight(&self, key: &KeyBuf, stored: &Stored) -> u64 {
+        key.len() as u64 + stored.entry.len() as u64 + Memory::OVERHEAD
+    }
+}
+
+/// A borrowed key that finds the owned one.
+struct Lookup<'a>(Key<'a>);
+
+impl Hash for Lookup<'_> {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Equivalent<KeyBuf> for Lookup<'_> {
+    #[inline]
+    fn equivalent(&self, key: &KeyBuf) -> bool {
+        self.0 == key.as_key()
+    }
+}
+
+impl Memory {
+    /// What an entry weighs besides its bytes and its key's: the tables and headers around them.
+    pub const OVERHEAD: u64 = 200;
+
+    /// A cache that holds entries of `max_weight` bytes together, keys and overhead included. One that is heavier
+    /// alone than a shard of the cache may hold is not kept.
+    #[must_use]
+    pub fn new(max_weight: u64) -> Self {
+        Self::with_clock(max_weight, Clock::system())
+    }
+
+    /// The same, with the TTLs measured by another clock.
+    #[must_use]
+    pub fn with_clock(max_weight: u64, clock: Clock) -> Self {
+        // The number only sizes the tables at the start; they grow.
+        let entries = usize::try_from(max_weight / (Self::OVERHEAD + 100)).unwrap_or(usize::MAX).clamp(16, 1 << 16);
+        let cache =
+            Cache::with(entries, max_weight, ByBytes, ahash::RandomState::default(), DefaultLifecycle::default());
+        Memory { cache, clock }
+    }
+
+    /// How many entries there are, those included whose TTL is over and whose room was not yet needed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    /// What the entries weigh together, in bytes.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.cache.weight()
+    }
+
+    /// Removes all entries.
+    pub fn clear(&self) {
+        self.cache.clear();
+    }
+
+    #[inline]
+    fn find(&self, key: Key<'_>) -> Option<Bytes> {
+        let stored = self.cache.get(&Lookup(key))?;
+        match stored.expires {
+            Some(expires) if expires <= self.clock.now() => {
+                // Another entry may have taken its place meanwhile.
+                self.cache.remove_if(&Lookup(key), |now| now.expires == Some(expires));
+                None
+            }
+            _ => Some(stored.entry),
+        }
+    }
+
+    fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        let key = key.to_buf();
+        let weight = (key.len() + entry.len()) as u64 + Self::OVERHEAD;
+        if weight > self.cache.capacity() {
+            let message =
+                format!("writing {key}: it would weigh {weight} bytes, all may weigh {}", self.cache.capacity());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
+        let replaced = self.cache.entry(&key, None, |_, stored| {
+            let old = std::mem::take(&mut stored.entry);
+            *stored = Stored { entry: copy_into(old, entry), expires };
+            EntryAction::Retain(())
+        });
+        if let EntryResult::Vacant(place) = replaced {
+            // Fails only where the place was removed meanwhile, which is an order of things as good as any.
+            let _ = place.insert(Stored { entry: copy_into(Bytes::new(), entry), expires });
+        }
+        Ok(())
+    }
+}
+
+/// A copy of `entry`, in the memory of `old` where that can be reused.
+fn copy_into(old: Bytes, entry: &[u8]) -> Bytes {
+    let mut room = match old.try_into_mut() {
+        // Memory much larger than the entry would weigh more than was accounted for.
+        Ok(old) if old.capacity() >= entry.len() && old.capacity() <= 2 * entry.len() + 16 => old,
+        _ => BytesMut::with_capacity(entry.len()),
+    };
+    room.clear();
+    room.extend_from_slice(entry);
+    room.freeze()
+}
+
+impl Backend for Memory {
+    #[inline]
+    fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        Ok(self.find(key))
+    }
+
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error> {
+        found.clear();
+        found.extend(keys.iter().map(|key| self.find(*key)));
+        Ok(())
+    }
+
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        self.store(key, entry, ttl)
+    }
+
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+        batch.iter().try_for_each(|(key, entry)| self.store(key, entry, ttl))
+    }
+
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+        for key in keys {
+            self.cache.remove(&Lookup(*key));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("entries", &self.len())
+            .field("weight", &self.weight())
+            .field("max_weight", &self.cache.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key<'_> = Key::Plain(b"k");
+
+    #[test]
+    fn an_entry_lives_for_its_ttl() {
+        let clock = Clock::manual(Timestamp::from_secs(1_000));
+        let memory = Memory::with_clock(1 << 20, clock.clone());
+        memory.set(KEY, b"v", Some(Duration::from_secs(5))).unwrap();
+        clock.advance(Duration::from_millis(4_999));
+        assert_eq!(memory.get(KEY).unwrap().unwrap(), "v");
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(memory.get(KEY).unwrap(), None);
+        assert_eq!(memory.len(), 0, "an expired entry goes when it is asked for");
+        memory.set(KEY, b"v", None).unwrap();
+        clock.advance(Duration::from_secs(1 << 40));
+        assert_eq!(memory.get(KEY).unwrap().unwrap(), "v");
+    }
+
+    #[test]
+    fn the_weight_stays_bounded() {
+        let memory = Memory::new(1 << 20);
+        for at in 0..10_000_u32 {
+            memory.set(Key::Plain(&at.to_le_bytes()), &[7; 1000], None).unwrap();
+            assert!(memory.weight() <= 1 << 20);
+        }
+        assert!(memory.len() > 100, "{memory:?}");
+        assert_eq!(memory.set(KEY, &vec![0; 2 << 20], None).unwrap_err().kind(), ErrorKind::TooLarge);
+        memory.clear();
+        assert!(memory.is_empty());
+    }
+
+    #[test]
+    fn an_entry_that_somebody_holds_is_not_written_over() {
+        let memory = Memory::new(1 << 20);
+        memory.set(KEY, b"first", None).unwrap();
+        let held = memory.get(KEY).unwrap().unwrap();
+        memory.set(KEY, b"other", None).unwrap();
+        assert_eq!((&held[..], &memory.get(KEY).unwrap().unwrap()[..]), (&b"first"[..], &b"other"[..]));
+        for size in [0, 1, 5, 100, 7, 100_000, 1] {
+            memory.set(KEY, &vec![1; size], None).unwrap();
+            assert_eq!(memory.get(KEY).unwrap().unwrap().len(), size);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! A bounded pool of blocking connections: the last one used is the first one taken.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Access;
+use crate::engine::replies::Token;
+use crate::error::{Error, ErrorKind};
+
+/// A connection that sends what stands in its output buffer.
+pub(super) trait Wire {
+    /// Commands, to be sent.
+    fn output(&mut self) -> &mut Vec<u8>;
+
+    /// Sends the output, and hands the tokens of so many replies to `take`. After a failure the connection must not be
+    /// used again, since its replies would be taken for those of the next request.
+    fn exchange(&mut self, replies: usize, take: impl FnMut(Token) -> Result<(), Error>) -> Result<(), Failed>;
+}
+
+/// Why an exchange failed.
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// Whether the connection broke before any of the reply was handed on.
+    pub(super) broke_early: bool,
+}
+
+/// Connections that are open and idle, and how many there may be.
+pub(super) struct Pool<C> {
+    state: Mutex<State<C>>,
+    returned: Condvar,
+    max: usize,
+    patience: Duration,
+}
+
+struct State<C> {
+    idle: Vec<C>,
+    /// Connections that exist or are being made, idle or in use.
+    open: usize,
+    /// Callers that wait for one to come back.
+    waiting: usize,
+}
+
+impl<C> Pool<C> {
+    /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
+    pub(super) fn new(max: usize, patience: Duration) -> Self {
+        let state = State { idle: Vec::with_capacity(max), open: 0, waiting: 0 };
+        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience }
+    }
+
+    /// An idle connection, or a new one by `connect`.
+    #[inline]
+    fn take(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
+        let idle = self.lock().idle.pop();
+        match idle {
+            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), is_new: false }),
+            None => self.take_slow(connect),
+        }
+    }
+
+    #[cold]
+    fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
+        let deadline = Instant::now() + self.patience;
+        let mut state = self.lock();
+        loop {
+            if let Some(connection) = state.idle.pop() {
+                return Ok(Taken { pool: self, connection: Some(connection), is_new: false });
+            }
+            if state.open < self.max {
+                state.open += 1;
+                drop(state);
+                // Gives the place back when connecting fails or panics.
+                let mut taken = Taken { pool: self, connection: None, is_new: true };
+                taken.connection = Some(connect()?);
+                return Ok(taken);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!("all {} connections were in use for {:?}", self.max, self.patience),
+                ));
+            }
+            state.waiting += 1;
+            state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.waiting -= 1;
+        }
+    }
+
+    /// Writes, sends and takes the replies over one connection; and once more over a new one, when an idle connection
+    /// turns out to be broken and the request may go twice.
+    #[inline]
+    pub(super) fn exchange(
+        &self,
+        access: Access,
+        connect: impl Fn() -> Result<C, Error>,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        mut take: impl FnMut(Token) -> Result<(), Error>,
+    ) -> Result<(), Error>
+    where
+        C: Wire,
+    {
+        let mut taken = self.take(&connect)?;
+        let output = taken.get().output();
+        output.clear();
+        let replies = write(output);
+        let Err(failed) = taken.get().exchange(replies, &mut take) else {
+            taken.give_back();
+            return Ok(());
+        };
+        // A connection that was opened just now says something about the server; one that had been idle does not.
+        if taken.is_new || !failed.broke_early {
+            return Err(failed.error);
+        }
+        let output = std::mem::take(taken.get().output());
+        drop(taken);
+        self.close_idle();
+        if access == Access::Once {
+            return Err(failed.error);
+        }
+        let mut taken = self.take(&connect)?;
+        *taken.get().output() = output;
+        taken.get().exchange(replies, &mut take).map_err(|failed| failed.error)?;
+        taken.give_back();
+        Ok(())
+    }
+
+    /// Closes the idle connections: one of them was found broken, so the others are of the same broken server.
+    fn close_idle(&self) {
+        let mut state = self.lock();
+        let closed = std::mem::take(&mut state.idle);
+        state.open -= closed.len();
+        state.idle.reserve(self.max);
+        drop(state);
+        self.returned.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        // Nothing of ours panics while the lock is held, so a poisoned state is a sound one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection in use. Dropped, its place in the pool is free for a new one; [`Taken::give_back`] keeps it open.
+struct Taken<'p, C> {
+    pool: &'p Pool<C>,
+    connection: Option<C>,
+    /// Whether it was opened for this use.
+    is_new: bool,
+}
+
+impl<C> Taken<'_, C> {
+    /// The connection.
+    #[inline]
+    fn get(&mut self) -> &mut C {
+        self.connection.as_mut().expect("is there until it is given back or dropped")
+    }
+
+    /// Returns the connection to the pool, for others to use.
+    #[inline]
+    fn give_back(mut self) {
+        let mut state = self.pool.lock();
+        state.idle.extend(self.connection.take());
+        let wanted = state.waiting > 0;
+        drop(state);
+        if wanted {
+            self.pool.returned.notify_one();
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl<C> Drop for Taken<'_, C> {
+    fn drop(&mut self) {
+        let connection = self.connection.take();
+        self.pool.lock().open -= 1;
+        self.pool.returned.notify_one();
+        // Closing may take a while, so it comes last.
+        drop(connection);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn connections_are_reused_and_bounded() {
+        let made = AtomicUsize::new(0);
+        let pool = Pool::new(2, Duration::from_millis(20));
+        let connect = || Ok(made.fetch_add(1, Ordering::Relaxed));
+        let first = pool.take(connect).unwrap();
+        let second = pool.take(connect).unwrap();
+        assert!(first.is_new && second.is_new);
+        let error = pool.take(connect).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        second.give_back();
+        let mut again = pool.take(connect).unwrap();
+        assert_eq!((*again.get(), again.is_new), (1, false));
+        drop(first);
+        let mut third = pool.take(connect).unwrap();
+        assert_eq!((*third.get(), third.is_new), (2, true));
+        third.give_back();
+        again.give_back();
+        pool.close_idle();
+        assert!(pool.take(connect).unwrap().is_new);
+    }
+
+    #[test]
+    fn a_failure_to_connect_leaves_its_place() {
+        let pool = Pool::<()>::new(1, Duration::from_millis(20));
+        for _ in 0..3 {
+            let error = pool.take(|| Err(Error::new(ErrorKind::Connection, "no"))).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Connection);
+        }
+        pool.take(|| Ok(())).unwrap().give_back();
+    }
+
+    #[test]
+    fn one_that_comes_back_goes_to_who_waits() {
+        let pool = Pool::new(1, Duration::from_secs(30));
+        let taken = pool.take(|| Ok(1)).unwrap();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| *pool.take(|| Ok(2)).unwrap().get());
+            while pool.lock().waiting == 0 {
+                std::thread::yield_now();
+            }
+            taken.give_back();
+            assert_eq!(waiter.join().unwrap(), 1);
+        });
+    }
+}

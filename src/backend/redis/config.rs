@@ -1,0 +1,177 @@
+//! Where a Redis server is and who we are to it, from a URL.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+use url::{Host, Url};
+
+use crate::error::{Error, ErrorKind};
+
+/// One server, from a URL. Its `Debug` form never shows the password.
+#[derive(Clone)]
+pub(super) struct Server {
+    pub(super) address: Address,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) db: u32,
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    Tcp(String, u16),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("db", &self.db)
+            .finish()
+    }
+}
+
+impl Server {
+    /// Reads `redis://[user][:password]@host[:port][/db]` and `unix:///path[?db=…&user=…&pass=…]`.
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        // The URL may hold a password, so what is wrong with it is said without showing it.
+        let url = Url::parse(text).map_err(|error| config(format_args!("it cannot be read: {error}")))?;
+        match url.scheme() {
+            "redis" => Self::tcp(&url),
+            "unix" | "redis+unix" => Self::unix(&url),
+            "rediss" => Err(config("rediss:// needs TLS, which this version does not have")),
+            other => Err(config(format_args!("its scheme is {other}, not redis or unix"))),
+        }
+    }
+
+    fn tcp(url: &Url) -> Result<Self, Error> {
+        let host = match url.host() {
+            // Hosts of schemes that browsers do not know keep their escapes.
+            Some(Host::Domain(host)) if !host.is_empty() => decode(host, "host")?,
+            Some(Host::Ipv4(host)) => host.to_string(),
+            Some(Host::Ipv6(host)) => host.to_string(),
+            _ => "127.0.0.1".into(),
+        };
+        if let Some((name, _)) = url.query_pairs().next() {
+            return Err(config(format_args!("redis:// has no parameter {name}")));
+        }
+        let db = match url.path().trim_start_matches('/') {
+            "" => 0,
+            db => number(db)?,
+        };
+        let user = Some(url.username()).filter(|user| !user.is_empty()).map(|user| decode(user, "user")).transpose()?;
+        let password = url.password().map(|password| decode(password, "password")).transpose()?;
+        Self { address: Address::Tcp(host, url.port().unwrap_or(6379)), user, password, db }.checked()
+    }
+
+    fn unix(url: &Url) -> Result<Self, Error> {
+        if url.host_str().is_some_and(|host| !host.is_empty()) || url.path().trim_matches('/').is_empty() {
+            return Err(config("a Unix socket is written unix:///path/to/socket, with three slashes"));
+        }
+        let path = decode(url.path(), "path")?.into();
+        let mut server = Self { address: Address::Unix(path), user: None, password: None, db: 0 };
+        for (name, value) in url.query_pairs() {
+            match &*name {
+                "db" => server.db = number(&value)?,
+                "user" => server.user = Some(value.into_owned()),
+                "pass" => server.password = Some(value.into_owned()),
+                other => return Err(config(format_args!("unix:// has no parameter {other}"))),
+            }
+        }
+        server.checked()
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        if self.user.is_some() && self.password.is_none() {
+            return Err(config("it has a user and no password (a password alone is written redis://:password@host)"));
+        }
+        Ok(self)
+    }
+}
+
+#[cold]
+fn config(what: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::Config, format!("the Redis URL is of no use: {what}"))
+}
+
+fn decode(text: &str, what: &str) -> Result<String, Error> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    Ok(decoded.map_err(|_| config(format_args!("its {what} is not UTF-8")))?.into_owned())
+}
+
+fn number(db: &str) -> Result<u32, Error> {
+    db.parse().map_err(|_| config("its database is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(text: &str) -> (String, Option<String>, Option<String>, u32) {
+        let server = Server::parse(text).unwrap();
+        (server.address.to_string(), server.user, server.password, server.db)
+    }
+
+    #[test]
+    fn urls() {
+        let some = |text: &str| Some(text.to_string());
+        assert_eq!(tcp("redis://127.0.0.1"), ("127.0.0.1:6379".into(), None, None, 0));
+        assert_eq!(tcp("redis://"), ("127.0.0.1:6379".into(), None, None, 0));
+        assert_eq!(tcp("redis://cache.example:7000/3"), ("cache.example:7000".into(), None, None, 3));
+        assert_eq!(tcp("redis://[::1]:7000/"), ("[::1]:7000".into(), None, None, 0));
+        assert_eq!(tcp("redis://:p%40ss@h"), ("h:6379".into(), None, some("p@ss"), 0));
+        assert_eq!(tcp("redis://ann:pw@h"), ("h:6379".into(), some("ann"), some("pw"), 0));
+        assert_eq!(tcp("unix:///run/redis.sock"), ("/run/redis.sock".into(), None, None, 0));
+        assert_eq!(
+            tcp("unix:///run/re%20dis.sock?db=2&user=ann&pass=a%2Bb"),
+            ("/run/re dis.sock".into(), some("ann"), some("a+b"), 2)
+        );
+    }
+
+    #[test]
+    fn bad_urls_are_told_without_their_password() {
+        for (bad, says) in [
+            ("", "cannot be read"),
+            ("127.0.0.1:6379", "cannot be read"),
+            ("localhost:6379", "scheme is localhost"),
+            ("http://:secret@h", "scheme is http"),
+            ("rediss://:secret@h", "TLS"),
+            ("redis://:secret@h:99999", "cannot be read"),
+            ("redis://:secret@h/one", "not a number"),
+            ("redis://:secret@h/-1", "not a number"),
+            ("redis://:secret@h/1/2", "not a number"),
+            ("redis://ann@h", "no password"),
+            ("redis://h?timeout=1", "no parameter timeout"),
+            ("redis://:%ff@h", "not UTF-8"),
+            ("unix://run/redis.sock", "three slashes"),
+            ("unix:///", "three slashes"),
+            ("unix:///run/redis.sock?pass=secret&x=1", "no parameter x"),
+            ("unix:///run/redis.sock?db=x", "not a number"),
+        ] {
+            let error = Server::parse(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(says), "{bad}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_hides_the_password() {
+        let shown = format!("{:?}", Server::parse("redis://ann:secret@h/2").unwrap());
+        assert!(shown.contains("ann") && shown.contains("***") && !shown.contains("secret"), "{shown}");
+    }
+}

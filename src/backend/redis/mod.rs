@@ -1,0 +1,231 @@
+//! [`Redis`]: a Redis or Valkey server over our own sockets.
+
+mod config;
+mod connection;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::config::Server;
+use self::connection::{Connection, Limits};
+use super::pool::Pool;
+use super::{Access, Exchange, HashExpiry};
+use crate::engine::plan;
+use crate::engine::replies::Token;
+use crate::error::{Error, ErrorKind};
+
+/// Entries in a Redis or Valkey server, over blocking connections of our own.
+///
+/// A handle is cheap to clone, and clones share one pool of connections. Connections are opened when they are needed,
+/// so a server that is down shows at the first use, as an error that the region's
+/// [`Trouble`](crate::Trouble) setting handles. A connection that broke is replaced, and what can be asked twice is
+/// asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+///
+/// A hit makes one write and one read and allocates nothing: the entry is cut from the connection's read buffer. A
+/// value that keeps it (`Bytes`, `ByteString`, [`LazyMap`](crate::codec::LazyMap)) keeps that buffer's memory, 16 KiB
+/// or so, shared with its neighbours.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use dogpile::{HashExpiry, Redis};
+///
+/// let redis = Redis::open("redis://127.0.0.1:6379/0")?;
+///
+/// let redis = Redis::builder("redis://:password@primary:6379")
+///     .reader("redis://:password@replica:6379")
+///     .connections(32)
+///     .response_timeout(Duration::from_millis(500))
+///     .hash_expiry(HashExpiry::Always)
+///     .build()?;
+/// redis.ping()?;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Redis(Arc<Shared>);
+
+struct Shared {
+    writer: Node,
+    reader: Option<Node>,
+    limits: Limits,
+    hash_expiry: HashExpiry,
+}
+
+/// A server and the connections to it.
+struct Node {
+    server: Server,
+    pool: Pool<Connection>,
+}
+
+impl Redis {
+    /// The server at a URL, with everything else at its default.
+    ///
+    /// `redis://[user][:password]@host[:port][/db]`, or `unix:///path/to/socket[?db=…&user=…&pass=…]`. Nothing is
+    /// connected yet; [`Redis::ping`] does that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the URL is of no use; the message does not repeat it.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        Self::builder(url).build()
+    }
+
+    /// A server at a URL, with settings.
+    #[must_use]
+    pub fn builder(url: &str) -> RedisBuilder {
+        RedisBuilder {
+            writer: url.into(),
+            reader: None,
+            connections: 16,
+            limits: Limits {
+                connect: Duration::from_secs(1),
+                response: Duration::from_secs(1),
+                max_entry: 512 * 1024 * 1024,
+            },
+            hash_expiry: HashExpiry::default(),
+        }
+    }
+
+    /// Asks every server whether it is there, over the connections that requests use.
+    ///
+    /// # Errors
+    /// When one cannot be reached, refuses us, or does not answer in time.
+    pub fn ping(&self) -> Result<(), Error> {
+        for access in [Access::Write, Access::Read] {
+            let mut answer = Ok(());
+            self.exchange(access, plan::ping, |token| {
+                if let Token::Error(error) = token {
+                    answer = Err(crate::engine::batch::server_error(&error));
+                }
+                Ok(())
+            })?;
+            answer?;
+        }
+        Ok(())
+    }
+}
+
+impl Exchange for Redis {
+    #[inline]
+    fn exchange(
+        &self,
+        access: Access,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        take: impl FnMut(Token) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let node = match (access, &self.0.reader) {
+            (Access::Read, Some(reader)) => reader,
+            _ => &self.0.writer,
+        };
+        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits), write, take)
+    }
+
+    fn hash_expiry(&self) -> HashExpiry {
+        self.0.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        self.0.limits.max_entry
+    }
+}
+
+/// Shows where the servers are, and no password.
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("server", &self.0.writer.server)
+            .field("reader", &self.0.reader.as_ref().map(|node| &node.server))
+            .field("limits", &self.0.limits)
+            .field("hash_expiry", &self.0.hash_expiry)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Settings of a [`Redis`].
+#[must_use]
+#[derive(Clone)]
+pub struct RedisBuilder {
+    writer: String,
+    reader: Option<String>,
+    connections: usize,
+    limits: Limits,
+    hash_expiry: HashExpiry,
+}
+
+impl RedisBuilder {
+    /// Another server to read from, such as a replica. Its entries may lag behind; locks are always asked for at the
+    /// first. Default: none.
+    pub fn reader(mut self, url: &str) -> Self {
+        self.reader = Some(url.into());
+        self
+    }
+
+    /// The most connections to open to each server. A caller that finds all in use waits for one, up to the response
+    /// timeout. Default: 16.
+    pub fn connections(mut self, most: usize) -> Self {
+        self.connections = most;
+        self
+    }
+
+    /// How long connecting may take. Default: 1 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.connect = timeout;
+        self
+    }
+
+    /// How long the server may take to answer, and a request to be sent. A large entry may take longer, as long as a
+    /// MiB of it moves within each such time. Default: 1 s.
+    pub fn response_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.response = timeout;
+        self
+    }
+
+    /// When hashes get their TTL. Default: [`HashExpiry::OnCreate`].
+    pub fn hash_expiry(mut self, expiry: HashExpiry) -> Self {
+        self.hash_expiry = expiry;
+        self
+    }
+
+    /// The largest entry in bytes, to write and to read. Larger ones are refused before they are sent, and an answer
+    /// with a larger one is an error. Default: 512 MiB, which is also the servers' own.
+    pub fn max_entry(mut self, bytes: usize) -> Self {
+        self.limits.max_entry = bytes;
+        self
+    }
+
+    /// The backend. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URL of no use, and for zero connections or timeouts.
+    pub fn build(self) -> Result<Redis, Error> {
+        let zero = |what| Err(Error::new(ErrorKind::Config, format!("the {what} of a Redis backend must not be zero")));
+        if self.connections == 0 {
+            return zero("number of connections");
+        }
+        if self.limits.connect.is_zero() {
+            return zero("connect timeout");
+        }
+        if self.limits.response.is_zero() {
+            return zero("response timeout");
+        }
+        let node = |url: &str| -> Result<Node, Error> {
+            Ok(Node { server: Server::parse(url)?, pool: Pool::new(self.connections, self.limits.response) })
+        };
+        Ok(Redis(Arc::new(Shared {
+            writer: node(&self.writer)?,
+            reader: self.reader.as_deref().map(node).transpose()?,
+            limits: self.limits,
+            hash_expiry: self.hash_expiry,
+        })))
+    }
+}
+
+/// Shows no URL, since it may hold a password.
+impl fmt::Debug for RedisBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBuilder")
+            .field("connections", &self.connections)
+            .field("limits", &self.limits)
+            .field("hash_expiry", &self.hash_expiry)
+            .finish_non_exhaustive()
+    }
+}

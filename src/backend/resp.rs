@@ -1,0 +1,293 @@
+//! What a backend and its leases are over anything that exchanges commands for replies with a Redis server.
+
+use std::cell::Cell;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Backend, Batch, HashExpiry, Lease, Leases};
+use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
+use crate::engine::plan;
+use crate::engine::replies::Token;
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+
+/// What a request may do, so that an [`Exchange`] knows where it may go and whether it may go twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only reads: may go to a replica, and again when the connection broke.
+    Read,
+    /// Writes what may be written twice.
+    Write,
+    /// Writes what must not be done twice, such as taking a lease.
+    Once,
+}
+
+/// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
+/// [`Leases`].
+pub trait Exchange: Clone + Send + Sync + 'static {
+    /// Sends the commands that `write` appends in RESP, and gives `take` the replies, token by token. `write` returns
+    /// how many replies will come. When `take` fails, the connection is given up.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, does not answer in time or not in RESP, and what `take` failed with.
+    fn exchange(
+        &self,
+        access: Access,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        take: impl FnMut(Token) -> Result<(), Error>,
+    ) -> Result<(), Error>;
+
+    /// When hashes get their TTL.
+    fn hash_expiry(&self) -> HashExpiry;
+
+    /// The largest entry that the server takes, in bytes.
+    fn max_entry(&self) -> usize;
+}
+
+impl<X: Exchange> Backend for X {
+    #[inline]
+    fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        let mut found = None;
+        let mut failed = None;
+        let take = |token| {
+            match token {
+                Token::Bulk(entry) => found = Some(entry),
+                Token::Nil => {}
+                Token::Error(error) => failed = Some(server_error(&error)),
+                other => return Err(unexpected(&other)),
+            }
+            Ok(())
+        };
+        self.exchange(Access::Read, |out| plan::get(out, key), take)
+            .and_then(|()| failed.map_or(Ok(()), Err))
+            .map_err(|error| error.while_(format_args!("reading {key}")))?;
+        Ok(found)
+    }
+
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error> {
+        found.clear();
+        found.resize(keys.len(), None);
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let groups = Groups::of(keys.len(), |at| keys[at]);
+        let mut gather = Gather::new(&groups);
+        self.exchange(
+            Access::Read,
+            |out| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]),
+            |token| gather.take(token, found),
+        )
+        .and_then(|()| gather.finish())
+        .map_err(|error| error.while_(format_args!("reading {} keys", keys.len())))
+    }
+
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        let mut acknowledged = Acknowledged::default();
+        check_size(self, entry)
+            .and_then(|()| {
+                self.exchange(
+                    Access::Write,
+                    |out| plan::set(out, key, entry, ttl, self.hash_expiry()),
+                    |token| acknowledged.take(&token),
+                )
+            })
+            .and_then(|()| acknowledged.finish())
+            .map_err(|error| error.while_(format_args!("writing {key}")))
+    }
+
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let groups = Groups::of(batch.len(), |at| batch.key(at));
+        let mut acknowledged = Acknowledged::default();
+        check_sizes(self, batch)
+            .and_then(|()| {
+                self.exchange(
+                    Access::Write,
+                    |out| write_batch(out, &groups, batch, ttl, self.hash_expiry()),
+                    |token| acknowledged.take(&token),
+                )
+            })
+            .and_then(|()| acknowledged.finish())
+            .map_err(|error| error.while_(format_args!("writing {} keys", batch.len())))
+    }
+
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let groups = Groups::of(keys.len(), |at| keys[at]);
+        let mut acknowledged = Acknowledged::default();
+        self.exchange(
+            Access::Write,
+            |out| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]),
+            |token| acknowledged.take(&token),
+        )
+        .and_then(|()| acknowledged.finish())
+        .map_err(|error| match keys {
+            [key] => error.while_(format_args!("deleting {key}")),
+            _ => error.while_(format_args!("deleting {} keys", keys.len())),
+        })
+    }
+}
+
+impl<X: Exchange> Leases for X {
+    fn lease(&self, wanted: &[Lease<'_>], life: Duration) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
+        let groups = Groups::of(wanted.len(), |at| wanted[at].key);
+        let mut gather = Gather::new(&groups);
+        let mut leased = Vec::with_capacity(wanted.len());
+        let mut found = vec![None; wanted.len()];
+        let write = |out: &mut Vec<u8>| {
+            let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
+            leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
+        };
+        let take = |reply| {
+            match reply {
+                reply if leased.len() == wanted.len() => return gather.take(reply, &mut found),
+                Token::Status(_) => leased.push(true),
+                Token::Nil => leased.push(false),
+                other => return Err(unexpected(&other)),
+            }
+            Ok(())
+        };
+        self.exchange(Access::Once, write, take)
+            .and_then(|()| gather.finish())
+            .map_err(|error| error.while_(Of("locking", wanted)))?;
+        Ok(leased.into_iter().zip(found).collect())
+    }
+
+    fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
+        let mut released = Flags::default();
+        let write = |out: &mut Vec<u8>| held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum();
+        self.exchange(Access::Write, write, |reply| released.take(&reply))
+            .and_then(|()| released.finish())
+            .map_err(|error| error.while_(Of("unlocking", held)))
+    }
+
+    fn set_and_release(
+        &self,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> Result<Vec<bool>, Error> {
+        let expiry = self.hash_expiry();
+        let mut acknowledged = Acknowledged::default();
+        let mut released = Flags::default();
+        let groups = Groups::of(batch.len(), |at| batch.key(at));
+        // The writes come first and are only acknowledged; then each release says whether the lease was still held.
+        let writes = Cell::new(0);
+        let write = |out: &mut Vec<u8>| {
+            if only_if_held {
+                let each = held.iter().zip(batch.iter());
+                return each
+                    .map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, ttl, expiry))
+                    .sum();
+            }
+            writes.set(write_batch(out, &groups, batch, ttl, expiry));
+            writes.get() + held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum::<usize>()
+        };
+        let take = |reply| match writes.get() {
+            0 => released.take(&reply),
+            left => {
+                writes.set(left - 1);
+                acknowledged.take(&reply)
+            }
+        };
+        check_sizes(self, batch)
+            .and_then(|()| self.exchange(Access::Write, write, take))
+            .and_then(|()| acknowledged.finish())
+            .and_then(|()| released.finish())
+            .map_err(|error| error.while_(Of("writing and unlocking", held)))
+    }
+
+    fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
+        let mut leased = Flags::default();
+        // The primary knows, so this is no read.
+        self.exchange(Access::Write, |out| plan::is_leased(out, lock), |reply| leased.take(&reply))
+            .and_then(|()| leased.finish())
+            .map(|leased| leased == [true])
+            .map_err(|error| error.while_(format_args!("asking for the lock {}", lock.escape_ascii())))
+    }
+}
+
+/// What was done to which leases, for errors.
+struct Of<'a>(&'static str, &'a [Lease<'a>]);
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            [lease] => write!(f, "{} {}", self.0, lease.key),
+            leases => write!(f, "{} {} keys", self.0, leases.len()),
+        }
+    }
+}
+
+/// Takes replies that are 0 or 1.
+#[derive(Default)]
+struct Flags {
+    flags: Vec<bool>,
+    failed: Option<Error>,
+}
+
+impl Flags {
+    fn take(&mut self, reply: &Token) -> Result<(), Error> {
+        match reply {
+            Token::Int(int) => self.flags.push(*int == 1),
+            Token::Error(error) if self.failed.is_none() => self.failed = Some(server_error(error)),
+            Token::Error(_) => {}
+            other => return Err(unexpected(other)),
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<bool>, Error> {
+        self.failed.map_or(Ok(self.flags), Err)
+    }
+}
+
+/// The hash of a group, from its first member.
+fn hash_of(first: Option<Key<'_>>) -> Option<&[u8]> {
+    match first {
+        Some(Key::Field { hash, .. }) => Some(hash),
+        _ => None,
+    }
+}
+
+/// Writes one command for each group of keys, and says how many there are.
+fn write_groups<'k>(out: &mut Vec<u8>, verb: plan::Verb, groups: &Groups, key: impl Fn(usize) -> Key<'k>) -> usize {
+    let mut replies = 0;
+    for members in groups.iter() {
+        let hash = hash_of(members.clone().next().map(&key));
+        plan::group(out, verb, hash, members.len(), members.map(&key));
+        replies += 1;
+    }
+    replies
+}
+
+/// Writes the commands that store a batch, and says how many replies will come.
+fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, ttl: Option<Duration>, expiry: HashExpiry) -> usize {
+    let mut replies = 0;
+    for members in groups.iter() {
+        let hash = hash_of(members.clone().next().map(|first| batch.key(first)));
+        replies += plan::set_group(out, hash, batch, members, ttl, expiry);
+    }
+    replies
+}
+
+fn check_sizes(exchange: &impl Exchange, batch: &Batch) -> Result<(), Error> {
+    batch.iter().try_for_each(|(key, entry)| {
+        check_size(exchange, entry).map_err(|error| error.while_(format_args!("writing {key}")))
+    })
+}
+
+fn check_size(exchange: &impl Exchange, entry: &[u8]) -> Result<(), Error> {
+    if entry.len() <= exchange.max_entry() {
+        return Ok(());
+    }
+    let message = format!("an entry of {} bytes is over the limit of {}", entry.len(), exchange.max_entry());
+    Err(Error::new(ErrorKind::TooLarge, message))
+}

@@ -1,0 +1,277 @@
+//! The format `Json`: anything that serde can write and read, as JSON.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds, Shape, full_meta};
+use super::{Codec, CodecError, CodecErrorKind, Meta};
+use crate::entry::Timestamp;
+
+/// Anything `Serialize + DeserializeOwned` as JSON, by `serde_json`: for entries that people or other languages read.
+///
+/// Reads what Python's `json` writes. Writes the same values without spaces and with UTF-8 where Python escapes it.
+/// Infinities and NaN become `null`, as in all JSON; entries that nest more than 127 levels deep are written, but not
+/// read. serde does not tell a wrong type from a wrong value: both are [`Type`](CodecErrorKind::Type) here.
+///
+/// ```
+/// use bytes::Bytes;
+/// use dogpile::Timestamp;
+/// use dogpile::codec::{Codec, Full, Json};
+///
+/// let codec = Json::<Full>::new();
+/// let mut entry = Vec::new();
+/// codec.encode(&vec!["a".to_string(); 2], Timestamp::from_micros(1_471_113_698_761_270), &mut entry)?;
+/// assert_eq!(entry, br#"[["a","a"],{"ct":1471113698.76127,"v":2}]"#);
+/// let (value, _): (Vec<String>, _) = codec.decode(&Bytes::from(entry))?;
+/// assert_eq!(value, ["a", "a"]);
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Json<E: Envelope = Seconds> {
+    version: u64,
+    envelope: PhantomData<E>,
+}
+
+impl<E: Envelope> Json<E> {
+    /// The codec with this envelope.
+    #[must_use]
+    pub const fn new() -> Self {
+        Json { version: DEFAULT_VERSION, envelope: PhantomData }
+    }
+}
+
+impl Json<Full> {
+    /// Writes and reads entries of this version only; those of others are misses.
+    #[must_use]
+    pub const fn version(mut self, version: u64) -> Self {
+        self.version = version;
+        self
+    }
+}
+
+impl<E: Envelope> Default for Json<E> {
+    fn default() -> Self {
+        Json::new()
+    }
+}
+
+impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
+    fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        match E::SHAPE {
+            Shape::Bare => write(value, out),
+            Shape::Seconds => write(&(value, created.as_secs()), out),
+            Shape::Full => {
+                let meta = FullMeta { ct: Some(created.as_secs_f64()), v: Some(self.version) };
+                write(&(value, meta), out)
+            }
+        }
+    }
+
+    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
+        match E::SHAPE {
+            Shape::Bare => Ok((read(entry)?, Meta::NONE)),
+            Shape::Seconds => {
+                let (value, seconds) = read(entry)?;
+                Ok((value, Meta::created(Timestamp::from_secs(seconds))))
+            }
+            Shape::Full => {
+                let (value, meta): (V, FullMeta) = read(entry).map_err(|error| self.blame_version(entry, error))?;
+                Ok((value, full_meta(meta.ct, meta.v, self.version)?))
+            }
+        }
+    }
+}
+
+impl<E: Envelope> Json<E> {
+    /// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
+    #[cold]
+    fn blame_version(&self, entry: &Bytes, error: CodecError) -> CodecError {
+        let meta = read(entry).and_then(|(IgnoredAny, meta): (_, FullMeta)| full_meta(meta.ct, meta.v, self.version));
+        match meta {
+            Err(other) if other.kind() == CodecErrorKind::Version => other,
+            _ => error,
+        }
+    }
+}
+
+fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    serde_json::to_writer(out, value).map_err(|error| CodecError::new(CodecErrorKind::Unsupported, error.to_string()))
+}
+
+fn read<T: DeserializeOwned>(entry: &[u8]) -> Result<T, CodecError> {
+    let mut json = serde_json::Deserializer::from_slice(entry);
+    let value = T::deserialize(&mut json).map_err(|error| {
+        let kind = if error.is_eof() { CodecErrorKind::Length } else { CodecErrorKind::Type };
+        CodecError::new(kind, error.to_string())
+    })?;
+    json.end().map_err(|error| CodecError::new(CodecErrorKind::Length, error.to_string()))?;
+    Ok(value)
+}
+
+/// The metadata of `Full`. A derived implementation would read it from a list, too.
+struct FullMeta {
+    ct: Option<f64>,
+    v: Option<u64>,
+}
+
+impl Serialize for FullMeta {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("ct", &self.ct)?;
+        map.serialize_entry("v", &self.v)?;
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for FullMeta {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = FullMeta;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the metadata, a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FullMeta, A::Error> {
+                let mut meta = FullMeta { ct: None, v: None };
+                while let Some(key) = map.next_key()? {
+                    match key {
+                        MetaKey::Ct => meta.ct = Some(map.next_value()?),
+                        MetaKey::V => meta.v = Some(map.next_value()?),
+                        MetaKey::Other => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(meta)
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+/// A key of the metadata, read without allocating it.
+enum MetaKey {
+    Ct,
+    V,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for MetaKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+
+        impl Visitor<'_> for Name {
+            type Value = MetaKey;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key of the metadata")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<MetaKey, E> {
+                Ok(match name {
+                    "ct" => MetaKey::Ct,
+                    "v" => MetaKey::V,
+                    _ => MetaKey::Other,
+                })
+            }
+        }
+
+        deserializer.deserialize_identifier(Name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Bare;
+
+    fn encode<E: Envelope>(codec: Json<E>, value: impl Serialize + DeserializeOwned) -> String {
+        let mut out = Vec::new();
+        codec.encode(&value, Timestamp::from_micros(1_471_113_698_761_270), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn full(entry: &'static str) -> Result<(u8, Meta), CodecErrorKind> {
+        Json::<Full>::new().decode(&Bytes::from_static(entry.as_bytes())).map_err(|e| e.kind())
+    }
+
+    fn seconds(entry: &'static str) -> Result<(u8, Meta), CodecErrorKind> {
+        Json::<Seconds>::new().decode(&Bytes::from_static(entry.as_bytes())).map_err(|e| e.kind())
+    }
+
+    #[test]
+    fn entries_are_short() {
+        assert_eq!(encode(Json::<Bare>::new(), (1, "é".to_string())), r#"[1,"é"]"#);
+        assert_eq!(encode(Json::<Seconds>::default(), 1), "[1,1471113698]");
+        assert_eq!(encode(Json::<Full>::new().version(7), 1), r#"[1,{"ct":1471113698.76127,"v":7}]"#);
+    }
+
+    #[test]
+    fn full_metadata_is_a_map_in_any_order() {
+        let meta = Meta { created: Some(Timestamp::from_secs(1)), version: Some(2) };
+        for entry in [
+            r#"[5,{"ct":1.0,"v":2}]"#,
+            r#" [ 5 , { "v" : 2 , "ct" : 1 } ] "#,
+            r#"[5,{"x":[{"ct":2}],"\u0063t":1,"\u0076":2,"":null}]"#,
+        ] {
+            assert_eq!(full(entry), Ok((5, meta)), "{entry}");
+        }
+    }
+
+    #[test]
+    fn metadata_must_be_whole() {
+        for (entry, kind) in [
+            (r#"[5,{"ct":1}]"#, CodecErrorKind::Value),
+            (r#"[5,{"v":2}]"#, CodecErrorKind::Value),
+            (r#"[5,{"ct":-1,"v":2}]"#, CodecErrorKind::Value),
+            (r#"[5,{"ct":null,"v":2}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":"1","v":2}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":NaN,"v":2}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1e999,"v":2}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1,"v":null}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1,"v":2.0}]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1,"v":-2}]"#, CodecErrorKind::Type),
+            (r#"[5,[1,2]]"#, CodecErrorKind::Type),
+            (r#"[5,1]"#, CodecErrorKind::Type),
+            (r#"[5]"#, CodecErrorKind::Type),
+            (r#"5"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1,"v":2},0]"#, CodecErrorKind::Type),
+            (r#"[5,{"ct":1,"v":2}]]"#, CodecErrorKind::Length),
+            (r#"[5,{"ct":1,"v":2}"#, CodecErrorKind::Length),
+            ("", CodecErrorKind::Length),
+            (r#"[5,{"ct":1,"v":3}]"#, CodecErrorKind::Version),
+            (r#"["another type",{"ct":1,"v":3}]"#, CodecErrorKind::Version),
+            (r#"["another type",{"ct":1,"v":2}]"#, CodecErrorKind::Type),
+        ] {
+            assert_eq!(full(entry), Err(kind), "{entry}");
+        }
+        assert_eq!(seconds("[5, 7]"), Ok((5, Meta::created(Timestamp::from_secs(7)))));
+        for entry in ["[5,7.0]", "[5,-7]", "[5,null]", "[5,\"7\"]", "[5]", "[5,7,7]", "5", "{}"] {
+            assert_eq!(seconds(entry), Err(CodecErrorKind::Type), "{entry}");
+        }
+    }
+
+    #[test]
+    fn hostile_depth_is_an_error() {
+        #[derive(Serialize, Deserialize)]
+        enum Tree {
+            Leaf,
+            Branch(Box<Tree>),
+        }
+        for level in [r#"{"Branch":"#, "[", r#"{"a":"#] {
+            let entry = Bytes::from(level.repeat(100_000));
+            let decoded: Result<(Tree, Meta), _> = Json::<Bare>::new().decode(&entry);
+            assert!(decoded.is_err());
+            let decoded: Result<(Tree, Meta), _> = Json::<Full>::new().decode(&entry);
+            assert!(decoded.is_err());
+        }
+        assert!(matches!(Json::<Bare>::new().decode(&Bytes::from_static(b"\"Leaf\"")), Ok((Tree::Leaf, _))));
+    }
+}

@@ -1,0 +1,331 @@
+//! The format `Raw`: texts as they are, other values tagged with one letter.
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use super::{Codec, CodecError, CodecErrorKind, Meta};
+use crate::entry::Timestamp;
+
+/// What ends the letter that tells a value's type. A text with it would be taken for something else.
+const TAG: u8 = 0x7f;
+const NONE: &[u8] = b"@\x7fNone";
+const NO_VALUE: &[u8] = b"@\x7fNO_VALUE";
+const TRUE: &[u8] = b"i\x7fTrue";
+const FALSE: &[u8] = b"i\x7fFalse";
+
+/// The bare bytes of `Serializer_Raw_ProxyBackend` in `dogpile_backend_redis_advanced`: no metadata, expiry by the
+/// server's TTL only.
+///
+/// | value | entry |
+/// |---|---|
+/// | text | itself, as UTF-8; a text with `\x7f` is refused |
+/// | bytes | `b\x7f` and themselves |
+/// | integers | `i\x7f` and decimal |
+/// | bool | `i\x7fTrue` or `i\x7fFalse`, as Python's bools are integers |
+/// | `None` | `@\x7fNone` |
+///
+/// An entry is read as the type that it was written as: `i\x7f5` is not a text. `@\x7fNO_VALUE` is an error of the kind
+/// [`NoValue`](CodecErrorKind::NoValue), so a miss. Bytes with `\x7f` and bools are read here; the reference fails on
+/// reading what it wrote of them.
+///
+/// ```
+/// use bytes::Bytes;
+/// use dogpile::Timestamp;
+/// use dogpile::codec::{Codec, Raw};
+///
+/// let mut entry = Vec::new();
+/// Raw.encode(&-12, Timestamp::EPOCH, &mut entry)?;
+/// assert_eq!(entry, b"i\x7f-12");
+/// let (text, _): (String, _) = Raw.decode(&Bytes::from_static(b"mellifluous"))?;
+/// assert_eq!(text, "mellifluous");
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Raw;
+
+/// A value that [`Raw`] can write and read.
+///
+/// ```
+/// use bytes::Bytes;
+/// use dogpile::codec::{CodecError, RawValue};
+///
+/// struct UserId(u64);
+///
+/// impl RawValue for UserId {
+///     fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+///         self.0.write(out)
+///     }
+///     fn read(entry: &Bytes) -> Result<Self, CodecError> {
+///         u64::read(entry).map(UserId)
+///     }
+/// }
+/// ```
+pub trait RawValue: Sized {
+    /// Appends the value to `out`.
+    ///
+    /// # Errors
+    /// [`Unsupported`](CodecErrorKind::Unsupported) when it would be read as something else.
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Reads the value that is `entry`, all of it. Any bytes may come; none may panic.
+    ///
+    /// # Errors
+    /// When the bytes are something else.
+    fn read(entry: &Bytes) -> Result<Self, CodecError>;
+}
+
+impl<V: RawValue> Codec<V> for Raw {
+    #[inline]
+    fn encode(&self, value: &V, _created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        value.write(out)
+    }
+
+    #[inline]
+    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
+        if entry == NO_VALUE {
+            return Err(CodecError::new(CodecErrorKind::NoValue, "the entry says that there is no value"));
+        }
+        Ok((V::read(entry)?, Meta::NONE))
+    }
+}
+
+impl RawValue for String {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        write_text(self, out)
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        read_text(entry).map(str::to_owned)
+    }
+}
+
+impl RawValue for Box<str> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        write_text(self, out)
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        read_text(entry).map(Into::into)
+    }
+}
+
+/// A text that shares the entry's memory.
+impl RawValue for ByteString {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        write_text(self, out)
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        check_untagged(entry)?;
+        entry.clone().try_into().map_err(|_| not_utf8())
+    }
+}
+
+/// Bytes that share the entry's memory.
+impl RawValue for Bytes {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        write_tagged(b'b', self, out);
+        Ok(())
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        read_tagged(b'b', entry).map(|data| entry.slice_ref(data))
+    }
+}
+
+impl RawValue for Vec<u8> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        write_tagged(b'b', self, out);
+        Ok(())
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        read_tagged(b'b', entry).map(<[u8]>::to_vec)
+    }
+}
+
+impl RawValue for bool {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        out.extend_from_slice(if *self { TRUE } else { FALSE });
+        Ok(())
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        match &entry[..] {
+            TRUE => Ok(true),
+            FALSE => Ok(false),
+            _ => Err(wrong_type()),
+        }
+    }
+}
+
+/// `None` is `@\x7fNone`; `Some(None)` is read as `None`.
+impl<T: RawValue> RawValue for Option<T> {
+    fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        match self {
+            Some(value) => value.write(out),
+            None => {
+                out.extend_from_slice(NONE);
+                Ok(())
+            }
+        }
+    }
+
+    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+        if entry == NONE { Ok(None) } else { T::read(entry).map(Some) }
+    }
+}
+
+macro_rules! integers {
+    ($($int:ty)*) => {$(
+        impl RawValue for $int {
+            fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+                write_tagged(b'i', itoa::Buffer::new().format(*self).as_bytes(), out);
+                Ok(())
+            }
+
+            fn read(entry: &Bytes) -> Result<Self, CodecError> {
+                read_decimal(entry)?.parse().map_err(|_| {
+                    CodecError::new(CodecErrorKind::Value, "the integer is out of range")
+                })
+            }
+        }
+    )*};
+}
+
+integers!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
+
+fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    if text.as_bytes().contains(&TAG) {
+        return Err(CodecError::new(CodecErrorKind::Unsupported, r"a text with \x7f cannot be written raw"));
+    }
+    out.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
+fn read_text(entry: &Bytes) -> Result<&str, CodecError> {
+    check_untagged(entry)?;
+    std::str::from_utf8(entry).map_err(|_| not_utf8())
+}
+
+fn check_untagged(entry: &Bytes) -> Result<(), CodecError> {
+    if entry.contains(&TAG) { Err(wrong_type()) } else { Ok(()) }
+}
+
+fn write_tagged(letter: u8, value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&[letter, TAG]);
+    out.extend_from_slice(value);
+}
+
+fn read_tagged(letter: u8, entry: &Bytes) -> Result<&[u8], CodecError> {
+    entry.strip_prefix(&[letter, TAG]).ok_or_else(wrong_type)
+}
+
+/// An integer's digits exactly as Python writes them: no plus, no leading zeros, no underscores.
+fn read_decimal(entry: &Bytes) -> Result<&str, CodecError> {
+    let number = read_tagged(b'i', entry)?;
+    match number.strip_prefix(b"-").unwrap_or(number) {
+        b"0" if number == b"0" => {}
+        [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit) => {}
+        _ => return Err(wrong_type()),
+    }
+    std::str::from_utf8(number).map_err(|_| wrong_type())
+}
+
+#[cold]
+fn wrong_type() -> CodecError {
+    CodecError::new(CodecErrorKind::Type, "the entry holds another type")
+}
+
+#[cold]
+fn not_utf8() -> CodecError {
+    CodecError::new(CodecErrorKind::Value, "the text is not UTF-8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encode<V: RawValue>(value: V) -> Result<Vec<u8>, CodecErrorKind> {
+        let mut out = Vec::new();
+        Raw.encode(&value, Timestamp::EPOCH, &mut out).map_err(|e| e.kind())?;
+        Ok(out)
+    }
+
+    fn decode<V: RawValue>(entry: &'static [u8]) -> Result<V, CodecErrorKind> {
+        Raw.decode(&Bytes::from_static(entry)).map(|(value, _)| value).map_err(|e| e.kind())
+    }
+
+    /// `value` is written as `entry`, and read from it.
+    fn both<V: RawValue + Clone + PartialEq + std::fmt::Debug>(value: V, entry: &'static [u8]) {
+        assert_eq!(encode(value.clone()).unwrap(), entry);
+        assert_eq!(decode(entry), Ok(value));
+    }
+
+    #[test]
+    fn values_round_trip() {
+        both(String::new(), b"");
+        both(Box::<str>::from("é"), b"\xc3\xa9");
+        both(ByteString::from("i12"), b"i12");
+        both(Bytes::new(), b"b\x7f");
+        both(vec![0, 0x7f, 0xff], b"b\x7f\x00\x7f\xff");
+        both(Bytes::from_static(b"b\x7fa"), b"b\x7fb\x7fa");
+        both(true, b"i\x7fTrue");
+        both(false, b"i\x7fFalse");
+        both(Some(5), b"i\x7f5");
+        both(None::<String>, b"@\x7fNone");
+        both(0_u8, b"i\x7f0");
+        both(i64::MIN, b"i\x7f-9223372036854775808");
+        both(i128::MIN, b"i\x7f-170141183460469231731687303715884105728");
+    }
+
+    #[test]
+    fn values_that_share_the_entry_do_not_copy() {
+        let entry = Bytes::from_static(b"b\x7fabc");
+        assert_eq!(Bytes::read(&entry).unwrap().as_ptr(), entry[2..].as_ptr());
+        let entry = Bytes::from_static(b"abc");
+        assert_eq!(ByteString::read(&entry).unwrap().as_ptr(), entry.as_ptr());
+    }
+
+    #[test]
+    fn texts_with_the_tag_are_refused() {
+        for text in ["\x7f", "i\x7f5", "abc\x7f"] {
+            assert_eq!(encode(text.to_string()), Err(CodecErrorKind::Unsupported));
+            assert_eq!(encode(Some(ByteString::from(text))), Err(CodecErrorKind::Unsupported));
+        }
+    }
+
+    #[test]
+    fn types_are_not_mixed_up() {
+        for entry in [&b"i\x7f5"[..], b"b\x7fabc", b"@\x7fNone", b"a\x7f", b"i\x7fTrue"] {
+            assert_eq!(decode::<String>(entry), Err(CodecErrorKind::Type));
+            assert_eq!(decode::<ByteString>(entry), Err(CodecErrorKind::Type));
+        }
+        for entry in [&b"5"[..], b"", b"i", b"i\x7f", b"i\x7f-", b"i\x7f+5", b"i\x7f05", b"i\x7f-0", b"i\x7f00"] {
+            assert_eq!(decode::<i64>(entry), Err(CodecErrorKind::Type), "{entry:?}");
+        }
+        for entry in [&b"i\x7f 5"[..], b"i\x7f5 ", b"i\x7f1_0", b"i\x7f1.0", b"i\x7fTrue", b"b\x7f5", b"@\x7fNone"] {
+            assert_eq!(decode::<i64>(entry), Err(CodecErrorKind::Type), "{entry:?}");
+        }
+        assert_eq!(decode::<Vec<u8>>(b"abc"), Err(CodecErrorKind::Type));
+        assert_eq!(decode::<Vec<u8>>(b"i\x7f5"), Err(CodecErrorKind::Type));
+        assert_eq!(decode::<bool>(b"i\x7f1"), Err(CodecErrorKind::Type));
+        assert_eq!(decode::<bool>(b"True"), Err(CodecErrorKind::Type));
+    }
+
+    #[test]
+    fn values_out_of_range_are_told_from_types() {
+        assert_eq!(decode::<u8>(b"i\x7f256"), Err(CodecErrorKind::Value));
+        assert_eq!(decode::<u8>(b"i\x7f-1"), Err(CodecErrorKind::Value));
+        assert_eq!(decode::<u64>(b"i\x7f99999999999999999999999999999999999999999"), Err(CodecErrorKind::Value));
+        assert_eq!(decode::<String>(b"\xff"), Err(CodecErrorKind::Value));
+        assert_eq!(decode::<ByteString>(b"\xff"), Err(CodecErrorKind::Value));
+    }
+
+    #[test]
+    fn no_value_is_a_kind_of_its_own() {
+        assert_eq!(decode::<String>(NO_VALUE), Err(CodecErrorKind::NoValue));
+        assert_eq!(decode::<Option<u8>>(NO_VALUE), Err(CodecErrorKind::NoValue));
+        assert_eq!(decode::<Vec<u8>>(b"b\x7fNO_VALUE"), Ok(b"NO_VALUE".to_vec()));
+    }
+}

@@ -1,0 +1,300 @@
+//! Many keys in one round trip: groups them by hash, and brings the answers into the caller's order.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::engine::replies::Token;
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+
+/// More keys than these go into several commands of the same pipeline, so that no single one holds up the server.
+const MOST_IN_COMMAND: usize = 10_000;
+
+/// Keys by the command that asks for them: the plain ones together, the fields by hash, each in the caller's order.
+pub(crate) struct Groups {
+    /// Positions in the caller's list, group by group. Empty when that is the order they came in.
+    order: SmallVec<[u32; 128]>,
+    groups: SmallVec<[Group; 16]>,
+}
+
+/// The members of one command.
+#[derive(Clone, Copy)]
+struct Group {
+    /// Where its members begin in `order`.
+    start: usize,
+    count: usize,
+}
+
+impl Groups {
+    /// Groups `count` keys.
+    pub(crate) fn of<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> Self {
+        let mut groups = Groups { order: SmallVec::new(), groups: SmallVec::new() };
+        if count == 0 {
+            return groups;
+        }
+        if (0..count).all(|at| matches!(key(at), Key::Plain(_))) {
+            groups.push(0, count);
+            return groups;
+        }
+        let (group_of, counts) = assign(count, key);
+        // A stable counting sort of the positions by their group.
+        let mut next: SmallVec<[u32; 32]> = SmallVec::with_capacity(counts.len());
+        let mut start = 0;
+        for &count in &counts {
+            next.push(start);
+            start += count;
+        }
+        groups.order.resize(count, 0);
+        for (position, &group) in (0_u32..).zip(&group_of) {
+            let slot = &mut next[group as usize];
+            groups.order[*slot as usize] = position;
+            *slot += 1;
+        }
+        let mut start = 0;
+        for count in counts {
+            groups.push(start, count as usize);
+            start += count as usize;
+        }
+        groups
+    }
+
+    fn push(&mut self, mut start: usize, mut count: usize) {
+        while count > 0 {
+            let here = count.min(MOST_IN_COMMAND);
+            self.groups.push(Group { start, count: here });
+            start += here;
+            count -= here;
+        }
+    }
+
+    /// The positions of each group's members.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = usize> + Clone> {
+        self.groups.iter().map(|group| (group.start..group.start + group.count).map(|at| self.position(at)))
+    }
+
+    #[inline]
+    fn position(&self, at: usize) -> usize {
+        self.order.get(at).map_or(at, |&position| position as usize)
+    }
+}
+
+/// The group of each key, in order of first appearance, and how many keys each group has.
+fn assign<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> (SmallVec<[u32; 128]>, SmallVec<[u32; 32]>) {
+    /// Up to so many groups are searched one by one, which is faster than hashing.
+    const FEW: usize = 8;
+    let name = |at: usize| match key(at) {
+        Key::Plain(_) => None,
+        Key::Field { hash, .. } => Some(hash),
+    };
+    let mut names: SmallVec<[Option<&[u8]>; 32]> = SmallVec::new();
+    let mut counts: SmallVec<[u32; 32]> = SmallVec::new();
+    let mut many: HashMap<Option<&[u8]>, u32, ahash::RandomState> = HashMap::default();
+    let mut group_of = SmallVec::with_capacity(count);
+    let mut last = 0_u32;
+    for at in 0..count {
+        let name = name(at);
+        if names.get(last as usize) != Some(&name) {
+            let known = if names.len() <= FEW {
+                names.iter().position(|known| *known == name).and_then(|group| u32::try_from(group).ok())
+            } else {
+                if many.is_empty() {
+                    many.extend(names.iter().copied().zip(0..));
+                }
+                many.get(&name).copied()
+            };
+            last = known.unwrap_or_else(|| {
+                let new = u32::try_from(names.len()).expect("fewer groups than keys");
+                names.push(name);
+                counts.push(0);
+                if !many.is_empty() {
+                    many.insert(name, new);
+                }
+                new
+            });
+        }
+        counts[last as usize] += 1;
+        group_of.push(last);
+    }
+    (group_of, counts)
+}
+
+/// Puts the replies to grouped `MGET`s and `HMGET`s where their caller wants them.
+pub(crate) struct Gather<'g> {
+    groups: &'g Groups,
+    group: usize,
+    /// Members of the current group still to come; `None` before its array.
+    left: Option<usize>,
+    /// Position in the groups' order.
+    at: usize,
+    failed: Option<Error>,
+}
+
+impl<'g> Gather<'g> {
+    pub(crate) fn new(groups: &'g Groups) -> Self {
+        Gather { groups, group: 0, left: None, at: 0, failed: None }
+    }
+
+    /// Takes the next token. `found` has a place for each key.
+    #[inline]
+    pub(crate) fn take(&mut self, token: Token, found: &mut [Option<Bytes>]) -> Result<(), Error> {
+        match (self.left, token) {
+            (Some(left), token @ (Token::Bulk(_) | Token::Nil)) => {
+                if let Token::Bulk(entry) = token {
+                    found[self.groups.position(self.at)] = Some(entry);
+                }
+                self.at += 1;
+                self.left = (left > 1).then(|| left - 1);
+            }
+            (None, Token::Array(members)) if Some(members) == self.current() => {
+                self.group += 1;
+                self.left = Some(members);
+            }
+            (None, Token::Error(error)) => {
+                // A key that is no hash has no fields: each is a miss, as `MGET` answers for a key that is no string.
+                if !error.starts_with(b"WRONGTYPE") && self.failed.is_none() {
+                    self.failed = Some(server_error(&error));
+                }
+                self.at += self.current().unwrap_or(0);
+                self.group += 1;
+            }
+            (_, token) => return Err(unexpected(&token)),
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> Option<usize> {
+        self.groups.groups.get(self.group).map(|group| group.count)
+    }
+
+    /// The first error among the replies, when all are there.
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        self.failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Takes replies of which only errors matter, and keeps the first.
+#[derive(Default)]
+pub(crate) struct Acknowledged(Option<Error>);
+
+impl Acknowledged {
+    pub(crate) fn take(&mut self, token: &Token) -> Result<(), Error> {
+        match token {
+            Token::Error(error) if self.0.is_none() => self.0 = Some(server_error(error)),
+            Token::Array(_) | Token::Bulk(_) => return Err(unexpected(token)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Result<(), Error> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
+
+/// The error that a server answered with.
+#[cold]
+pub(crate) fn server_error(message: &[u8]) -> Error {
+    let kind = match message.split(|&byte| byte == b' ').next().unwrap_or_default() {
+        b"WRONGTYPE" => ErrorKind::WrongType,
+        b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => ErrorKind::Refused,
+        _ => ErrorKind::Server,
+    };
+    Error::new(kind, format!("the server answered \"{}\"", message.escape_ascii()))
+}
+
+/// A reply that cannot be one to what was asked.
+#[cold]
+pub(crate) fn unexpected(token: &Token) -> Error {
+    let what = match token {
+        Token::Nil => "nil".into(),
+        Token::Bulk(bytes) => format!("a string of {} bytes", bytes.len()),
+        Token::Status(_) => "a status".into(),
+        Token::Int(int) => format!("the integer {int}"),
+        Token::Error(error) => return server_error(error),
+        Token::Array(members) => format!("an array of {members}"),
+    };
+    Error::new(ErrorKind::Protocol, format!("the server's answer, {what}, is none to what was asked"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field<'a>(hash: &'a str, field: &'a str) -> Key<'a> {
+        Key::from((hash, field))
+    }
+
+    fn grouped(keys: &[Key<'_>]) -> Vec<Vec<usize>> {
+        Groups::of(keys.len(), |at| keys[at]).iter().map(Iterator::collect).collect()
+    }
+
+    #[test]
+    fn groups_keep_the_callers_order() {
+        assert_eq!(grouped(&[]), Vec::<Vec<usize>>::new());
+        assert_eq!(grouped(&["a".into(), "b".into(), "a".into()]), [[0, 1, 2]]);
+        let mixed =
+            [field("h", "1"), "a".into(), field("i", "1"), field("h", "2"), "b".into(), field("h", "1"), field("", "")];
+        assert_eq!(grouped(&mixed), [vec![0, 3, 5], vec![1, 4], vec![2], vec![6]]);
+    }
+
+    #[test]
+    fn many_hashes_and_many_keys() {
+        let hashes: Vec<String> = (0..100).map(|hash| format!("h{hash}")).collect();
+        let keys: Vec<_> = (0..1000).map(|at| field(&hashes[at * 7 % 100], "f")).collect();
+        let groups = grouped(&keys);
+        assert_eq!(groups.len(), 100);
+        assert_eq!(groups[1][..3], [1, 101, 201]);
+        assert_eq!(
+            Groups::of(25_000, |_| Key::Plain(b"k")).iter().map(|g| g.len()).collect::<Vec<_>>(),
+            [10_000, 10_000, 5_000]
+        );
+    }
+
+    #[test]
+    fn answers_find_their_places() {
+        let keys = [field("h", "1"), "a".into(), field("h", "2"), field("bad", "x"), "b".into()];
+        let groups = Groups::of(keys.len(), |at| keys[at]);
+        let mut found = vec![None; keys.len()];
+        let mut gather = Gather::new(&groups);
+        let bulk = |text: &'static str| Token::Bulk(Bytes::from_static(text.as_bytes()));
+        for token in [
+            Token::Array(2),
+            bulk("h1"),
+            bulk("h2"),
+            Token::Array(2),
+            Token::Nil,
+            bulk("b"),
+            Token::Error(Bytes::from_static(b"WRONGTYPE Operation against a key holding the wrong kind of value")),
+        ] {
+            gather.take(token, &mut found).unwrap();
+        }
+        gather.finish().unwrap();
+        let texts: Vec<_> =
+            found.iter().map(|entry| entry.as_deref().unwrap_or(b"-").escape_ascii().to_string()).collect();
+        assert_eq!(texts, ["h1", "-", "h2", "-", "b"]);
+    }
+
+    #[test]
+    fn answers_that_are_none() {
+        let keys = [field("h", "1"), field("h", "2")];
+        let groups = Groups::of(keys.len(), |at| keys[at]);
+        for tokens in [
+            &[Token::Array(3)][..],
+            &[Token::Nil],
+            &[Token::Int(1)],
+            &[Token::Array(2), Token::Int(1)],
+            &[Token::Array(2), Token::Array(0)],
+            &[Token::Array(2), Token::Nil, Token::Nil, Token::Nil],
+        ] {
+            let mut gather = Gather::new(&groups);
+            let mut found = vec![None; 2];
+            let taken: Result<Vec<()>, _> = tokens.iter().map(|token| gather.take(token.clone(), &mut found)).collect();
+            assert_eq!(taken.unwrap_err().kind(), ErrorKind::Protocol, "{tokens:?}");
+        }
+        let mut gather = Gather::new(&groups);
+        gather.take(Token::Error(Bytes::from_static(b"LOADING busy")), &mut [None, None]).unwrap();
+        assert_eq!(gather.finish().unwrap_err().to_string(), "the server answered \"LOADING busy\"");
+    }
+}

@@ -1,0 +1,273 @@
+//! The decision table: who reads, locks, creates, waits, and what comes of it.
+//!
+//! A machine stands for one caller and one key. Its driver does what [`Dogpile::step`] says and reports by
+//! [`Dogpile::on`] what came of it; the driver holds the values, the place in the line and the lock, the machine only
+//! knows which of them there are. The same machine serves threads and tasks, single keys and batches.
+//!
+//! Why a winner reads again (`TryLock` reads after locking): between this caller's read and its lock another one may
+//! have read, locked, created, stored and released. That holds for stale values too: of two callers that saw the same
+//! stale entry, the second gets the lock when the first is done, and would create once more.
+
+use crate::policy::Freshness;
+
+/// What the driver does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    /// Read the entry: `Found` or `Unreachable`.
+    Read,
+    /// Join the line of this process for the key: `Leads`, or `Busy` if somebody else leads.
+    Join,
+    /// Wait in the line until something happens: `Shared`, `Unusable` or `Leads`.
+    Queue,
+    /// Take the lock that other processes see, and read the entry after that: `Locked`, `Taken` or `Unreachable`.
+    TryLock,
+    /// Wait for the holder of the lock in another process: `Woken` or `Unreachable`.
+    AwaitHolder,
+    /// Call the creator: `Created` or, when the value is not to be stored, `CreatedUnstored`. Its failure ends all.
+    Create,
+    /// Store the created value and release the lock: `Stored`, whatever came of it.
+    Store,
+    /// Return the value read last.
+    ReturnFound,
+    /// Return the value that the leader of the line created.
+    ReturnShared,
+    /// Return the value that was created here.
+    ReturnCreated,
+}
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Found(Freshness),
+    /// The backend or the lock cannot be reached, and the region goes on without them.
+    Unreachable,
+    Leads,
+    Busy,
+    Shared,
+    /// What the leader shared cannot be read as this caller's type: nobody else will create it.
+    Unusable,
+    Locked(Freshness),
+    Taken(Freshness),
+    Woken,
+    Created,
+    CreatedUnstored,
+    Stored,
+}
+
+/// One caller's way to one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Dogpile {
+    step: Step,
+    /// The last reading found a stale value, so nobody needs to wait.
+    stale: bool,
+    /// This caller leads the line of its process.
+    leads: bool,
+    /// The backend did not answer, so it is not asked again.
+    cut_off: bool,
+}
+
+impl Dogpile {
+    /// A caller that knows nothing yet.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Dogpile { step: Step::Read, stale: false, leads: false, cut_off: false }
+    }
+
+    /// What to do next.
+    #[inline]
+    pub(crate) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Takes what came of the step.
+    ///
+    /// # Panics
+    /// On an event that is no outcome of the step: the driver is wrong.
+    #[inline]
+    pub(crate) fn on(&mut self, event: Event) {
+        use Freshness::{Absent, Fresh, Stale};
+        if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
+            self.stale = found == Stale;
+        }
+        self.leads |= event == Event::Leads;
+        self.cut_off |= event == Event::Unreachable;
+        self.step = match (self.step, event) {
+            (Step::Read, Event::Found(Fresh)) => Step::ReturnFound,
+            (Step::Read, Event::Found(Stale | Absent)) if self.leads => Step::TryLock,
+            (Step::Read, Event::Unreachable) if self.leads => Step::Create,
+            (Step::Read, Event::Found(Stale | Absent) | Event::Unreachable) => Step::Join,
+
+            (Step::Join | Step::Queue, Event::Leads) if self.cut_off => Step::Create,
+            (Step::Join | Step::Queue, Event::Leads) => Step::TryLock,
+            (Step::Join, Event::Busy) if self.stale => Step::ReturnFound,
+            (Step::Join, Event::Busy) => Step::Queue,
+            (Step::Queue, Event::Shared) => Step::ReturnShared,
+            (Step::Queue, Event::Unusable) => Step::Join,
+
+            (Step::TryLock, Event::Locked(Fresh) | Event::Taken(Fresh | Stale)) => Step::ReturnFound,
+            (Step::TryLock, Event::Locked(Stale | Absent)) => Step::Create,
+            (Step::TryLock, Event::Taken(Absent)) => Step::AwaitHolder,
+            // A new value could not be stored, so it is worth no more than the stale one at hand.
+            (Step::TryLock, Event::Unreachable) if self.stale => Step::ReturnFound,
+            (Step::TryLock | Step::AwaitHolder, Event::Unreachable) => Step::Create,
+            // The holder has stored the value, or given up: only reading tells.
+            (Step::AwaitHolder, Event::Woken) => Step::Read,
+
+            (Step::Create, Event::Created) if self.cut_off => Step::ReturnCreated,
+            (Step::Create, Event::Created) => Step::Store,
+            (Step::Create, Event::CreatedUnstored) | (Step::Store, Event::Stored) => Step::ReturnCreated,
+
+            (step, event) => unreachable!("{event:?} is no outcome of {step:?}"),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const FRESHNESS: [Freshness; 3] = [Freshness::Fresh, Freshness::Stale, Freshness::Absent];
+
+    /// All that may come of a step, as drivers report it.
+    fn outcomes(step: Step) -> Vec<Event> {
+        match step {
+            Step::Read => FRESHNESS.map(Event::Found).into_iter().chain([Event::Unreachable]).collect(),
+            Step::Join => vec![Event::Leads, Event::Busy],
+            Step::Queue => vec![Event::Shared, Event::Unusable, Event::Leads],
+            Step::TryLock => FRESHNESS
+                .map(Event::Locked)
+                .into_iter()
+                .chain(FRESHNESS.map(Event::Taken))
+                .chain([Event::Unreachable])
+                .collect(),
+            Step::AwaitHolder => vec![Event::Woken, Event::Unreachable],
+            Step::Create => vec![Event::Created, Event::CreatedUnstored],
+            Step::Store => vec![Event::Stored],
+            Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated => vec![],
+        }
+    }
+
+    /// What a driver holds, told from the events alone.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+    struct Model {
+        found: Option<Freshness>,
+        leads: bool,
+        locked: bool,
+        unreachable: bool,
+        created: bool,
+        shared: bool,
+    }
+
+    impl Model {
+        fn on(mut self, event: Event) -> Self {
+            if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
+                self.found = Some(found).filter(|found| *found != Freshness::Absent);
+            }
+            self.leads |= event == Event::Leads;
+            self.locked |= matches!(event, Event::Locked(_));
+            self.unreachable |= event == Event::Unreachable;
+            self.created |= matches!(event, Event::Created | Event::CreatedUnstored);
+            self.shared |= event == Event::Shared;
+            self
+        }
+
+        /// What must hold before a driver does `step`.
+        fn check(self, step: Step) {
+            match step {
+                Step::Read => assert!(!self.unreachable && !self.created && !self.locked),
+                Step::Join => assert!(!self.leads && self.found != Some(Freshness::Fresh)),
+                Step::Queue => assert!(!self.leads && self.found.is_none(), "nobody waits with a value at hand"),
+                Step::TryLock => assert!(self.leads && !self.locked && !self.unreachable && !self.created),
+                Step::AwaitHolder => assert!(self.leads && !self.locked && self.found.is_none()),
+                Step::Create => {
+                    assert!(self.leads && !self.created && self.found != Some(Freshness::Fresh));
+                    assert!(self.locked || self.unreachable, "nobody creates unlocked but when cut off");
+                }
+                Step::Store => assert!(self.locked && self.created && !self.unreachable),
+                Step::ReturnFound => assert!(self.found.is_some() && !self.created),
+                Step::ReturnShared => assert!(self.shared && !self.created),
+                Step::ReturnCreated => assert!(self.created),
+            }
+        }
+    }
+
+    #[test]
+    fn every_state_that_can_be_reached_is_sound() {
+        let mut seen = HashSet::new();
+        let mut open = vec![(Dogpile::new(), Model::default())];
+        let mut ends = HashSet::new();
+        while let Some((machine, model)) = open.pop() {
+            if !seen.insert((machine, model)) {
+                continue;
+            }
+            model.check(machine.step());
+            let outcomes = outcomes(machine.step());
+            if outcomes.is_empty() {
+                ends.insert(machine.step());
+            }
+            for event in outcomes {
+                let mut next = machine;
+                next.on(event);
+                open.push((next, model.on(event)));
+            }
+        }
+        assert_eq!(ends.len(), 3, "each way to return is reached");
+        assert!(seen.len() > 50, "{}", seen.len());
+    }
+
+    /// The whole table: for each step, each outcome and each state, the next step.
+    #[test]
+    fn the_table() {
+        use Event::*;
+        use Freshness::{Absent, Fresh, Stale};
+        let walk = |events: &[Event]| {
+            let mut machine = Dogpile::new();
+            events.iter().for_each(|event| machine.on(*event));
+            machine.step()
+        };
+        for (events, step) in [
+            (&[][..], Step::Read),
+            (&[Found(Fresh)], Step::ReturnFound),
+            (&[Found(Stale)], Step::Join),
+            (&[Found(Absent)], Step::Join),
+            (&[Unreachable], Step::Join),
+            (&[Found(Stale), Busy], Step::ReturnFound),
+            (&[Found(Absent), Busy], Step::Queue),
+            (&[Unreachable, Busy], Step::Queue),
+            (&[Found(Stale), Leads], Step::TryLock),
+            (&[Found(Absent), Leads], Step::TryLock),
+            (&[Unreachable, Leads], Step::Create),
+            (&[Unreachable, Leads, Created], Step::ReturnCreated),
+            (&[Found(Absent), Busy, Shared], Step::ReturnShared),
+            (&[Found(Absent), Busy, Unusable], Step::Join),
+            (&[Found(Absent), Busy, Leads], Step::TryLock),
+            (&[Unreachable, Busy, Leads], Step::Create),
+            (&[Found(Stale), Leads, Locked(Fresh)], Step::ReturnFound),
+            (&[Found(Stale), Leads, Locked(Stale)], Step::Create),
+            (&[Found(Stale), Leads, Locked(Absent)], Step::Create),
+            (&[Found(Stale), Leads, Taken(Fresh)], Step::ReturnFound),
+            (&[Found(Stale), Leads, Taken(Stale)], Step::ReturnFound),
+            (&[Found(Stale), Leads, Taken(Absent)], Step::AwaitHolder),
+            (&[Found(Stale), Leads, Unreachable], Step::ReturnFound),
+            (&[Found(Absent), Leads, Unreachable], Step::Create),
+            (&[Found(Absent), Leads, Taken(Absent), Woken], Step::Read),
+            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Fresh)], Step::ReturnFound),
+            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Absent)], Step::TryLock),
+            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Stale)], Step::TryLock),
+            (&[Found(Absent), Leads, Taken(Absent), Woken, Unreachable], Step::Create),
+            (&[Found(Absent), Leads, Taken(Absent), Unreachable], Step::Create),
+            (&[Found(Absent), Leads, Locked(Absent), Created], Step::Store),
+            (&[Found(Absent), Leads, Locked(Absent), CreatedUnstored], Step::ReturnCreated),
+            (&[Found(Absent), Leads, Locked(Absent), Created, Stored], Step::ReturnCreated),
+        ] {
+            assert_eq!(walk(events), step, "{events:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "Stored is no outcome of Read")]
+    fn a_driver_that_is_wrong_is_told() {
+        Dogpile::new().on(Event::Stored);
+    }
+}

@@ -1,0 +1,357 @@
+//! Turns what is asked of a backend into commands on the wire. Each function appends to `out` and says how many
+//! replies will come.
+
+use std::time::Duration;
+
+use crate::backend::{Batch, HashExpiry, Lease};
+use crate::key::Key;
+
+/// Writes the head of a command of so many arguments, its name included.
+#[inline]
+fn command(out: &mut Vec<u8>, name: &str, arguments: usize) {
+    out.push(b'*');
+    length(out, arguments);
+    argument(out, name.as_bytes());
+}
+
+/// Writes one argument.
+#[inline]
+fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'$');
+    length(out, bytes.len());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+#[inline]
+fn length(out: &mut Vec<u8>, length: usize) {
+    if length < 10 {
+        out.push(b'0' + u8::try_from(length).expect("is below ten"));
+    } else {
+        out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn number(out: &mut Vec<u8>, number: u64) {
+    argument(out, itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// A TTL in milliseconds, as servers take it: at least one, at most what they can add to the time of day.
+fn millis(ttl: Duration) -> u64 {
+    const TEN_THOUSAND_YEARS: u64 = 315_360_000_000_000;
+    u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).clamp(1, TEN_THOUSAND_YEARS)
+}
+
+/// `GET` or `HGET`.
+#[inline]
+pub(crate) fn get(out: &mut Vec<u8>, key: Key<'_>) -> usize {
+    match key {
+        Key::Plain(key) => {
+            command(out, "GET", 2);
+            argument(out, key);
+        }
+        Key::Field { hash, field } => {
+            command(out, "HGET", 3);
+            argument(out, hash);
+            argument(out, field);
+        }
+    }
+    1
+}
+
+/// `SET` with its TTL, or `HSET` and the `PEXPIRE` of its hash in the same write.
+pub(crate) fn set(out: &mut Vec<u8>, key: Key<'_>, entry: &[u8], ttl: Option<Duration>, expiry: HashExpiry) -> usize {
+    match key {
+        Key::Plain(key) => {
+            command(out, "SET", if ttl.is_some() { 5 } else { 3 });
+            argument(out, key);
+            argument(out, entry);
+            if let Some(ttl) = ttl {
+                argument(out, b"PX");
+                number(out, millis(ttl));
+            }
+            1
+        }
+        Key::Field { hash, field } => {
+            command(out, "HSET", 4);
+            argument(out, hash);
+            argument(out, field);
+            argument(out, entry);
+            1 + expire_hash(out, hash, ttl, expiry)
+        }
+    }
+}
+
+/// The TTL of a hash. `NX` gives it to a hash that has none, so that a hash whose TTL was lost is mended too.
+fn expire_hash(out: &mut Vec<u8>, hash: &[u8], ttl: Option<Duration>, expiry: HashExpiry) -> usize {
+    let (Some(ttl), false) = (ttl, expiry == HashExpiry::Never) else { return 0 };
+    let on_create = expiry == HashExpiry::OnCreate;
+    command(out, "PEXPIRE", if on_create { 4 } else { 3 });
+    argument(out, hash);
+    number(out, millis(ttl));
+    if on_create {
+        argument(out, b"NX");
+    }
+    1
+}
+
+/// Which command asks for, or deletes, a group of keys.
+#[derive(Clone, Copy)]
+pub(crate) enum Verb {
+    /// `MGET`, `HMGET`.
+    Get,
+    /// `DEL`, `HDEL`.
+    Delete,
+}
+
+/// One command for `count` plain keys, or for so many fields of one hash.
+pub(crate) fn group<'k>(
+    out: &mut Vec<u8>,
+    verb: Verb,
+    hash: Option<&[u8]>,
+    count: usize,
+    members: impl Iterator<Item = Key<'k>>,
+) {
+    let name = match (verb, hash) {
+        (Verb::Get, None) => "MGET",
+        (Verb::Get, Some(_)) => "HMGET",
+        (Verb::Delete, None) => "DEL",
+        (Verb::Delete, Some(_)) => "HDEL",
+    };
+    command(out, name, 1 + usize::from(hash.is_some()) + count);
+    if let Some(hash) = hash {
+        argument(out, hash);
+    }
+    names(out, members);
+}
+
+fn names<'k>(out: &mut Vec<u8>, members: impl Iterator<Item = Key<'k>>) {
+    for member in members {
+        match member {
+            Key::Plain(name) | Key::Field { field: name, .. } => argument(out, name),
+        }
+    }
+}
+
+/// `SET`s of plain keys (one `MSET` where there is no TTL), or one `HSET` of fields of one hash with its expiry.
+pub(crate) fn set_group(
+    out: &mut Vec<u8>,
+    hash: Option<&[u8]>,
+    batch: &Batch,
+    members: impl ExactSizeIterator<Item = usize>,
+    ttl: Option<Duration>,
+    expiry: HashExpiry,
+) -> usize {
+    let count = members.len();
+    match (hash, ttl) {
+        (None, Some(_)) => members.map(|member| set(out, batch.key(member), batch.entry(member), ttl, expiry)).sum(),
+        (None, None) => {
+            command(out, "MSET", 1 + 2 * count);
+            pairs(out, batch, members);
+            1
+        }
+        (Some(hash), _) => {
+            command(out, "HSET", 2 + 2 * count);
+            argument(out, hash);
+            pairs(out, batch, members);
+            1 + expire_hash(out, hash, ttl, expiry)
+        }
+    }
+}
+
+fn pairs(out: &mut Vec<u8>, batch: &Batch, members: impl Iterator<Item = usize>) {
+    for member in members {
+        names(out, std::iter::once(batch.key(member)));
+        argument(out, batch.entry(member));
+    }
+}
+
+/// `SET lock token NX PX`, as redis-py does it. Answered by `OK` or nil.
+pub(crate) fn lease(out: &mut Vec<u8>, lock: &[u8], token: &[u8], lease: Duration) -> usize {
+    command(out, "SET", 6);
+    argument(out, lock);
+    argument(out, token);
+    argument(out, b"NX");
+    argument(out, b"PX");
+    number(out, millis(lease));
+    1
+}
+
+/// `EXISTS lock`.
+pub(crate) fn is_leased(out: &mut Vec<u8>, lock: &[u8]) -> usize {
+    command(out, "EXISTS", 2);
+    argument(out, lock);
+    1
+}
+
+/// Deletes the lock if it holds our token: 1 if it did.
+const RELEASE: &[u8] = b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) end return 0";
+
+/// Releases a lease by script. Answered by 1, or 0 when it was not ours any more.
+pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
+    command(out, "EVAL", 5);
+    argument(out, RELEASE);
+    argument(out, b"1");
+    argument(out, lock);
+    argument(out, token);
+    1
+}
+
+/// Stores and releases, if the lock holds our token: 1 if it did. ARGV: token, entry, TTL or '', field or '',
+/// 'NX' or '', 'plain' or 'field'.
+const STORE_IF_HELD: &[u8] = b"\
+if redis.call('get',KEYS[1])~=ARGV[1] then return 0 end \
+if ARGV[6]=='plain' then \
+if ARGV[3]=='' then redis.call('set',KEYS[2],ARGV[2]) else redis.call('set',KEYS[2],ARGV[2],'px',ARGV[3]) end \
+else redis.call('hset',KEYS[2],ARGV[4],ARGV[2]) \
+if ARGV[3]~='' then \
+if ARGV[5]=='NX' then redis.call('pexpire',KEYS[2],ARGV[3],'NX') else redis.call('pexpire',KEYS[2],ARGV[3]) end \
+end end \
+redis.call('del',KEYS[1]) return 1";
+
+/// Stores an entry and releases the lease, both only while the lease is ours, in one script. Answered by 1 or 0.
+pub(crate) fn store_if_held(
+    out: &mut Vec<u8>,
+    held: &Lease<'_>,
+    key: Key<'_>,
+    entry: &[u8],
+    ttl: Option<Duration>,
+    expiry: HashExpiry,
+) -> usize {
+    let (name, field, kind): (_, &[u8], &[u8]) = match key {
+        Key::Plain(name) => (name, b"", b"plain"),
+        Key::Field { hash, field } => (hash, field, b"field"),
+    };
+    let expires = kind == b"plain" || expiry != HashExpiry::Never;
+    command(out, "EVAL", 11);
+    argument(out, STORE_IF_HELD);
+    argument(out, b"2");
+    argument(out, held.lock);
+    argument(out, name);
+    argument(out, held.token);
+    argument(out, entry);
+    match ttl.filter(|_| expires) {
+        Some(ttl) => number(out, millis(ttl)),
+        None => argument(out, b""),
+    }
+    argument(out, field);
+    argument(out, if expiry == HashExpiry::OnCreate { b"NX" } else { b"" });
+    argument(out, kind);
+    1
+}
+
+/// What a new connection says first: RESP3, with user and password where there are any.
+pub(crate) fn hello(out: &mut Vec<u8>, user: Option<&str>, password: Option<&str>) -> usize {
+    command(out, "HELLO", if password.is_some() { 5 } else { 2 });
+    argument(out, b"3");
+    if let Some(password) = password {
+        argument(out, b"AUTH");
+        argument(out, user.unwrap_or("default").as_bytes());
+        argument(out, password.as_bytes());
+    }
+    1
+}
+
+/// `AUTH`, for a server that does not know `HELLO`.
+pub(crate) fn auth(out: &mut Vec<u8>, user: Option<&str>, password: &str) -> usize {
+    command(out, "AUTH", if user.is_some() { 3 } else { 2 });
+    if let Some(user) = user {
+        argument(out, user.as_bytes());
+    }
+    argument(out, password.as_bytes());
+    1
+}
+
+/// `PING`.
+pub(crate) fn ping(out: &mut Vec<u8>) -> usize {
+    command(out, "PING", 1);
+    1
+}
+
+/// `SELECT` a database.
+pub(crate) fn select(out: &mut Vec<u8>, db: u32) -> usize {
+    command(out, "SELECT", 2);
+    number(out, u64::from(db));
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(plan: impl FnOnce(&mut Vec<u8>) -> usize) -> (String, usize) {
+        let mut out = Vec::new();
+        let replies = plan(&mut out);
+        // Arguments only: lengths are checked by counting them against what they stand for.
+        let mut words = Vec::new();
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            let end = rest.iter().position(|&b| b == b'\r').unwrap();
+            let length: usize = std::str::from_utf8(&rest[1..end]).unwrap().parse().unwrap();
+            match rest[0] {
+                b'*' => {
+                    words.push(format!("{length}:"));
+                    rest = &rest[end + 2..];
+                }
+                _ => {
+                    words.push(rest[end + 2..end + 2 + length].escape_ascii().to_string());
+                    assert_eq!(&rest[end + 2 + length..end + 4 + length], b"\r\n");
+                    rest = &rest[end + 4 + length..];
+                }
+            }
+        }
+        (words.join(" "), replies)
+    }
+
+    const FIELD: Key<'_> = Key::Field { hash: b"h", field: b"f" };
+
+    #[test]
+    fn one_entry() {
+        assert_eq!(text(|out| get(out, Key::Plain(b"k"))), ("2: GET k".into(), 1));
+        assert_eq!(
+            text(|out| get(out, Key::Plain(b"a key of 20 bytes...."))),
+            ("2: GET a key of 20 bytes....".into(), 1)
+        );
+        assert_eq!(text(|out| get(out, FIELD)), ("3: HGET h f".into(), 1));
+        let ttl = Some(Duration::from_secs(3600));
+        let plain = |ttl| text(|out| set(out, Key::Plain(b"k"), b"v", ttl, HashExpiry::Always));
+        assert_eq!(plain(None), ("3: SET k v".into(), 1));
+        assert_eq!(plain(ttl), ("5: SET k v PX 3600000".into(), 1));
+        assert_eq!(plain(Some(Duration::ZERO)).0, "5: SET k v PX 1");
+        assert_eq!(plain(Some(Duration::from_nanos(1_000_001))).0, "5: SET k v PX 2");
+        assert_eq!(plain(Some(Duration::MAX)).0, "5: SET k v PX 315360000000000");
+        let field = |ttl, expiry| text(|out| set(out, FIELD, b"v", ttl, expiry));
+        assert_eq!(field(ttl, HashExpiry::Never), ("4: HSET h f v".into(), 1));
+        assert_eq!(field(None, HashExpiry::Always), ("4: HSET h f v".into(), 1));
+        assert_eq!(field(ttl, HashExpiry::OnCreate), ("4: HSET h f v 4: PEXPIRE h 3600000 NX".into(), 2));
+        assert_eq!(field(ttl, HashExpiry::Always), ("4: HSET h f v 3: PEXPIRE h 3600000".into(), 2));
+    }
+
+    #[test]
+    fn locks() {
+        let lock = b"_lok.k";
+        assert_eq!(
+            text(|out| lease(out, lock, b"token", Duration::from_secs(10))),
+            ("6: SET _lok.k token NX PX 10000".into(), 1)
+        );
+        assert!(text(|out| release(out, lock, b"token")).0.ends_with("1 _lok.k token"));
+        let store = |key, ttl, expiry| {
+            let held = Lease { lock, token: b"token", key };
+            text(|out| store_if_held(out, &held, key, b"v", ttl, expiry)).0
+        };
+        let ttl = Some(Duration::from_secs(1));
+        assert!(store(Key::Plain(b"k"), ttl, HashExpiry::Never).ends_with("2 _lok.k k token v 1000   plain"));
+        assert!(store(FIELD, ttl, HashExpiry::Never).ends_with("2 _lok.k h token v  f  field"));
+        assert!(store(FIELD, ttl, HashExpiry::OnCreate).ends_with("2 _lok.k h token v 1000 f NX field"));
+    }
+
+    #[test]
+    fn greetings() {
+        assert_eq!(text(|out| hello(out, None, None)).0, "2: HELLO 3");
+        assert_eq!(text(|out| hello(out, None, Some("pw"))).0, "5: HELLO 3 AUTH default pw");
+        assert_eq!(text(|out| auth(out, Some("ann"), "pw")).0, "3: AUTH ann pw");
+        assert_eq!(text(|out| auth(out, None, "pw")).0, "2: AUTH pw");
+        assert_eq!(text(|out| select(out, 7)).0, "2: SELECT 7");
+    }
+}

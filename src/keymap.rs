@@ -1,0 +1,153 @@
+//! From the keys that callers use to those that the server sees: prefixes, digests, and maps of your own.
+
+use crate::key::{Key, KeyBuf};
+
+/// How a region's keys become the server's. It applies to entries and to the locks on them.
+///
+/// Maps are chained as pairs, the left one first. Different keys must stay different.
+///
+/// ```
+/// use dogpile::{Digest, Key, KeyBuf, KeyMap, Prefix};
+///
+/// let map = (Prefix::new("shop:"), Digest::from_length(40));
+/// let mut room = KeyBuf::new();
+/// assert_eq!(map.map(Key::from("user-15"), &mut room), Key::from("shop:user-15"));
+/// ```
+pub trait KeyMap: Send + Sync {
+    /// The server's key for `key`, borrowed from `key` or built in `room`, whatever that held before.
+    fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k>;
+}
+
+/// Keys as they are. The default; costs nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unmapped;
+
+impl KeyMap for Unmapped {
+    #[inline]
+    fn map<'k>(&self, key: Key<'k>, _: &'k mut KeyBuf) -> Key<'k> {
+        key
+    }
+}
+
+/// Puts a prefix before every key: before the hash's name where the key is a field.
+#[derive(Clone, Debug)]
+pub struct Prefix(Box<[u8]>);
+
+impl Prefix {
+    /// A map that puts `prefix` before every key.
+    #[must_use]
+    pub fn new(prefix: impl AsRef<[u8]>) -> Self {
+        Prefix(prefix.as_ref().into())
+    }
+}
+
+impl KeyMap for Prefix {
+    #[inline]
+    fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k> {
+        room.clear();
+        room.push(&self.0);
+        room.push(key.server_key());
+        if let Key::Field { field, .. } = key {
+            room.begin_field();
+            room.push(field);
+        }
+        room.as_key()
+    }
+}
+
+/// Replaces long keys by the 40 hex digits of their SHA-1, as `sha1_mangle_key` and `length_conditional_mangler` of
+/// `dogpile.cache` do. Of a field, the hash's name and the field are replaced each by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Digest {
+    from: usize,
+}
+
+impl Digest {
+    /// Replaces every key.
+    #[must_use]
+    pub fn always() -> Self {
+        Digest { from: 0 }
+    }
+
+    /// Replaces keys of at least so many bytes.
+    #[must_use]
+    pub fn from_length(bytes: usize) -> Self {
+        Digest { from: bytes }
+    }
+
+    fn push(self, part: &[u8], room: &mut KeyBuf) {
+        if part.len() < self.from {
+            room.push(part);
+            return;
+        }
+        for byte in sha1_smol::Sha1::from(part).digest().bytes() {
+            const HEX: &[u8; 16] = b"0123456789abcdef";
+            room.push(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        }
+    }
+}
+
+impl KeyMap for Digest {
+    fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k> {
+        let long = |part: &[u8]| part.len() >= self.from;
+        match key {
+            Key::Plain(name) if long(name) => {
+                room.clear();
+                self.push(name, room);
+            }
+            Key::Field { hash, field } if long(hash) || long(field) => {
+                room.clear();
+                self.push(hash, room);
+                room.begin_field();
+                self.push(field, room);
+            }
+            _ => return key,
+        }
+        room.as_key()
+    }
+}
+
+impl<A: KeyMap, B: KeyMap> KeyMap for (A, B) {
+    fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k> {
+        // The second map may still read what the first one wrote, so each has room of its own.
+        let (mut first, mut second) = (KeyBuf::new(), KeyBuf::new());
+        room.set(self.1.map(self.0.map(key, &mut first), &mut second));
+        room.as_key()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapped(map: &impl KeyMap, key: Key<'_>) -> String {
+        let mut room = KeyBuf::from("what was there before");
+        map.map(key, &mut room).to_string()
+    }
+
+    #[test]
+    fn prefixes() {
+        let map = Prefix::new("p:");
+        assert_eq!(mapped(&map, Key::from("k")), "p:k");
+        assert_eq!(mapped(&map, Key::from(("h", "f"))), "p:h,f");
+        assert_eq!(mapped(&Unmapped, Key::from("k")), "k");
+    }
+
+    #[test]
+    fn digests_are_those_of_the_reference() {
+        // hashlib.sha1(b"some_key").hexdigest()
+        let some_key = "53def077a4264bd3183d4eb21b1f56f883e1b572";
+        assert_eq!(mapped(&Digest::always(), Key::from("some_key")), some_key);
+        assert_eq!(mapped(&Digest::from_length(8), Key::from("some_key")), some_key);
+        assert_eq!(mapped(&Digest::from_length(9), Key::from("some_key")), "some_key");
+        assert_eq!(mapped(&Digest::from_length(8), Key::from(("h", "some_key"))), format!("h,{some_key}"));
+        assert_eq!(mapped(&Digest::from_length(9), Key::from(("h", "some_key"))), "h,some_key");
+    }
+
+    #[test]
+    fn maps_are_chained_from_left_to_right() {
+        assert_eq!(mapped(&(Prefix::new("b"), Prefix::new("a")), Key::from("c")), "abc");
+        assert_eq!(mapped(&(Prefix::new("some_"), Digest::from_length(8)), Key::from("key")).len(), 40);
+        assert_eq!(mapped(&(Unmapped, Unmapped), Key::from(("h", "f"))), "h,f");
+    }
+}

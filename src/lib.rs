@@ -1,0 +1,53 @@
+#![doc = include_str!("../README.md")]
+//!
+//! # The way through the code
+//!
+//! [`Region`] is the door. [`key`](Key), [`keymap`](KeyMap), [`entry`](Entry), [`policy`](Expiry) and
+//! [`error`](Error) are the words it uses; [`codec`] turns values into bytes; [`engine`] decides and speaks RESP,
+//! without I/O; [`backend`](Backend) is where entries live; [`lock`](Lock) is who may create; the region puts them
+//! together.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod buffer;
+pub mod codec;
+pub mod engine;
+mod entry;
+mod error;
+mod key;
+mod keymap;
+mod lock;
+mod policy;
+mod region;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+#[cfg(feature = "driver")]
+pub use backend::Driver;
+#[cfg(feature = "memory")]
+pub use backend::Memory;
+pub use backend::{Access, Backend, Batch, Exchange, HashExpiry, Lease, Leases, Redis, RedisBuilder};
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "serde")]
+pub use codec::Serde;
+pub use codec::{Bare, Codec, Full, Msgpack, Raw, Seconds};
+pub use entry::{Clock, Entry, Timestamp};
+pub use error::{Error, ErrorKind, GetError};
+pub use key::{AsKey, Digits, Key, KeyBuf, KeyPart, Scratch};
+pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
+pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LostLease, RedisGuard, RedisLock, Store};
+pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
+pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
+
+/// The decisions behind this crate and the measurements behind them.
+#[cfg(doc)]
+#[doc = include_str!("../DESIGN.md")]
+pub mod design {}
+
+/// What changed from version to version.
+#[cfg(doc)]
+#[doc = include_str!("../CHANGELOG.md")]
+pub mod changelog {}

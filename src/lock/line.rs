@@ -1,0 +1,337 @@
+//! The line of this process: callers that want the same missing value stand in it, the first one leads.
+//!
+//! Waiters are [`Waker`]s, so a thread (whose waker unparks it) and a task wait in the same line. The leader gives its
+//! value to all of them at once; a leader that leaves without one hands its place to the waiter that came first.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::ThreadId;
+
+use bytes::Bytes;
+
+use crate::key::{Key, KeyBuf};
+
+/// All keys that somebody in this process is creating.
+pub(crate) struct Line {
+    shards: Box<[Mutex<Places>]>,
+    hasher: ahash::RandomState,
+}
+
+type Places = HashMap<KeyBuf, Arc<Mutex<Place>>, ahash::RandomState>;
+
+/// One key that somebody is creating.
+struct Place {
+    /// The thread that leads, if it is one that would wait for itself for ever.
+    leader: Option<ThreadId>,
+    /// Numbers the waiters.
+    next: u64,
+    waiting: VecDeque<(u64, Option<Waker>)>,
+    /// The waiter that the lead was handed to and that has not taken it yet.
+    elected: Option<u64>,
+    /// The entry that the leader made.
+    shared: Option<Bytes>,
+}
+
+/// How a caller stands after joining.
+pub(crate) enum Joined<'l> {
+    Leads(Leader<'l>),
+    Waits(Waiter<'l>),
+    /// This very thread leads already: it would wait for itself.
+    Recursion,
+}
+
+/// Whether to stand in line when somebody leads already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfBusy {
+    Wait,
+    Leave,
+}
+
+impl Line {
+    pub(crate) fn new() -> Self {
+        Line { shards: (0..64).map(|_| Mutex::default()).collect(), hasher: ahash::RandomState::new() }
+    }
+
+    /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
+    /// `thread` is the caller's, if it would block it.
+    pub(crate) fn join(&self, key: Key<'_>, if_busy: IfBusy, thread: Option<ThreadId>) -> Option<Joined<'_>> {
+        let owned = key.to_buf();
+        let mut places = self.places(key);
+        let Some(place) = places.get(&owned) else {
+            let place = Place { leader: thread, next: 0, waiting: VecDeque::new(), elected: None, shared: None };
+            let place = Arc::new(Mutex::new(place));
+            places.insert(owned.clone(), Arc::clone(&place));
+            return Some(Joined::Leads(Leader { line: self, key: owned, place }));
+        };
+        if if_busy == IfBusy::Leave {
+            return None;
+        }
+        let place = Arc::clone(place);
+        let mut state = lock(&place);
+        if state.shared.is_none() && thread.is_some() && state.leader == thread {
+            return Some(Joined::Recursion);
+        }
+        let number = state.next;
+        state.next += 1;
+        state.waiting.push_back((number, None));
+        drop(state);
+        Some(Joined::Waits(Waiter { line: self, key: owned, place, number }))
+    }
+
+    /// Whether somebody in this process is creating the value of `key`.
+    pub(crate) fn is_busy(&self, key: Key<'_>) -> bool {
+        self.places(key).contains_key(&key.to_buf())
+    }
+
+    fn places(&self, key: Key<'_>) -> MutexGuard<'_, Places> {
+        #[allow(clippy::cast_possible_truncation)] // any bits of the hash do
+        let shard = self.hasher.hash_one(key) as usize % self.shards.len();
+        lock(&self.shards[shard])
+    }
+}
+
+/// The lead of a line. Dropped, it ends the line if a value was shared, and else hands it on.
+pub(crate) struct Leader<'l> {
+    line: &'l Line,
+    key: KeyBuf,
+    place: Arc<Mutex<Place>>,
+}
+
+impl Leader<'_> {
+    /// Gives the entry to all who wait, and to those who come until the lead is dropped.
+    pub(crate) fn share(&self, entry: Bytes) {
+        let mut place = lock(&self.place);
+        place.shared = Some(entry);
+        let woken: Vec<Waker> = place.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+        drop(place);
+        // A waker may run code that is not ours, so no lock is held.
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        hand_on(self.line, &self.key, &self.place);
+    }
+}
+
+/// Ends the line if there is a value or nobody waits, or else elects the first waiter.
+fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
+    let mut places = line.places(key.as_key());
+    let mut state = lock(place);
+    state.leader = None;
+    state.elected = None;
+    if state.shared.is_some() || state.waiting.is_empty() {
+        places.remove(key);
+        return;
+    }
+    drop(places);
+    let Some((number, waker)) = state.waiting.pop_front() else { return };
+    state.elected = Some(number);
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// A place in the line. Dropped, it is given up.
+pub(crate) struct Waiter<'l> {
+    line: &'l Line,
+    key: KeyBuf,
+    place: Arc<Mutex<Place>>,
+    number: u64,
+}
+
+/// What a waiter waited for.
+pub(crate) enum Woken<'l> {
+    /// The value is there.
+    Shared(Bytes),
+    /// The leader left without a value, and this caller leads now.
+    Leads(Leader<'l>),
+}
+
+impl<'l> Waiter<'l> {
+    /// Whether the wait is over; if not, the context's waker is called when it may be. `thread` is the caller's, if it
+    /// would block it. Must not be called again after it was over.
+    pub(crate) fn poll(&mut self, context: &Context<'_>, thread: Option<ThreadId>) -> Poll<Woken<'l>> {
+        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
+        let mut waker = Some(context.waker().clone());
+        let mut place = lock(&self.place);
+        if let Some(entry) = &place.shared {
+            return Poll::Ready(Woken::Shared(entry.clone()));
+        }
+        if place.elected == Some(self.number) {
+            place.elected = None;
+            place.leader = thread;
+            drop(place);
+            let (key, place) = (self.key.clone(), Arc::clone(&self.place));
+            return Poll::Ready(Woken::Leads(Leader { line: self.line, key, place }));
+        }
+        if let Some((_, registered)) = place.waiting.iter_mut().find(|(number, _)| *number == self.number) {
+            std::mem::swap(registered, &mut waker);
+        }
+        drop(place);
+        Poll::Pending
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut place = lock(&self.place);
+        let stands_at = place.waiting.iter().position(|(number, _)| *number == self.number);
+        let left = stands_at.and_then(|at| place.waiting.remove(at));
+        let was_elected = place.elected == Some(self.number);
+        drop(place);
+        drop(left);
+        if was_elected {
+            hand_on(self.line, &self.key, &self.place);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing of ours panics while such a lock is held, so a poisoned state is a sound one.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    const KEY: Key<'_> = Key::Plain(b"k");
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn lead(line: &Line) -> Leader<'_> {
+        match line.join(KEY, IfBusy::Wait, None) {
+            Some(Joined::Leads(leader)) => leader,
+            _ => panic!("somebody else leads"),
+        }
+    }
+
+    fn wait(line: &Line) -> Waiter<'_> {
+        match line.join(KEY, IfBusy::Wait, None) {
+            Some(Joined::Waits(waiter)) => waiter,
+            _ => panic!("nobody leads"),
+        }
+    }
+
+    fn poll<'l>(waiter: &mut Waiter<'l>, bell: &Arc<Bell>) -> Poll<Woken<'l>> {
+        let waker = Waker::from(Arc::clone(bell));
+        waiter.poll(&Context::from_waker(&waker), None)
+    }
+
+    #[test]
+    fn a_value_reaches_all_who_wait_and_who_come_while_it_is_stored() {
+        let line = Line::new();
+        let leader = lead(&line);
+        assert!(line.is_busy(KEY));
+        let (mut first, mut second) = (wait(&line), wait(&line));
+        let bells = [Arc::new(Bell::default()), Arc::new(Bell::default())];
+        assert!(poll(&mut first, &bells[0]).is_pending());
+        assert!(poll(&mut second, &bells[1]).is_pending());
+        leader.share(Bytes::from_static(b"v"));
+        let mut late = wait(&line);
+        for waiter in [&mut first, &mut second, &mut late] {
+            assert!(matches!(poll(waiter, &bells[0]), Poll::Ready(Woken::Shared(entry)) if entry == "v"));
+        }
+        drop(leader);
+        assert!(!line.is_busy(KEY));
+        assert!(matches!(poll(&mut first, &bells[0]), Poll::Ready(Woken::Shared(_))), "it stays to be had");
+        assert_eq!(bells.map(|bell| bell.0.load(Ordering::Relaxed)), [1, 1]);
+    }
+
+    #[test]
+    fn a_leader_that_fails_hands_on_to_the_first_who_still_waits() {
+        let line = Line::new();
+        let leader = lead(&line);
+        let bells = [0; 3].map(|_| Arc::new(Bell::default()));
+        let mut waiters: Vec<_> = (0..3).map(|_| wait(&line)).collect();
+        for (waiter, bell) in waiters.iter_mut().zip(&bells) {
+            assert!(poll(waiter, bell).is_pending());
+        }
+        drop(waiters.remove(0));
+        drop(leader);
+        assert_eq!(bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed)), [0, 1, 0]);
+        // The one that was elected leaves before it looks; the next is elected.
+        drop(waiters.remove(0));
+        assert_eq!(bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed)), [0, 1, 1]);
+        assert!(line.is_busy(KEY), "nobody else may lead meanwhile");
+        let Poll::Ready(Woken::Leads(leader)) = poll(&mut waiters[0], &bells[2]) else { panic!("was elected") };
+        drop(waiters);
+        assert!(line.is_busy(KEY));
+        drop(leader);
+        assert!(!line.is_busy(KEY));
+    }
+
+    #[test]
+    fn nobody_has_to_wait() {
+        let line = Line::new();
+        let leader = lead(&line);
+        assert!(line.join(KEY, IfBusy::Leave, None).is_none());
+        assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None), Some(Joined::Leads(_))));
+        drop(leader);
+        assert!(matches!(line.join(KEY, IfBusy::Leave, None), Some(Joined::Leads(_))));
+    }
+
+    #[test]
+    fn a_thread_that_would_wait_for_itself_is_told() {
+        let line = Line::new();
+        let me = Some(std::thread::current().id());
+        let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me) else { panic!("nobody else leads") };
+        assert!(matches!(line.join(KEY, IfBusy::Wait, me), Some(Joined::Recursion)));
+        assert!(matches!(line.join(KEY, IfBusy::Wait, None), Some(Joined::Waits(_))));
+        drop(leader);
+        assert!(!line.is_busy(KEY));
+    }
+
+    #[test]
+    fn many_threads_lead_one_after_the_other() {
+        struct Unpark(std::thread::Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let line = Line::new();
+        let (leading, led) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+                    for _ in 0..2_000 {
+                        let leader = match line.join(KEY, IfBusy::Wait, None) {
+                            Some(Joined::Leads(leader)) => leader,
+                            Some(Joined::Waits(mut waiter)) => loop {
+                                match waiter.poll(&Context::from_waker(&waker), None) {
+                                    Poll::Ready(Woken::Leads(leader)) => break leader,
+                                    Poll::Ready(Woken::Shared(_)) => unreachable!("nobody shares"),
+                                    Poll::Pending => std::thread::park(),
+                                }
+                            },
+                            _ => unreachable!(),
+                        };
+                        assert_eq!(leading.fetch_add(1, Ordering::SeqCst), 0);
+                        led.fetch_add(1, Ordering::Relaxed);
+                        leading.fetch_sub(1, Ordering::SeqCst);
+                        drop(leader);
+                    }
+                });
+            }
+        });
+        assert_eq!(led.into_inner(), 16_000);
+        assert!(!line.is_busy(KEY));
+    }
+}

@@ -1,0 +1,133 @@
+//! Who may create a value: one caller in this process by the line, one of all processes by a [`Lock`].
+
+pub(crate) mod line;
+mod local;
+mod lost;
+mod redis;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::backend::{Backend, Batch};
+use crate::error::Error;
+use crate::key::Key;
+
+pub use self::local::LocalLock;
+pub use self::lost::{AfterLoss, Discard, LostLease, Store};
+pub use self::redis::{RedisGuard, RedisLock};
+
+/// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
+///
+/// A lock of your own needs [`try_lock`](Lock::try_lock), and [`wait`](Lock::wait) and
+/// [`is_locked`](Lock::is_locked) where another process can hold it; a wrapper around one passes on all.
+///
+/// ```
+/// use std::collections::HashSet;
+/// use std::sync::{Arc, Mutex};
+/// use dogpile::{Backend, Error, Key, KeyBuf, Lock, Memory, Region};
+///
+/// /// Shared by the regions of this process.
+/// #[derive(Clone, Default)]
+/// struct Shared(Arc<Mutex<HashSet<KeyBuf>>>);
+///
+/// struct Held(Shared, KeyBuf);
+///
+/// impl Drop for Held {
+///     fn drop(&mut self) {
+///         self.0.0.lock().unwrap().remove(&self.1);
+///     }
+/// }
+///
+/// impl<B: Backend> Lock<B> for Shared {
+///     type Guard = Held;
+///     fn try_lock(&self, _: &B, key: Key<'_>) -> Result<Option<Held>, Error> {
+///         let new = self.0.lock().unwrap().insert(key.to_buf());
+///         Ok(new.then(|| Held(self.clone(), key.to_buf())))
+///     }
+///     fn is_locked(&self, _: &B, key: Key<'_>) -> Result<bool, Error> {
+///         Ok(self.0.lock().unwrap().contains(&key.to_buf()))
+///     }
+/// }
+///
+/// let region = Region::builder(Memory::new(1 << 20)).lock(Shared::default()).build()?;
+/// let value: u64 = region.get_or_create("k", || Ok::<_, Error>(15)).unwrap();
+/// # Ok::<(), Error>(())
+/// ```
+pub trait Lock<B: Backend>: Send + Sync {
+    /// Holds the lock until it is dropped.
+    type Guard: Send;
+
+    /// Takes the lock on `key` if nobody has it. Does not wait.
+    ///
+    /// # Errors
+    /// When the lock cannot tell.
+    fn try_lock(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::Guard>, Error>;
+
+    /// Takes the lock on each of `keys` that nobody has, and reads the entries after that: another process may have
+    /// created them before it released its lock. As many members as there are keys, in their order.
+    ///
+    /// # Errors
+    /// When the lock or the backend cannot tell.
+    fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
+        let guards: Result<Vec<_>, _> = keys.iter().map(|key| self.try_lock(backend, *key)).collect();
+        let guards = guards?;
+        let mut found = Vec::new();
+        backend.get_many(keys, &mut found)?;
+        Ok(guards.into_iter().zip(found).map(|(guard, entry)| Attempt { guard, entry }).collect())
+    }
+
+    /// Stores the entries of `batch`, one for each guard, and releases the guards.
+    ///
+    /// # Errors
+    /// When some may not have been stored. The locks are released all the same.
+    fn store_and_release(
+        &self,
+        backend: &B,
+        guards: Vec<Self::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> Result<(), Error> {
+        let stored = match batch.len() {
+            1 => backend.set(batch.key(0), batch.entry(0), ttl),
+            _ => backend.set_many(batch, ttl),
+        };
+        drop(guards);
+        stored
+    }
+
+    /// Waits until the lock on `key`, which another process holds, may be free or its value there, and `at_most` for so
+    /// long. Waking too early does no harm. `round` counts the waits for this key from 0.
+    ///
+    /// # Errors
+    /// When the lock cannot be watched.
+    fn wait(&self, backend: &B, key: Key<'_>, round: u32, at_most: Duration) -> Result<(), Error> {
+        let _ = (backend, key);
+        let pause = Duration::from_millis(5 << round.min(3));
+        std::thread::sleep(pause.min(at_most));
+        Ok(())
+    }
+
+    /// Whether another process may hold the lock on `key`.
+    ///
+    /// # Errors
+    /// When the lock cannot tell.
+    fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error>;
+
+    /// Whether its settings can work; asked once, when a region is built.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when they cannot.
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What came of trying to lock a key.
+#[derive(Debug)]
+pub struct Attempt<G> {
+    /// The lock, if it is ours now.
+    pub guard: Option<G>,
+    /// The entry as it was after that.
+    pub entry: Option<Bytes>,
+}

@@ -1,0 +1,151 @@
+//! Sets up a [`Region`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::stats::Counters;
+use super::{Region, Shared};
+use crate::backend::Backend;
+use crate::codec::{Msgpack, Seconds};
+use crate::entry::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::keymap::{KeyMap, Unmapped};
+use crate::lock::line::Line;
+use crate::lock::{LocalLock, Lock};
+use crate::policy::{Expiry, Invalidation, LocalInvalidation};
+
+/// Settings of a [`Region`], from [`Region::builder`].
+#[must_use]
+#[derive(Clone, Debug)]
+pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I = LocalInvalidation> {
+    backend: B,
+    codec: S,
+    lock: L,
+    map: M,
+    invalidation: I,
+    clock: Clock,
+    expiry: Expiry,
+    ttl: Option<Duration>,
+    patience: Option<Duration>,
+    fail_closed: bool,
+}
+
+impl<B: Backend> RegionBuilder<B> {
+    pub(super) fn new(backend: B) -> Self {
+        RegionBuilder {
+            backend,
+            codec: Msgpack::new(),
+            lock: LocalLock,
+            map: Unmapped,
+            invalidation: LocalInvalidation::default(),
+            clock: Clock::system(),
+            expiry: Expiry::Never,
+            ttl: None,
+            patience: None,
+            fail_closed: false,
+        }
+    }
+}
+
+impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M, I> {
+    /// How values are written. Default: [`Msgpack<Seconds>`].
+    pub fn codec<T>(self, codec: T) -> RegionBuilder<B, T, L, M, I> {
+        self.with(|_, lock, map, invalidation| (codec, lock, map, invalidation))
+    }
+
+    /// Who may create a value, among processes. Default: [`LocalLock`], one in each.
+    pub fn lock<T: Lock<B>>(self, lock: T) -> RegionBuilder<B, S, T, M, I> {
+        self.with(|codec, _, map, invalidation| (codec, lock, map, invalidation))
+    }
+
+    /// How keys become the server's. Default: as they are.
+    pub fn keys<T: KeyMap>(self, map: T) -> RegionBuilder<B, S, L, T, I> {
+        self.with(|codec, lock, _, invalidation| (codec, lock, map, invalidation))
+    }
+
+    /// What is invalid. Default: [`LocalInvalidation`], what this process invalidated.
+    pub fn invalidation<T: Invalidation>(self, invalidation: T) -> RegionBuilder<B, S, L, M, T> {
+        self.with(|codec, lock, map, _| (codec, lock, map, invalidation))
+    }
+
+    fn with<S2, L2, M2, I2>(
+        self,
+        change: impl FnOnce(S, L, M, I) -> (S2, L2, M2, I2),
+    ) -> RegionBuilder<B, S2, L2, M2, I2> {
+        let (codec, lock, map, invalidation) = change(self.codec, self.lock, self.map, self.invalidation);
+        RegionBuilder {
+            backend: self.backend,
+            codec,
+            lock,
+            map,
+            invalidation,
+            clock: self.clock,
+            expiry: self.expiry,
+            ttl: self.ttl,
+            patience: self.patience,
+            fail_closed: self.fail_closed,
+        }
+    }
+
+    /// How old an entry gets before it is stale: one caller then creates the value anew, the others use the old one.
+    /// Default: [`Expiry::Never`]. See [`RegionBuilder::ttl`] for when it goes altogether.
+    pub fn expires_after(mut self, age: impl Into<Expiry>) -> Self {
+        self.expiry = age.into();
+        self
+    }
+
+    /// How long the backend keeps an entry, to the millisecond and at least one. Default: as long as it has room. For
+    /// stale values to be served it must be longer than the expiry. In a hash see
+    /// [`HashExpiry`](crate::HashExpiry).
+    pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.ttl = ttl.into();
+        self
+    }
+
+    /// How long a caller waits for a value that another one creates, before it gets an error. Default: as long as it
+    /// takes.
+    pub fn patience(mut self, at_most: impl Into<Option<Duration>>) -> Self {
+        self.patience = at_most.into();
+        self
+    }
+
+    /// Makes `get_or_create` fail when the backend or the lock does. By default the creator runs, its value is returned
+    /// and the trouble counted in [`Stats`](crate::Stats).
+    pub fn fail_closed(mut self) -> Self {
+        self.fail_closed = true;
+        self
+    }
+
+    /// Where the region reads the time. Default: the system's clock.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The region. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for settings that cannot work: of the lock, a patience of zero.
+    pub fn build(self) -> Result<Region<B, S, L, M, I>, Error> {
+        self.lock.check()?;
+        if self.patience == Some(Duration::ZERO) {
+            return Err(Error::new(ErrorKind::Config, "with no patience at all nobody can wait for a value"));
+        }
+        Ok(Region {
+            shared: Arc::new(Shared {
+                backend: self.backend,
+                codec: self.codec,
+                lock: self.lock,
+                map: self.map,
+                invalidation: self.invalidation,
+                line: Line::new(),
+                clock: self.clock,
+                expiry: self.expiry,
+                ttl: self.ttl,
+                patience: self.patience,
+                fail_closed: self.fail_closed,
+                counters: Counters::default(),
+            }),
+        })
+    }
+}

@@ -1,0 +1,335 @@
+//! [`Call`]: a region with settings for single calls, and what reads and writes.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::flight::Flight;
+use super::keys::KeyRoom;
+use super::{Reading, Region, Shared, sync};
+use crate::backend::{Backend, Batch};
+use crate::buffer::with_buffer;
+use crate::codec::{Codec, CodecError};
+use crate::entry::Entry;
+use crate::error::{Error, ErrorKind, GetError};
+use crate::key::{AsKey, Key, KeyBuf, Scratch};
+use crate::keymap::KeyMap;
+use crate::lock::Lock;
+use crate::policy::{Expiry, Freshness, Invalidation};
+
+/// A region with settings for single calls, made by [`Region::with_expiry`] and its like.
+///
+/// ```
+/// use std::time::Duration;
+/// use dogpile::{Memory, Region};
+///
+/// let region = Region::builder(Memory::new(1 << 20)).build()?;
+/// let found: Option<String> = region
+///     .with_expiry(Duration::from_secs(5))
+///     .store_if(|name: &Option<String>| name.is_some())
+///     .get_or_create("user-15|name", || Ok::<_, std::io::Error>(None))?;
+/// assert_eq!(found, None);
+/// assert_eq!(region.get::<Option<String>>("user-15|name")?, None, "it was not stored");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+#[derive(Debug)]
+pub struct Call<'r, B, S, L, M, I, F = StoreAll> {
+    pub(super) region: &'r Region<B, S, L, M, I>,
+    /// `None`: entries of any age.
+    pub(super) expiry: Option<Expiry>,
+    pub(super) ttl: Option<Duration>,
+    pub(super) rule: F,
+}
+
+/// Which created values are stored.
+pub trait StoreRule<V> {
+    /// Whether `value` is.
+    fn stores(&self, value: &V) -> bool;
+}
+
+/// Every created value is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreAll;
+
+impl<V> StoreRule<V> for StoreAll {
+    fn stores(&self, _: &V) -> bool {
+        true
+    }
+}
+
+/// Created values are stored if a predicate says so.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreIf<F>(F);
+
+impl<V, F: Fn(&V) -> bool> StoreRule<V> for StoreIf<F> {
+    fn stores(&self, value: &V) -> bool {
+        (self.0)(value)
+    }
+}
+
+impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Call<'r, B, S, L, M, I> {
+    #[inline]
+    pub(super) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
+        Call { region, expiry: Some(region.shared.expiry), ttl: region.shared.ttl, rule: StoreAll }
+    }
+}
+
+impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S, L, M, I, F> {
+    /// See [`Region::with_expiry`].
+    pub fn with_expiry(mut self, expiry: impl Into<Expiry>) -> Self {
+        self.expiry = Some(expiry.into());
+        self
+    }
+
+    /// See [`Region::ignoring_expiry`].
+    pub fn ignoring_expiry(mut self) -> Self {
+        self.expiry = None;
+        self
+    }
+
+    /// See [`Region::with_ttl`].
+    pub fn with_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.ttl = ttl.into();
+        self
+    }
+
+    /// See [`Region::store_if`].
+    pub fn store_if<V, G: Fn(&V) -> bool>(self, rule: G) -> Call<'r, B, S, L, M, I, StoreIf<G>> {
+        Call { region: self.region, expiry: self.expiry, ttl: self.ttl, rule: StoreIf(rule) }
+    }
+
+    /// See [`Region::get`].
+    ///
+    /// # Errors
+    /// When the backend fails.
+    #[inline]
+    pub fn get<V>(&self, key: impl AsKey) -> Result<Option<V>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.with_key(&key, |key| Ok(self.read_fresh(key)?.map(|reading| reading.value)))
+    }
+
+    /// See [`Region::get_entry`].
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn get_entry<V>(&self, key: impl AsKey) -> Result<Option<Entry<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let Some(reading) = self.with_key(&key, |key| self.read_fresh(key))? else { return Ok(None) };
+        let now = self.shared().clock.now();
+        Ok(Some(Entry {
+            value: reading.value,
+            created: reading.meta.created,
+            age: reading.meta.created.map(|created| now.since(created)),
+            version: reading.meta.version,
+        }))
+    }
+
+    /// See [`Region::get_many`].
+    ///
+    /// # Errors
+    /// When the backend fails for any of them.
+    pub fn get_many<K: AsKey, V>(&self, keys: &[K]) -> Result<Vec<Option<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let mut room = KeyRoom::new();
+        let keys = room.map_all(keys, &self.shared().map);
+        let mut found = Vec::new();
+        self.shared().backend.get_many(&keys, &mut found)?;
+        let fresh = |reading: &Reading<V>| reading.freshness == Freshness::Fresh;
+        let value = |entry| self.shared().understand(entry, self.expiry).filter(fresh).map(|reading| reading.value);
+        Ok(found.into_iter().map(value).collect())
+    }
+
+    /// See [`Region::set`].
+    ///
+    /// # Errors
+    /// When the value cannot be encoded or the backend fails.
+    pub fn set<V>(&self, key: impl AsKey, value: &V) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        self.with_key(&key, |key| {
+            with_buffer(|entry| {
+                let now = region.invalidation.stamp(region.clock.now());
+                region.codec.encode(value, now, entry).map_err(|error| cannot_encode(key, &error))?;
+                region.backend.set(key, entry, self.ttl)
+            })
+        })
+    }
+
+    /// See [`Region::set_many`].
+    ///
+    /// # Errors
+    /// When a value cannot be encoded or the backend fails.
+    pub fn set_many<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.set_all(entries.iter().map(|(key, value)| (key, value)))
+    }
+
+    /// Stores the values of an iterator in one round trip.
+    pub(super) fn set_all<'v, K: AsKey + 'v, V: 'v>(
+        &self,
+        entries: impl Iterator<Item = (&'v K, &'v V)>,
+    ) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let now = region.invalidation.stamp(region.clock.now());
+        let mut batch = Batch::new();
+        for (key, value) in entries {
+            self.with_key(key, |key| {
+                let pushed = batch.try_push(key, |out| region.codec.encode(value, now, out));
+                pushed.map_err(|error| cannot_encode(key, &error))
+            })?;
+        }
+        region.backend.set_many(&batch, self.ttl)
+    }
+
+    /// See [`Region::get_or_create`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub fn get_or_create<V, E>(&self, key: impl AsKey, create: impl FnOnce() -> Result<V, E>) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        self.with_key(&key, |key| match self.read(key) {
+            Ok(Some(reading)) if reading.freshness == Freshness::Fresh => Ok(reading.value),
+            other => self.create_one(key, other, create),
+        })
+    }
+
+    #[cold]
+    fn create_one<V, E>(
+        &self,
+        key: Key<'_>,
+        first: Result<Option<Reading<V>>, Error>,
+        create: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        let mut flight = Flight::new();
+        flight.read(self.shared(), first)?;
+        let mut flights = [flight];
+        let mut create = Some(create);
+        sync::drive(self, &[key], &mut flights, |_| {
+            let create = create.take().expect("a value is created once");
+            create().map(|value| vec![value])
+        })?;
+        let [flight] = flights;
+        Ok(flight.into_value(self.shared()))
+    }
+
+    /// See [`Region::get_or_create_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn get_or_create_many<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        mut create: impl FnMut(&[&K]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        self.create_many(keys, |missing| {
+            let missing: Vec<&K> = missing.iter().map(|&at| &keys[at]).collect();
+            create(&missing)
+        })
+    }
+
+    /// The same, with a creator that is given positions in `keys`.
+    pub(super) fn create_many<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        mut create: impl FnMut(&[usize]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        let region = self.shared();
+        let mut room = KeyRoom::new();
+        let keys = room.map_all(keys, &region.map);
+        let (firsts, places) = distinct(&keys);
+        let keys: SmallVec<[Key<'_>; 1]> = firsts.iter().map(|&at| keys[at]).collect();
+        let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
+        sync::drive(self, &keys, &mut flights, |missing| {
+            let missing: Vec<usize> = missing.iter().map(|&at| firsts[at]).collect();
+            create(&missing)
+        })?;
+        let mut values: Vec<_> = flights.into_iter().map(|flight| Some(flight.into_value(region))).collect();
+        // Each value goes to the last place that wants it; the places before get clones.
+        let mut wanted = vec![0_usize; values.len()];
+        places.iter().for_each(|&at| wanted[at] += 1);
+        let value = |&at: &usize| {
+            wanted[at] -= 1;
+            let value = if wanted[at] == 0 { values[at].take() } else { values[at].clone() };
+            value.expect("is there until its last place took it")
+        };
+        Ok(places.iter().map(value).collect())
+    }
+
+    #[inline]
+    pub(super) fn shared(&self) -> &'r Shared<B, S, L, M, I> {
+        &self.region.shared
+    }
+
+    #[inline]
+    fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
+        let (mut scratch, mut room) = (Scratch::new(), KeyBuf::new());
+        then(self.shared().map.map(key.as_key(&mut scratch), &mut room))
+    }
+
+    #[inline]
+    fn read<V>(&self, key: Key<'_>) -> Result<Option<Reading<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let entry = region.backend.get(key).or_else(|error| region.miss_if_wrong_type(error))?;
+        Ok(region.understand(entry, self.expiry))
+    }
+
+    #[inline]
+    fn read_fresh<V>(&self, key: Key<'_>) -> Result<Option<Reading<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        Ok(self.read(key)?.filter(|reading| reading.freshness == Freshness::Fresh))
+    }
+}
+
+/// The position of the first of each distinct key, and for every key the number of its distinct one.
+fn distinct(keys: &[Key<'_>]) -> (Vec<usize>, Vec<usize>) {
+    let mut numbers = std::collections::HashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
+    let mut firsts = Vec::with_capacity(keys.len());
+    let number = |(at, key)| {
+        *numbers.entry(key).or_insert_with(|| {
+            firsts.push(at);
+            firsts.len() - 1
+        })
+    };
+    let places = keys.iter().enumerate().map(number).collect();
+    (firsts, places)
+}
+
+#[cold]
+pub(super) fn cannot_encode(key: Key<'_>, error: &CodecError) -> Error {
+    Error::new(ErrorKind::Codec, format!("writing {key}: {error}"))
+}

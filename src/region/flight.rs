@@ -1,0 +1,240 @@
+//! [`Flight`]: one caller's way to the value of one key; what it holds while the decision table leads it there.
+//!
+//! A flight does no I/O. A driver asks for its step, does it, and reports the result here.
+
+use std::task::{Context, Poll};
+use std::thread::ThreadId;
+
+use bytes::Bytes;
+
+use super::call::{Call, StoreRule, cannot_encode};
+use super::stats::Counter;
+use super::{Reading, Shared};
+use crate::backend::{Backend, Batch};
+use crate::codec::Codec;
+use crate::engine::dogpile::{Dogpile, Event, Step};
+use crate::entry::Timestamp;
+use crate::error::{Error, ErrorKind};
+use crate::key::Key;
+use crate::keymap::KeyMap;
+use crate::lock::line::{IfBusy, Joined, Leader, Line, Waiter, Woken};
+use crate::lock::{Attempt, Lock};
+use crate::policy::{Expiry, Freshness, Invalidation};
+
+/// One caller's way to the value of one key. Dropped at any point, it releases what it holds.
+pub(super) struct Flight<'r, V, G> {
+    machine: Dogpile,
+    /// What was read last.
+    found: Option<Reading<V>>,
+    /// What was created here, or shared by who created it.
+    made: Option<V>,
+    // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
+    guard: Option<G>,
+    place: Option<Place<'r>>,
+    /// How often the holder of the lock in another process was waited for.
+    pub(super) rounds: u32,
+}
+
+/// A flight's place in the line of its key.
+enum Place<'r> {
+    Leads(Leader<'r>),
+    Waits(Waiter<'r>),
+}
+
+impl<'r, V, G> Flight<'r, V, G> {
+    pub(super) fn new() -> Self {
+        Flight { machine: Dogpile::new(), found: None, made: None, guard: None, place: None, rounds: 0 }
+    }
+
+    /// What the driver does next.
+    pub(super) fn step(&self) -> Step {
+        self.machine.step()
+    }
+
+    /// Takes what reading the entry came to.
+    pub(super) fn read<B: Backend, S, L, M, I: Invalidation>(
+        &mut self,
+        region: &Shared<B, S, L, M, I>,
+        read: Result<Option<Reading<V>>, Error>,
+    ) -> Result<(), Error> {
+        match read {
+            Ok(found) => {
+                let freshness = self.keep(found);
+                self.machine.on(Event::Found(freshness));
+            }
+            Err(error) => {
+                region.tolerate(error, &region.counters.failed_reads)?;
+                self.unreachable();
+            }
+        }
+        Ok(())
+    }
+
+    /// The backend could not be read, and the region goes on without it.
+    pub(super) fn unreachable(&mut self) {
+        self.machine.on(Event::Unreachable);
+    }
+
+    /// Joins the line; only callers without any value stand in it.
+    pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
+        // A place from before, whose leader shared what could not be used, is given up first.
+        self.place = None;
+        let if_busy = if self.found.is_some() { IfBusy::Leave } else { IfBusy::Wait };
+        let event = match line.join(key, if_busy, thread) {
+            Some(Joined::Leads(leader)) => {
+                self.place = Some(Place::Leads(leader));
+                Event::Leads
+            }
+            Some(Joined::Waits(waiter)) => {
+                self.place = Some(Place::Waits(waiter));
+                Event::Busy
+            }
+            None => Event::Busy,
+            Some(Joined::Recursion) => {
+                let message = format!("creating {key}: its creator asks for the value that it is to create");
+                return Err(Error::new(ErrorKind::Creator, message));
+            }
+        };
+        self.machine.on(event);
+        Ok(())
+    }
+
+    /// Whether the wait in the line is over.
+    pub(super) fn poll_queue<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
+        &mut self,
+        region: &Shared<B, S, L, M, I>,
+        context: &Context<'_>,
+        thread: Option<ThreadId>,
+    ) -> Poll<()> {
+        let Some(Place::Waits(waiter)) = &mut self.place else { unreachable!("only who stands in line waits") };
+        let Poll::Ready(woken) = waiter.poll(context, thread) else { return Poll::Pending };
+        let event = match woken {
+            Woken::Leads(leader) => {
+                self.place = Some(Place::Leads(leader));
+                Event::Leads
+            }
+            // It was created while we waited, so its age does not matter.
+            Woken::Shared(entry) => match region.understand(Some(entry), None) {
+                Some(reading) => {
+                    self.made = Some(reading.value);
+                    Event::Shared
+                }
+                None => Event::Unusable,
+            },
+        };
+        self.machine.on(event);
+        Poll::Ready(())
+    }
+
+    /// Takes what trying to lock, and reading after that, came to.
+    pub(super) fn locked<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
+        &mut self,
+        region: &Shared<B, S, L, M, I>,
+        expiry: Option<Expiry>,
+        attempt: Option<Attempt<G>>,
+    ) {
+        let Some(Attempt { guard, entry }) = attempt else {
+            self.unreachable();
+            return;
+        };
+        let is_ours = guard.is_some();
+        self.guard = guard;
+        let freshness = self.keep(region.understand(entry, expiry));
+        self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
+    }
+
+    /// Takes what waiting for the holder came to.
+    pub(super) fn holder_woke(&mut self, is_reachable: bool) {
+        self.rounds += 1;
+        self.machine.on(if is_reachable { Event::Woken } else { Event::Unreachable });
+    }
+
+    /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the
+    /// batch if it is to be stored.
+    pub(super) fn created<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F: StoreRule<V>>(
+        &mut self,
+        call: &Call<'_, B, S, L, M, I, F>,
+        key: Key<'_>,
+        value: V,
+        time: Timestamp,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        let region = call.shared();
+        let before = batch.len();
+        let mut event = Event::CreatedUnstored;
+        match batch.try_push(key, |out| region.codec.encode(&value, time, out)) {
+            Ok(()) => {
+                if let Some(Place::Leads(leader)) = &self.place {
+                    leader.share(Bytes::copy_from_slice(batch.entry(before)));
+                }
+                if call.rule.stores(&value) {
+                    event = Event::Created;
+                }
+            }
+            Err(error) => region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?,
+        }
+        self.made = Some(value);
+        self.machine.on(event);
+        if self.step() != Step::Store {
+            batch.truncate(before);
+        }
+        Ok(())
+    }
+
+    /// The lock, to store and release in one.
+    pub(super) fn take_guard(&mut self) -> G {
+        self.guard.take().expect("only who holds the lock stores")
+    }
+
+    /// The value was stored, or that was tried.
+    pub(super) fn stored(&mut self) {
+        self.machine.on(Event::Stored);
+    }
+
+    /// Gives up lock and line once the value is at hand; those who wait in the line get it.
+    pub(super) fn settle(&mut self) {
+        if let (Some(Place::Leads(leader)), Step::ReturnFound, Some(found)) = (&self.place, self.step(), &self.found) {
+            // A stale value is nothing to wait for: whoever waits has none, and creates.
+            if found.freshness == Freshness::Fresh {
+                leader.share(found.entry.clone());
+            }
+        }
+        self.guard = None;
+        self.place = None;
+    }
+
+    /// The value, when the flight has ended.
+    pub(super) fn into_value<B: Backend, S, L, M, I: Invalidation>(self, region: &Shared<B, S, L, M, I>) -> V {
+        let value = match self.step() {
+            Step::ReturnFound => self.found.map(|found| {
+                if found.freshness == Freshness::Stale {
+                    region.counters.served_stale.add(1);
+                }
+                found.value
+            }),
+            Step::ReturnShared => {
+                region.counters.shared.add(1);
+                self.made
+            }
+            Step::ReturnCreated => self.made,
+            step => unreachable!("the flight is still at {step:?}"),
+        };
+        value.expect("the machine ends where there is a value")
+    }
+
+    fn keep(&mut self, found: Option<Reading<V>>) -> Freshness {
+        self.found = found;
+        self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness)
+    }
+}
+
+impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
+    /// Counts the error of a cache that its callers can do without, or passes it on.
+    pub(super) fn tolerate(&self, error: Error, counter: &Counter) -> Result<(), Error> {
+        if self.fail_closed {
+            return Err(error);
+        }
+        counter.add(1);
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! [`Region`]: values of one kind, where they live, how they are written, who creates them.
+//!
+//! [`builder`] sets one up, [`call`] reads and writes, [`flight`] carries one caller to one value through the
+//! decision table of `engine::dogpile`, [`sync`] is the blocking driver of flights, [`function`] makes functions
+//! cached.
+
+mod builder;
+mod call;
+mod flight;
+mod function;
+mod keys;
+mod stats;
+mod sync;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use self::keys::KeyRoom;
+use self::stats::Counters;
+use crate::backend::Backend;
+use crate::codec::{Codec, Meta, Msgpack, Seconds};
+use crate::entry::{Clock, Entry};
+use crate::error::{Error, ErrorKind, GetError};
+use crate::key::AsKey;
+use crate::keymap::{KeyMap, Unmapped};
+use crate::lock::line::Line;
+use crate::lock::{LocalLock, Lock};
+use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, judge};
+
+pub use self::builder::RegionBuilder;
+pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
+pub use self::function::{Function, FunctionMany, KeyArgs};
+pub use self::stats::Stats;
+
+/// A cache of values: where entries live (`B`), how they are written (`S`), who holds the lock while a value is
+/// created (`L`), how keys become the server's (`M`), and what is invalid (`I`).
+///
+/// A region is a handle; clones are the same region. All methods take `&self` and may be called from many threads.
+/// [`Region::get_or_create`] is what it is for. Settings for single calls are made by [`Region::with_expiry`],
+/// [`Region::ignoring_expiry`], [`Region::with_ttl`] and [`Region::store_if`].
+///
+/// ```
+/// use std::time::Duration;
+/// use dogpile::{Memory, Region};
+///
+/// let region = Region::builder(Memory::new(64 << 20))
+///     .expires_after(Duration::from_secs(3600))
+///     .build()?;
+///
+/// let name: String = region.get_or_create(("user-15", "name"), || load_name(15))?;
+/// assert_eq!(name, "Ann");
+/// assert_eq!(region.get::<String>(("user-15", "name"))?.as_deref(), Some("Ann"));
+/// # fn load_name(_: u64) -> Result<String, std::io::Error> { Ok("Ann".into()) }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Region<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I = LocalInvalidation> {
+    shared: Arc<Shared<B, S, L, M, I>>,
+}
+
+/// What the clones of a region share.
+struct Shared<B, S, L, M, I> {
+    backend: B,
+    codec: S,
+    lock: L,
+    map: M,
+    invalidation: I,
+    line: Line,
+    clock: Clock,
+    expiry: Expiry,
+    ttl: Option<Duration>,
+    patience: Option<Duration>,
+    fail_closed: bool,
+    counters: Counters,
+}
+
+/// A value that was read, and what it is good for.
+struct Reading<V> {
+    value: V,
+    meta: Meta,
+    entry: Bytes,
+    freshness: Freshness,
+}
+
+impl<B: Backend> Region<B> {
+    /// Begins to set up a region over `backend`.
+    #[must_use]
+    pub fn builder(backend: B) -> RegionBuilder<B> {
+        RegionBuilder::new(backend)
+    }
+}
+
+impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
+    /// The value of `key`; `None` when it is absent, stale or cannot be decoded. One round trip, and no allocation but
+    /// what `V` itself needs.
+    ///
+    /// A cached `None` of an `Option` is `Some(None)`.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    #[inline]
+    pub fn get<V>(&self, key: impl AsKey) -> Result<Option<V>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get(key)
+    }
+
+    /// The value of `key` with its creation time, age and version; otherwise as [`Region::get`].
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn get_entry<V>(&self, key: impl AsKey) -> Result<Option<Entry<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_entry(key)
+    }
+
+    /// The values of `keys`, in their order, duplicates kept. One round trip whatever the keys, none for no keys.
+    ///
+    /// # Errors
+    /// When the backend fails for any of them.
+    pub fn get_many<K: AsKey, V>(&self, keys: &[K]) -> Result<Vec<Option<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_many(keys)
+    }
+
+    /// Stores a value, in one round trip, and without allocating once the buffers are warm.
+    ///
+    /// # Errors
+    /// When the value cannot be encoded or the backend fails.
+    pub fn set<V>(&self, key: impl AsKey, value: &V) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().set(key, value)
+    }
+
+    /// Stores many values, of duplicates the last, in one round trip.
+    ///
+    /// # Errors
+    /// When a value cannot be encoded, and then nothing was stored; when the backend fails, and then some may have been.
+    pub fn set_many<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().set_many(entries)
+    }
+
+    /// Deletes a value; it does not matter whether it was there. One round trip.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn delete(&self, key: impl AsKey) -> Result<(), Error> {
+        self.delete_many(&[key])
+    }
+
+    /// Deletes many values in one round trip, none for no keys.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub fn delete_many<K: AsKey>(&self, keys: &[K]) -> Result<(), Error> {
+        let mut room = KeyRoom::new();
+        self.shared.backend.delete_many(&room.map_all(keys, &self.shared.map))
+    }
+
+    /// The value of `key`, created if it is not there.
+    ///
+    /// Of all callers, in all threads and, with a [`RedisLock`](crate::RedisLock), in all processes, one calls
+    /// `create`. While a value is stale the others get it as it is; while there is none they wait for the new one. If
+    /// `create` fails or panics, the lock is released and the next caller's `create` runs.
+    ///
+    /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. When the backend
+    /// is out of reach, `create` runs all the same, once per key at a time in this process, and its value is returned
+    /// ([`RegionBuilder::fail_closed`] makes that an error).
+    ///
+    /// # Errors
+    /// [`GetError::Create`] with the error of `create`. [`GetError::Cache`] when waiting took longer than the region's
+    /// [patience](RegionBuilder::patience), when `create` asks for the very key it is creating, and, if the region
+    /// fails closed, when the backend fails.
+    #[inline]
+    pub fn get_or_create<V, E>(&self, key: impl AsKey, create: impl FnOnce() -> Result<V, E>) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_or_create(key, create)
+    }
+
+    /// The values of `keys`, in their order, those created that are not there.
+    ///
+    /// `create` is given the keys that this caller must create, each once, in the order they were asked for, and
+    /// returns their values in that order. Values that others are creating are waited for; if they fail, `create` is
+    /// called again, with those. Round trips as in [`Region::get_or_create`], for all keys together.
+    ///
+    /// # Errors
+    /// As [`Region::get_or_create`], and when `create` returns another number of values than it was given keys.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set(2, &20_u64)?;
+    /// let values: Vec<u64> = region.get_or_create_many(&[1, 2, 3, 1], |missing| {
+    ///     assert_eq!(missing, [&1, &3]);
+    ///     Ok::<_, std::io::Error>(missing.iter().map(|key| **key as u64 * 10).collect())
+    /// })?;
+    /// assert_eq!(values, [10, 20, 30, 10]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_or_create_many<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        create: impl FnMut(&[&K]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_or_create_many(keys, create)
+    }
+
+    /// The same region with another expiry for single calls.
+    #[must_use]
+    pub fn with_expiry(&self, expiry: impl Into<Expiry>) -> Call<'_, B, S, L, M, I> {
+        self.call().with_expiry(expiry)
+    }
+
+    /// The same region for single calls that take entries of any age, invalidated ones too.
+    #[must_use]
+    pub fn ignoring_expiry(&self) -> Call<'_, B, S, L, M, I> {
+        self.call().ignoring_expiry()
+    }
+
+    /// The same region with another TTL for single calls; `None` for none.
+    #[must_use]
+    pub fn with_ttl(&self, ttl: impl Into<Option<Duration>>) -> Call<'_, B, S, L, M, I> {
+        self.call().with_ttl(ttl)
+    }
+
+    /// The same region for single calls that store a created value only if `rule` says so. It is returned, and given
+    /// to those who wait for it, in each case.
+    #[must_use]
+    pub fn store_if<V, F: Fn(&V) -> bool>(&self, rule: F) -> Call<'_, B, S, L, M, I, StoreIf<F>> {
+        self.call().store_if(rule)
+    }
+
+    #[inline]
+    fn call(&self) -> Call<'_, B, S, L, M, I> {
+        Call::new(self)
+    }
+
+    /// Whether somebody is creating the value of `key`: in this process, or, as far as the lock can tell, in another.
+    ///
+    /// # Errors
+    /// When the lock cannot tell.
+    pub fn is_locked(&self, key: impl AsKey) -> Result<bool, Error> {
+        let mut room = KeyRoom::new();
+        let keys = [key];
+        let key = room.map_all(&keys, &self.shared.map)[0];
+        Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
+    }
+
+    /// Makes all that was created up to now stale or absent, as far as the region's [`Invalidation`] reaches. Entries in
+    /// a [`Bare`](crate::codec::Bare) envelope have no time and stay.
+    pub fn invalidate(&self, how: Invalidate) {
+        self.shared.invalidation.invalidate(self.shared.clock.now(), how);
+    }
+
+    /// What happened since the region was built.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.read()
+    }
+
+    /// Where entries live.
+    #[must_use]
+    pub fn backend(&self) -> &B {
+        &self.shared.backend
+    }
+
+    /// What is invalid.
+    #[must_use]
+    pub fn invalidation(&self) -> &I {
+        &self.shared.invalidation
+    }
+}
+
+impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
+    /// Decodes and judges an entry. One that cannot be decoded is none.
+    #[inline]
+    fn understand<V>(&self, entry: Option<Bytes>, expiry: Option<Expiry>) -> Option<Reading<V>>
+    where
+        S: Codec<V>,
+    {
+        let entry = entry?;
+        let Ok((value, meta)) = self.codec.decode(&entry) else {
+            self.counters.undecodable.add(1);
+            return None;
+        };
+        let freshness = match expiry {
+            Some(expiry) => judge(meta.created, expiry, &self.clock, &self.invalidation),
+            None => Freshness::Fresh,
+        };
+        Some(Reading { value, meta, entry, freshness })
+    }
+
+    /// A reading of a key of another type is a miss.
+    fn miss_if_wrong_type(&self, error: Error) -> Result<Option<Bytes>, Error> {
+        if error.kind() != ErrorKind::WrongType {
+            return Err(error);
+        }
+        self.counters.wrong_type.add(1);
+        Ok(None)
+    }
+}
+
+impl<B, S, L, M, I> Clone for Region<B, S, L, M, I> {
+    fn clone(&self) -> Self {
+        Region { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<B: fmt::Debug, S, L, M, I> fmt::Debug for Region<B, S, L, M, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region")
+            .field("backend", &self.shared.backend)
+            .field("expiry", &self.shared.expiry)
+            .field("ttl", &self.shared.ttl)
+            .field("stats", &self.shared.counters.read())
+            .finish_non_exhaustive()
+    }
+}

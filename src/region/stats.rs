@@ -1,0 +1,70 @@
+//! Counts of what is not a plain hit: what was created, waited for, or went wrong.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What happened in a region since it was built. Hits are not counted: a counter that all threads write to would cost
+/// more than the rest of a hit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Values that a creator made.
+    pub created: u64,
+    /// Creators that failed or panicked.
+    pub failed_creations: u64,
+    /// Callers that got the value another caller of this process created.
+    pub shared: u64,
+    /// Callers that got a stale value while it was created anew.
+    pub served_stale: u64,
+    /// Entries that could not be decoded, or were of another version; each was a miss.
+    pub undecodable: u64,
+    /// Keys that held another type of data; each was a miss.
+    pub wrong_type: u64,
+    /// Readings that failed where the creator ran instead.
+    pub failed_reads: u64,
+    /// Locks that could not be asked for, where the creator ran without.
+    pub failed_locks: u64,
+    /// Created values that could not be stored, for their size, their type or because the backend failed.
+    pub failed_writes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) created: Counter,
+    pub(super) failed_creations: Counter,
+    pub(super) shared: Counter,
+    pub(super) served_stale: Counter,
+    pub(super) undecodable: Counter,
+    pub(super) wrong_type: Counter,
+    pub(super) failed_reads: Counter,
+    pub(super) failed_locks: Counter,
+    pub(super) failed_writes: Counter,
+}
+
+#[derive(Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, more: usize) {
+        self.0.fetch_add(more as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    pub(super) fn read(&self) -> Stats {
+        Stats {
+            created: self.created.get(),
+            failed_creations: self.failed_creations.get(),
+            shared: self.shared.get(),
+            served_stale: self.served_stale.get(),
+            undecodable: self.undecodable.get(),
+            wrong_type: self.wrong_type.get(),
+            failed_reads: self.failed_reads.get(),
+            failed_locks: self.failed_locks.get(),
+            failed_writes: self.failed_writes.get(),
+        }
+    }
+}
