@@ -149,8 +149,8 @@ mod tests {
     fn invalidation_decides_first() {
         let clock = Clock::manual(at(100 * SECOND));
         let invalidation = LocalInvalidation::default();
-        invalidation.invalidate(at(90 * SECOND), Invalidate::Soft);
         invalidation.invalidate(at(80 * SECOND), Invalidate::Hard);
+        invalidation.invalidate(at(90 * SECOND), Invalidate::Soft);
         let judge = |created| judge(Some(at(created)), Expiry::After(Duration::from_secs(5)), &clock, &invalidation);
         assert_eq!(judge(80 * SECOND), Freshness::Absent);
         assert_eq!(judge(90 * SECOND), Freshness::Stale);

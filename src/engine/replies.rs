@@ -44,6 +44,8 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+const NO_TYPE: Malformed = Malformed("the reply begins with a byte that is no type of RESP");
+
 /// The longest line (status, error, number) that is read.
 const MAX_LINE: usize = 64 * 1024;
 
@@ -118,7 +120,9 @@ impl Replies {
     fn cut(&self, input: &mut BytesMut) -> Result<Cut, Malformed> {
         let Some(&kind) = input.first() else { return Ok(Cut::More(1)) };
         // Where the line after the kind ends, if it is here already.
-        let Some(end) = line_end(input)? else { return Ok(Cut::More(1)) };
+        let Some(end) = line_end(input)? else {
+            return if b"$*:+-_#,(=!~%>|".contains(&kind) { Ok(Cut::More(1)) } else { Err(NO_TYPE) };
+        };
         let line = &input[1..end];
         let token = match kind {
             b'$' | b'=' | b'!' => return self.cut_bulk(kind, end, input),
@@ -147,7 +151,7 @@ impl Replies {
             b'+' | b',' => Token::Status(cut_line(input, end)),
             b'(' => Token::Bulk(cut_line(input, end)),
             b'-' => Token::Error(cut_line(input, end)),
-            _ => return Err(Malformed("the reply begins with a byte that is no type of RESP")),
+            _ => return Err(NO_TYPE),
         };
         if matches!(kind, b':' | b'_' | b'#') {
             input.advance(end + 2);
@@ -206,10 +210,10 @@ fn cut_line(input: &mut BytesMut, end: usize) -> Bytes {
     line
 }
 
-/// Where the first line's CR stands; `None` when the line is not complete.
+/// Where the CR of the first line stands, behind its type; `None` when the line is not complete.
 #[inline]
 fn line_end(input: &[u8]) -> Result<Option<usize>, Malformed> {
-    match input.iter().take(MAX_LINE).position(|&byte| byte == b'\r') {
+    match input.iter().take(MAX_LINE).skip(1).position(|&byte| byte == b'\r').map(|at| at + 1) {
         Some(at) => match input.get(at + 1) {
             Some(b'\n') => Ok(Some(at)),
             Some(_) => Err(Malformed("a CR is not followed by LF")),

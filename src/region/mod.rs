@@ -86,7 +86,6 @@ struct Reading<V> {
 
 impl<B: Backend> Region<B> {
     /// Begins to set up a region over `backend`.
-    #[must_use]
     pub fn builder(backend: B) -> RegionBuilder<B> {
         RegionBuilder::new(backend)
     }
@@ -224,26 +223,22 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     }
 
     /// The same region with another expiry for single calls.
-    #[must_use]
     pub fn with_expiry(&self, expiry: impl Into<Expiry>) -> Call<'_, B, S, L, M, I> {
         self.call().with_expiry(expiry)
     }
 
     /// The same region for single calls that take entries of any age, invalidated ones too.
-    #[must_use]
     pub fn ignoring_expiry(&self) -> Call<'_, B, S, L, M, I> {
         self.call().ignoring_expiry()
     }
 
     /// The same region with another TTL for single calls; `None` for none.
-    #[must_use]
     pub fn with_ttl(&self, ttl: impl Into<Option<Duration>>) -> Call<'_, B, S, L, M, I> {
         self.call().with_ttl(ttl)
     }
 
     /// The same region for single calls that store a created value only if `rule` says so. It is returned, and given
     /// to those who wait for it, in each case.
-    #[must_use]
     pub fn store_if<V, F: Fn(&V) -> bool>(&self, rule: F) -> Call<'_, B, S, L, M, I, StoreIf<F>> {
         self.call().store_if(rule)
     }

@@ -1,7 +1,7 @@
 //! The blocking driver of flights: does what each one's next step is, many at once where that is one round trip.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ where
         } else if let Some(&at) = which(flights, Step::Queue).first() {
             let waker = Waker::from(Arc::new(Unpark(thread::current())));
             let context = Context::from_waker(&waker);
-            while let Poll::Pending = flights[at].poll_queue(region, &context, thread) {
+            while flights[at].poll_queue(region, &context, thread).is_pending() {
                 match deadline {
                     None => thread::park(),
                     Some(_) => thread::park_timeout(time_left(deadline, keys[at])?),

@@ -70,7 +70,6 @@ impl Redis {
     }
 
     /// A server at a URL, with settings.
-    #[must_use]
     pub fn builder(url: &str) -> RedisBuilder {
         RedisBuilder {
             writer: url.into(),

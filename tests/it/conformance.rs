@@ -1,0 +1,74 @@
+//! Every backend, codec and lock of the crate passes the suites that the crate ships.
+
+use std::time::Duration;
+
+use dogpile::{Bare, Full, HashExpiry, Memory, Msgpack, Raw, Redis, RedisLock, Seconds, testing};
+
+use crate::support::Server;
+
+#[test]
+fn memory() {
+    testing::backend(&Memory::new(256 << 20), "suite:");
+}
+
+#[test]
+fn redis() {
+    let server = Server::start();
+    testing::backend(&server.redis(), "suite:");
+    let one = Redis::builder(&server.url()).connections(1).hash_expiry(HashExpiry::Always).build().unwrap();
+    testing::backend(&one, "another:");
+}
+
+#[test]
+fn redis_resp2() {
+    // A server that does not know HELLO speaks RESP2.
+    let server = Server::with(&["--rename-command", "HELLO", ""]);
+    testing::backend(&server.redis(), "suite:");
+    testing::lock(&server.redis(), &RedisLock::new(), &RedisLock::new(), "lock:");
+}
+
+#[test]
+#[cfg(unix)]
+fn redis_over_a_unix_socket() {
+    let server = Server::start();
+    let redis = Redis::open(&format!("unix://{}", server.socket().display())).unwrap();
+    testing::backend(&redis, "suite:");
+}
+
+#[test]
+#[cfg(feature = "driver")]
+fn driver() {
+    let server = Server::start();
+    for protocol in ["resp2", "resp3"] {
+        let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
+        let driver = dogpile::Driver::new(4, move || client.get_connection());
+        testing::backend(&driver, &format!("{protocol}:"));
+        testing::lock(&driver, &RedisLock::new(), &RedisLock::new(), &format!("{protocol}:"));
+    }
+}
+
+#[test]
+fn redis_lock() {
+    let server = Server::start();
+    let lock = || RedisLock::new().lease(Duration::from_secs(30));
+    testing::lock(&server.redis(), &lock(), &lock(), "lock:");
+    let discard = || lock().prefix("_lock").when_lost(dogpile::Discard);
+    testing::lock(&server.redis(), &discard(), &discard(), "lock:");
+}
+
+#[test]
+fn codecs() {
+    let texts = ["".to_string(), "mellifluous".into(), "日本語".into(), "x".repeat(70_000)];
+    testing::codec(&Msgpack::<Seconds>::new(), &texts);
+    testing::codec(&Msgpack::<Full>::new(), &[Some(1_i64), None, Some(i64::MIN)]);
+    testing::codec(&Msgpack::<Bare>::new(), &[vec![(1_u8, "a".to_string())], vec![]]);
+    testing::codec(&Raw, &texts);
+    testing::codec(&Raw, &[Some(15_i64), None]);
+    #[cfg(feature = "json")]
+    {
+        testing::codec(&dogpile::Json::<Seconds>::new(), &texts);
+        testing::codec(&dogpile::Json::<Full>::new(), &[1.5_f64, 0.1, 1e300]);
+    }
+    #[cfg(feature = "serde")]
+    testing::codec(&dogpile::Serde::<Full>::new(), &[vec![(1_u8, "a".to_string())], vec![]]);
+}

@@ -1,0 +1,8 @@
+//! The crate as its users see it, against real servers.
+
+mod conformance;
+mod faults;
+mod locks;
+mod redis;
+mod region;
+mod support;

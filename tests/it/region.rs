@@ -1,0 +1,615 @@
+//! What a region promises, whatever the backend: on `Memory`, with a clock that is moved by hand.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytestring::ByteString;
+use dogpile::{
+    Backend, Bare, Batch, Clock, Digest, ErrorKind, Expiry, Full, GetError, Invalidate, Key, KeyBuf, Memory, Msgpack,
+    Prefix, Raw, Region, RegionBuilder, Timestamp,
+};
+
+use crate::support::eventually;
+
+const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn clocked() -> (RegionBuilder<Memory>, Clock) {
+    let clock = Clock::manual(START);
+    let memory = Memory::with_clock(64 << 20, clock.clone());
+    (Region::builder(memory).clock(clock.clone()), clock)
+}
+
+fn plain() -> Region<Memory> {
+    Region::builder(Memory::new(64 << 20)).build().unwrap()
+}
+
+fn fine<V>(value: V) -> Result<V, Infallible> {
+    Ok(value)
+}
+
+/// Waits until somebody waits in the line: a moment is enough, since nothing else is left to do.
+fn a_moment() {
+    std::thread::sleep(Duration::from_millis(30));
+}
+
+#[test]
+fn a_cached_none_is_not_a_miss() {
+    let region = plain();
+    assert_eq!(region.get::<Option<u64>>("k").unwrap(), None);
+    region.set("k", &None::<u64>).unwrap();
+    assert_eq!(region.get::<Option<u64>>("k").unwrap(), Some(None));
+    let value = region.get_or_create("k", || -> Result<Option<u64>, Infallible> { panic!("it is there") });
+    assert_eq!(value.unwrap(), None);
+}
+
+#[test]
+fn an_entry_knows_when_it_was_created() {
+    let (builder, clock) = clocked();
+    let region = builder.codec(Msgpack::<Full>::new()).build().unwrap();
+    assert!(region.get_entry::<u64>("k").unwrap().is_none());
+    region.set("k", &15_u64).unwrap();
+    clock.advance(5 * SECOND);
+    let entry = region.get_entry::<u64>("k").unwrap().unwrap();
+    assert_eq!((entry.value, entry.created, entry.age, entry.version), (15, Some(START), Some(5 * SECOND), Some(2)));
+    let bare = Region::builder(Memory::new(1 << 20)).codec(Msgpack::<Bare>::new()).build().unwrap();
+    bare.set("k", &15_u64).unwrap();
+    let entry = bare.get_entry::<u64>("k").unwrap().unwrap();
+    assert_eq!((entry.created, entry.age, entry.version), (None, None, None));
+}
+
+#[test]
+fn expiry_is_of_the_region_or_of_the_call() {
+    let (builder, clock) = clocked();
+    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    region.set("k", &15_u64).unwrap();
+    clock.advance(9 * SECOND);
+    assert_eq!(region.get("k").unwrap(), Some(15_u64));
+    assert_eq!(region.with_expiry(9 * SECOND).get::<u64>("k").unwrap(), None);
+    clock.advance(SECOND);
+    assert_eq!(region.get::<u64>("k").unwrap(), None);
+    assert_eq!(region.get_entry::<u64>("k").unwrap(), None);
+    assert_eq!(region.get_many::<_, u64>(&["k"]).unwrap(), [None]);
+    assert_eq!(region.ignoring_expiry().get("k").unwrap(), Some(15_u64));
+    assert_eq!(region.with_expiry(Expiry::Never).get("k").unwrap(), Some(15_u64));
+    assert_eq!(region.with_expiry(11 * SECOND).get_or_create("k", || fine(16_u64)).unwrap(), 15);
+    assert_eq!(region.get_or_create("k", || fine(16_u64)).unwrap(), 16);
+    assert_eq!(region.get("k").unwrap(), Some(16_u64));
+}
+
+#[test]
+fn the_ttl_is_of_the_region_or_of_the_call() {
+    let (builder, clock) = clocked();
+    let region = builder.ttl(10 * SECOND).build().unwrap();
+    region.set("a", &1_u64).unwrap();
+    region.with_ttl(20 * SECOND).set("b", &2_u64).unwrap();
+    region.with_ttl(None).set_many(&[("c", 3_u64)]).unwrap();
+    region.get_or_create("d", || fine(4_u64)).unwrap();
+    let all = |region: &Region<Memory>| region.get_many::<_, u64>(&["a", "b", "c", "d"]).unwrap();
+    assert_eq!(all(&region), [Some(1), Some(2), Some(3), Some(4)]);
+    clock.advance(10 * SECOND);
+    assert_eq!(all(&region), [None, Some(2), Some(3), None]);
+    clock.advance(10 * SECOND);
+    assert_eq!(all(&region), [None, None, Some(3), None]);
+}
+
+#[test]
+fn many_in_the_callers_order_with_duplicates() {
+    let region = plain();
+    assert_eq!(region.get_many::<&str, u64>(&[]).unwrap(), []);
+    region.set_many::<&str, u64>(&[]).unwrap();
+    region.delete_many::<&str>(&[]).unwrap();
+    region.set_many(&[(1, 10_u64), (2, 20), (1, 11)]).unwrap();
+    assert_eq!(region.get_many(&[2, 1, 3, 2]).unwrap(), [Some(20_u64), Some(11), None, Some(20)]);
+    region.delete_many(&[1, 1, 3]).unwrap();
+    assert_eq!(region.get_many(&[1, 2]).unwrap(), [None, Some(20_u64)]);
+    region.set_many(&[(("h", 1), 10_u64), (("h", 2), 20)]).unwrap();
+    assert_eq!(region.get(("h", "2")).unwrap(), Some(20_u64));
+    region.delete(("h", 2)).unwrap();
+    assert_eq!(region.get::<u64>(("h", "2")).unwrap(), None);
+}
+
+#[test]
+fn key_maps_apply_to_all() {
+    let memory = Memory::new(1 << 20);
+    let region = Region::builder(memory).keys((Prefix::new("app:"), Digest::from_length(20))).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    region.set_many(&[("a rather long key, all in all", 2_u64)]).unwrap();
+    region.get_or_create(("h", "f"), || fine(3_u64)).unwrap();
+    assert!(region.backend().get(Key::from("app:k")).unwrap().is_some());
+    assert!(region.backend().get(Key::from(("app:h", "f"))).unwrap().is_some());
+    assert_eq!(region.get_many(&["a rather long key, all in all"]).unwrap(), [Some(2_u64)]);
+    assert_eq!(region.backend().len(), 3);
+    region.delete_many(&["k", "a rather long key, all in all"]).unwrap();
+    assert_eq!(region.backend().len(), 1);
+}
+
+#[test]
+fn undecodable_entries_are_misses_that_heal() {
+    let region = plain();
+    for bytes in [&b""[..], b"\xc1", b"\x92\xa1a", b"not msgpack at all", b"\x92\x05\x06\x07"] {
+        let before = region.stats().undecodable;
+        region.backend().set(Key::from("k"), bytes, None).unwrap();
+        assert_eq!(region.get::<u64>("k").unwrap(), None);
+        assert_eq!(region.get_many::<_, u64>(&["k"]).unwrap(), [None]);
+        assert_eq!(region.stats().undecodable - before, 2);
+        assert_eq!(region.get_or_create("k", || fine(7_u64)).unwrap(), 7);
+        assert_eq!(region.get("k").unwrap(), Some(7_u64), "it was overwritten");
+    }
+    region.set("k", &"text".to_string()).unwrap();
+    assert_eq!(region.get::<u64>("k").unwrap(), None, "an entry of another type is a miss too");
+    let newer = Region::builder(Memory::new(1 << 20)).codec(Msgpack::<Full>::new().version(3)).build().unwrap();
+    let mut old = Vec::new();
+    dogpile::Codec::encode(&Msgpack::<Full>::new(), &7_u64, START, &mut old).unwrap();
+    newer.backend().set(Key::from("k"), &old, None).unwrap();
+    assert_eq!(newer.get::<u64>("k").unwrap(), None, "an entry of another version is a miss");
+}
+
+#[test]
+fn a_value_that_cannot_be_encoded_is_returned_and_not_stored() {
+    let region = Region::builder(Memory::new(1 << 20)).codec(Raw).build().unwrap();
+    let bad = "with \x7f inside".to_string();
+    assert_eq!(region.set("k", &bad).unwrap_err().kind(), ErrorKind::Codec);
+    assert_eq!(region.set_many(&[("a", "fine".to_string()), ("k", bad.clone())]).unwrap_err().kind(), ErrorKind::Codec);
+    assert!(region.backend().is_empty(), "nothing is stored of a batch that cannot be encoded");
+    assert_eq!(region.get_or_create("k", || fine(bad.clone())).unwrap(), bad);
+    assert_eq!((region.stats().failed_writes, region.backend().len()), (1, 0));
+    let closed = Region::builder(Memory::new(1 << 20)).codec(Raw).fail_closed().build().unwrap();
+    let error = closed.get_or_create("k", || fine(bad.clone())).unwrap_err();
+    assert!(matches!(error, GetError::Cache(error) if error.kind() == ErrorKind::Codec));
+    assert!(!closed.is_locked("k").unwrap());
+}
+
+#[test]
+fn invalidation_is_hard_or_soft() {
+    let (builder, clock) = clocked();
+    let region = builder.build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    region.invalidate(Invalidate::Soft);
+    assert_eq!(region.get::<u64>("k").unwrap(), None);
+    assert_eq!(region.ignoring_expiry().get("k").unwrap(), Some(1_u64));
+    // Created anew by one while others get the stale value: here the only caller creates.
+    assert_eq!(region.get_or_create("k", || fine(2_u64)).unwrap(), 2);
+    assert_eq!(region.get("k").unwrap(), Some(2_u64), "what is created in the second of the invalidation is valid");
+    region.invalidate(Invalidate::Hard);
+    assert_eq!(region.get::<u64>("k").unwrap(), None);
+    region.set("k", &3_u64).unwrap();
+    assert_eq!(region.get("k").unwrap(), Some(3_u64));
+    clock.advance(100 * SECOND);
+    assert_eq!(region.get("k").unwrap(), Some(3_u64));
+}
+
+#[test]
+fn what_is_invalidated_while_it_is_created_is_not_valid() {
+    let (builder, clock) = clocked();
+    let region = builder.build().unwrap();
+    let value = region.get_or_create("k", || {
+        clock.advance(2 * SECOND);
+        region.invalidate(Invalidate::Hard);
+        clock.advance(2 * SECOND);
+        fine(1_u64)
+    });
+    assert_eq!(value.unwrap(), 1);
+    assert_eq!(region.get::<u64>("k").unwrap(), None, "it may be made of what was there before");
+}
+
+#[test]
+fn one_of_many_threads_creates() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let barrier = Barrier::new(32);
+    std::thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                barrier.wait();
+                let value = region.get_or_create("k", || {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    assert!(region.is_locked("k").unwrap());
+                    a_moment();
+                    fine(15_u64)
+                });
+                assert_eq!(value.unwrap(), 15);
+            });
+        }
+    });
+    assert_eq!(calls.into_inner(), 1);
+    assert!(!region.is_locked("k").unwrap());
+    let stats = region.stats();
+    assert_eq!((stats.created, stats.failed_creations), (1, 0));
+    assert!(stats.shared <= 31);
+}
+
+#[test]
+fn a_stale_value_is_served_while_one_creates() {
+    let (builder, clock) = clocked();
+    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    clock.advance(10 * SECOND);
+    let (created, go) = (AtomicUsize::new(0), Barrier::new(2));
+    std::thread::scope(|scope| {
+        let creator = scope.spawn(|| {
+            region.get_or_create("k", || {
+                created.fetch_add(1, Ordering::SeqCst);
+                go.wait();
+                go.wait();
+                fine(2_u64)
+            })
+        });
+        go.wait();
+        // The creator is at work: nobody waits, nobody else creates.
+        for _ in 0..10 {
+            let value = region.get_or_create("k", || -> Result<u64, Infallible> { panic!("one creates") });
+            assert_eq!(value.unwrap(), 1);
+        }
+        go.wait();
+        assert_eq!(creator.join().unwrap().unwrap(), 2);
+    });
+    assert_eq!((region.get("k").unwrap(), region.stats().served_stale), (Some(2_u64), 10));
+}
+
+#[test]
+fn who_wins_a_race_for_a_stale_value_reads_again() {
+    let (builder, clock) = clocked();
+    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    clock.advance(10 * SECOND);
+    let created = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let value = region.get_or_create("k", || {
+                        created.fetch_add(1, Ordering::SeqCst);
+                        fine(2_u64)
+                    });
+                    assert!(matches!(value, Ok(1 | 2)));
+                }
+            });
+        }
+    });
+    assert_eq!(created.into_inner(), 1);
+}
+
+#[test]
+fn a_creator_that_fails_lets_the_next_one_try() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let results: Vec<Result<u64, GetError<String>>> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    region.get_or_create("k", || {
+                        let call = calls.fetch_add(1, Ordering::SeqCst);
+                        a_moment();
+                        if call < 3 { Err(format!("no {call}")) } else { Ok(15) }
+                    })
+                })
+            })
+            .collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+    });
+    assert_eq!(calls.into_inner(), 4, "each failure elects one more");
+    assert_eq!(results.iter().filter(|result| matches!(result, Ok(15))).count(), 5);
+    let mut errors: Vec<String> =
+        results.into_iter().filter_map(Result::err).map(|error| error.into_create().unwrap()).collect();
+    errors.sort();
+    assert_eq!(errors, ["no 0", "no 1", "no 2"]);
+    assert_eq!((region.stats().failed_creations, region.stats().created), (3, 1));
+}
+
+#[test]
+fn a_creator_that_panics_lets_the_next_one_try() {
+    let region = plain();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let panics = scope.spawn(|| {
+            catch_unwind(AssertUnwindSafe(|| {
+                region.get_or_create("k", || -> Result<u64, Infallible> {
+                    entered.wait();
+                    a_moment();
+                    panic!("as it should")
+                })
+            }))
+            .is_err()
+        });
+        entered.wait();
+        let value = region.get_or_create("k", || fine(15_u64));
+        assert_eq!(value.unwrap(), 15);
+        assert!(panics.join().unwrap());
+    });
+    assert!(!region.is_locked("k").unwrap());
+    assert_eq!(region.stats().failed_creations, 1);
+}
+
+#[test]
+fn a_creator_that_asks_for_its_own_value_is_told() {
+    let region = plain();
+    let error = region
+        .get_or_create("k", || region.get_or_create("k", || fine(1_u64)).map_err(|error| error.to_string()))
+        .unwrap_err()
+        .into_create()
+        .unwrap();
+    assert!(error.contains("creating k: its creator asks for the value that it is to create"), "{error}");
+    // Another key is fine.
+    let value = region.get_or_create("k", || region.get_or_create("other", || fine(1_u64)));
+    assert_eq!(value.unwrap(), 1);
+}
+
+#[test]
+fn patience_ends() {
+    let region = Region::builder(Memory::new(1 << 20)).patience(Duration::from_millis(50)).build().unwrap();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| {
+            region.get_or_create("k", || {
+                entered.wait();
+                entered.wait();
+                fine(15_u64)
+            })
+        });
+        entered.wait();
+        let begun = Instant::now();
+        let error = region.get_or_create("k", || fine(16_u64)).unwrap_err();
+        assert!(matches!(&error, GetError::Cache(error) if error.kind() == ErrorKind::Timeout), "{error}");
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+        entered.wait();
+        assert_eq!(slow.join().unwrap().unwrap(), 15);
+    });
+    assert_eq!(Region::builder(Memory::new(1)).patience(Duration::ZERO).build().unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[test]
+fn what_is_not_to_be_stored_is_still_shared() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let entered = Barrier::new(2);
+    let unstored = |value: u64| {
+        region.store_if(|value: &u64| *value > 100).get_or_create("k", || {
+            calls.fetch_add(1, Ordering::SeqCst);
+            entered.wait();
+            a_moment();
+            fine(value)
+        })
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| unstored(1));
+        entered.wait();
+        let others: Vec<_> = (0..4).map(|_| scope.spawn(|| region.get_or_create("k", || fine(2_u64)))).collect();
+        assert_eq!(first.join().unwrap().unwrap(), 1);
+        for other in others {
+            // Who came too late for the first value created a second one.
+            assert!(matches!(other.join().unwrap(), Ok(1 | 2)));
+        }
+    });
+    assert_eq!(calls.into_inner(), 1);
+    region.delete("k").unwrap();
+    assert_eq!(region.store_if(|value: &u64| *value > 100).get_or_create("k", || fine(7_u64)).unwrap(), 7);
+    assert_eq!(region.get::<u64>("k").unwrap(), None);
+    assert_eq!(region.store_if(|value: &u64| *value > 100).get_or_create("k", || fine(700_u64)).unwrap(), 700);
+    assert_eq!(region.get("k").unwrap(), Some(700_u64));
+}
+
+#[test]
+fn many_are_created_by_whoever_leads_them() {
+    let region = plain();
+    region.set("b", &"old b".to_string()).unwrap();
+    let mut asked = Vec::new();
+    let values: Vec<String> = region
+        .get_or_create_many(&["a", "b", "c", "a"], |missing| {
+            asked.push(missing.iter().map(ToString::to_string).collect::<Vec<_>>());
+            fine(missing.iter().map(|key| format!("new {key}")).collect())
+        })
+        .unwrap();
+    assert_eq!(values, ["new a", "old b", "new c", "new a"]);
+    assert_eq!(asked, [["a", "c"]]);
+    let none: Vec<String> =
+        region.get_or_create_many(&[] as &[&str], |_| -> Result<_, Infallible> { panic!() }).unwrap();
+    assert!(none.is_empty());
+    let error = region.get_or_create_many(&["x", "y"], |_| fine(vec![1_u64])).unwrap_err();
+    assert_eq!(error.to_string(), "the cache failed: creating 2 keys: the creator returned 1 values");
+    let error = region.get_or_create_many(&["x", "y"], |_| Err::<Vec<u64>, _>("no")).unwrap_err();
+    assert!(matches!(error, GetError::Create("no")));
+    assert!(!region.is_locked("x").unwrap() && !region.is_locked("y").unwrap());
+}
+
+#[test]
+fn many_callers_of_overlapping_keys_create_each_once() {
+    let region = plain();
+    let created = std::sync::Mutex::new(HashMap::<u64, usize>::new());
+    std::thread::scope(|scope| {
+        for thread in 0..8_u64 {
+            let (region, created) = (&region, &created);
+            scope.spawn(move || {
+                for round in 0..50 {
+                    // Each thread asks in another order, which must not make them wait for each other for ever.
+                    let keys: Vec<u64> = (0..10).map(|at| round * 10 + (at * (2 * thread + 3) + thread) % 10).collect();
+                    let values: Vec<u64> = region
+                        .get_or_create_many(&keys, |missing| {
+                            for key in missing {
+                                *created.lock().unwrap().entry(**key).or_default() += 1;
+                            }
+                            std::thread::yield_now();
+                            fine(missing.iter().map(|key| **key * 2).collect())
+                        })
+                        .unwrap();
+                    assert_eq!(values, keys.iter().map(|key| key * 2).collect::<Vec<_>>());
+                }
+            });
+        }
+    });
+    let created = created.into_inner().unwrap();
+    assert_eq!(created.len(), 500);
+    assert!(created.values().all(|times| *times == 1), "{created:?}");
+}
+
+#[test]
+fn many_wait_for_what_others_create_and_take_over_when_they_fail() {
+    let region = plain();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            region.get_or_create("b", || -> Result<u64, &str> {
+                entered.wait();
+                a_moment();
+                Err("no")
+            })
+        });
+        entered.wait();
+        let mut asked = Vec::new();
+        let values: Vec<u64> = region
+            .get_or_create_many(&["a", "b", "c"], |missing| {
+                asked.push(missing.iter().map(ToString::to_string).collect::<Vec<_>>());
+                fine(missing.iter().map(|key| u64::from(key.as_bytes()[0])).collect())
+            })
+            .unwrap();
+        assert_eq!(values, [97, 98, 99]);
+        assert_eq!(asked, [vec!["a", "c"], vec!["b"]]);
+        assert!(other.join().unwrap().is_err());
+    });
+}
+
+#[test]
+fn cached_functions() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let name = region.function("users:name", |(id, upper): &(u64, bool)| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        fine(format!("{}{id}", if *upper { "USER" } else { "user" }))
+    });
+    assert_eq!(name.key(&(15, true)), KeyBuf::from("users:name|15 True"));
+    assert_eq!(name.call(&(15, true)).unwrap(), "USER15");
+    assert_eq!(name.call(&(15, true)).unwrap(), "USER15");
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(name.get(&(15, false)).unwrap(), None);
+    name.set(&(15, false), &"set".to_string()).unwrap();
+    assert_eq!(name.call(&(15, false)).unwrap(), "set");
+    assert_eq!(name.refresh(&(15, false)).unwrap(), "user15");
+    assert_eq!(name.get(&(15, false)).unwrap().as_deref(), Some("user15"));
+    name.invalidate(&(15, true)).unwrap();
+    assert_eq!(region.get::<String>("users:name|15 True").unwrap(), None);
+    assert_eq!(name.original()(&(1, false)).unwrap(), "user1");
+
+    let lengths = region.function_many("len", |texts: &[&String]| {
+        calls.fetch_add(texts.len(), Ordering::SeqCst);
+        fine(texts.iter().map(|text| text.len() as u64).collect())
+    });
+    let texts = ["a", "bbb", "a", "cc"].map(String::from);
+    calls.store(0, Ordering::SeqCst);
+    assert_eq!(lengths.call(&texts).unwrap(), [1, 3, 1, 2]);
+    assert_eq!(lengths.call(&texts).unwrap(), [1, 3, 1, 2]);
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    lengths.set(&[("bbb".into(), 30)]).unwrap();
+    assert_eq!(lengths.get(&texts).unwrap(), [Some(1), Some(30), Some(1), Some(2)]);
+    assert_eq!(lengths.refresh(&texts).unwrap(), [1, 3, 1, 2]);
+    lengths.invalidate(&texts[..2]).unwrap();
+    assert_eq!(lengths.get(&texts).unwrap(), [None, None, None, Some(2)]);
+
+    let keyed = region.function("f", |id: &u64| fine(*id)).keyed_by(|id| KeyBuf::from(("numbers", &*id.to_string())));
+    assert_eq!(keyed.call(&7).unwrap(), 7);
+    assert_eq!(region.get(("numbers", 7)).unwrap(), Some(7_u64));
+}
+
+#[test]
+fn blocking_callers_of_clones_share_one_line() {
+    let region = plain();
+    let twin = region.clone();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            region.get_or_create("k", || {
+                entered.wait();
+                a_moment();
+                fine(ByteString::from("first"))
+            })
+        });
+        entered.wait();
+        assert_eq!(twin.get_or_create("k", || fine(ByteString::from("second"))).unwrap(), "first");
+        assert_eq!(first.join().unwrap().unwrap(), "first");
+    });
+}
+
+/// A backend that fails when told to.
+struct Flaky {
+    inner: Memory,
+    fails: std::sync::atomic::AtomicBool,
+}
+
+impl Flaky {
+    fn check(&self) -> Result<(), dogpile::Error> {
+        if self.fails.load(Ordering::SeqCst) { Err(dogpile::Error::new(ErrorKind::Connection, "down")) } else { Ok(()) }
+    }
+}
+
+impl Backend for Flaky {
+    fn get(&self, key: Key<'_>) -> Result<Option<bytes::Bytes>, dogpile::Error> {
+        self.check()?;
+        self.inner.get(key)
+    }
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<bytes::Bytes>>) -> Result<(), dogpile::Error> {
+        self.check()?;
+        self.inner.get_many(keys, found)
+    }
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), dogpile::Error> {
+        self.check()?;
+        self.inner.set(key, entry, ttl)
+    }
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), dogpile::Error> {
+        self.check()?;
+        self.inner.set_many(batch, ttl)
+    }
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), dogpile::Error> {
+        self.check()?;
+        self.inner.delete_many(keys)
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_does_not_stop_creation_and_one_still_creates() {
+    let flaky = || Flaky { inner: Memory::new(1 << 20), fails: true.into() };
+    let region = Region::builder(flaky()).build().unwrap();
+    assert_eq!(region.get::<u64>("k").unwrap_err().kind(), ErrorKind::Connection);
+    assert_eq!(region.set("k", &1_u64).unwrap_err().kind(), ErrorKind::Connection);
+    let calls = AtomicUsize::new(0);
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| {
+            region.get_or_create("k", || {
+                calls.fetch_add(1, Ordering::SeqCst);
+                entered.wait();
+                a_moment();
+                fine(15_u64)
+            })
+        });
+        entered.wait();
+        let others: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| region.get_or_create("k", || fine(15_u64)).unwrap())).collect();
+        assert!(others.into_iter().all(|other| other.join().unwrap() == 15));
+        assert_eq!(first.join().unwrap().unwrap(), 15);
+    });
+    assert_eq!(calls.into_inner(), 1);
+    let many: Vec<u64> = region.get_or_create_many(&["a", "b"], |keys| fine(vec![1; keys.len()])).unwrap();
+    assert_eq!(many, [1, 1]);
+    assert!(region.stats().failed_reads >= 2);
+    assert!(region.backend().inner.is_empty(), "nothing is stored in what is down");
+
+    region.backend().fails.store(false, Ordering::SeqCst);
+    assert_eq!(region.get_or_create("k", || fine(16_u64)).unwrap(), 16);
+    assert_eq!(region.get("k").unwrap(), Some(16_u64));
+    // It fails between reading and storing.
+    let value = region.get_or_create("late", || {
+        region.backend().fails.store(true, Ordering::SeqCst);
+        fine(17_u64)
+    });
+    assert_eq!(value.unwrap(), 17);
+    assert_eq!(region.stats().failed_writes, 1);
+
+    let closed = Region::builder(flaky()).fail_closed().build().unwrap();
+    let error = closed.get_or_create("k", || -> Result<u64, Infallible> { panic!("fails closed") }).unwrap_err();
+    assert!(matches!(error, GetError::Cache(error) if error.kind() == ErrorKind::Connection));
+    assert!(closed.get_or_create_many(&["k"], |_| -> Result<Vec<u64>, Infallible> { panic!("fails closed") }).is_err());
+    eventually("the line is empty", || !closed.is_locked("k").unwrap());
+}

@@ -1,0 +1,206 @@
+//! Real servers for tests, and a proxy that counts round trips.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dogpile::Redis;
+
+/// A server process of its own, on a free port of 127.0.0.1, stopped when this is dropped.
+pub struct Server {
+    child: Option<Child>,
+    pub port: u16,
+    dir: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A server with more arguments, such as `--requirepass pw`.
+    pub fn with(arguments: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("dogpile-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let arguments = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        let mut server = Server { child: None, port: 0, dir, arguments };
+        // Another process may take a port between its choice and its use, so a server that does not come up is tried
+        // again on another one.
+        for _ in 0..5 {
+            server.port = free_port();
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("no server came up; see {}", server.dir.join("log").display());
+    }
+
+    fn launch(&mut self) -> bool {
+        let program = std::env::var("DOGPILE_TEST_SERVER").unwrap_or_else(|_| "redis-server".into());
+        let child = Command::new(&program)
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no", "--logfile", "log", "--unixsocket", "socket"])
+            .args(&self.arguments)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program} cannot be started ({error}): scripts/test installs one"));
+        self.child = Some(child);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                return false;
+            }
+            // Any answer will do: it may ask for a password.
+            if self.answers() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    fn answers(&self) -> bool {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return false };
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let mut answer = [0];
+        stream.write_all(b"PING\r\n").is_ok() && stream.read(&mut answer).is_ok_and(|read| read == 1)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("socket")
+    }
+
+    pub fn redis(&self) -> Redis {
+        Redis::open(&self.url()).unwrap()
+    }
+
+    /// Stops the process; its port stays this server's.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts the process again, empty, on the same port.
+    pub fn restart(&mut self) {
+        self.stop();
+        assert!(self.launch(), "the server did not come up again on port {}", self.port);
+    }
+
+    /// Sends the process a signal such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Runs one command of words and returns the answer as it came.
+    pub fn ask(&self, words: &[&str]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let mut command = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            command.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
+        }
+        command.extend(b"*1\r\n$4\r\nQUIT\r\n");
+        stream.write_all(&command).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        answer.strip_suffix("+OK\r\n").unwrap_or(&answer).trim_end().to_string()
+    }
+
+    /// The answer as an integer.
+    pub fn ask_int(&self, words: &[&str]) -> i64 {
+        let answer = self.ask(words);
+        answer.strip_prefix(':').and_then(|int| int.parse().ok()).unwrap_or_else(|| panic!("{words:?}: {answer}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_dir_all(Path::new(&self.dir));
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Stands before a server and counts how often the talk turns from the server to the client: a round trip each.
+pub struct Proxy {
+    pub port: u16,
+    turns: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    pub fn before(server: &Server) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let (port, target) = (listener.local_addr().unwrap().port(), server.port);
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let server = TcpStream::connect(("127.0.0.1", target)).unwrap();
+                let turns = Arc::clone(&counted);
+                // Whether the last bytes on this connection came from the client.
+                let asked = Arc::new(AtomicUsize::new(0));
+                let (client2, server2, asked2) =
+                    (client.try_clone().unwrap(), server.try_clone().unwrap(), Arc::clone(&asked));
+                std::thread::spawn(move || forward(client, server, || asked.store(1, Ordering::SeqCst)));
+                std::thread::spawn(move || {
+                    forward(server2, client2, || {
+                        turns.fetch_add(asked2.swap(0, Ordering::SeqCst), Ordering::SeqCst);
+                    });
+                });
+            }
+        });
+        Proxy { port, turns }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The round trips that `work` makes.
+    pub fn count(&self, work: impl FnOnce()) -> usize {
+        let before = self.turns.load(Ordering::SeqCst);
+        work();
+        self.turns.load(Ordering::SeqCst) - before
+    }
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, mut note: impl FnMut()) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        note();
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+/// Waits until something is so.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never came that {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
