@@ -57,6 +57,21 @@ pub trait Invalidation: Send + Sync {
     }
 }
 
+/// One invalidation for several regions.
+impl<I: Invalidation> Invalidation for std::sync::Arc<I> {
+    fn judge(&self, created: Timestamp) -> Freshness {
+        (**self).judge(created)
+    }
+
+    fn invalidate(&self, now: Timestamp, how: Invalidate) {
+        (**self).invalidate(now, how);
+    }
+
+    fn stamp(&self, now: Timestamp) -> Timestamp {
+        (**self).stamp(now)
+    }
+}
+
 /// Invalidation for this process only, as in `dogpile.cache`: two atomics.
 ///
 /// Envelopes that keep whole seconds round down, so a value that is created within the second of an invalidation

@@ -1,1 +1,280 @@
-//! wip
+//! Leases in a Redis server: one creator of several regions, which stand for processes; what redis-py sees of them;
+//! and leases that are lost.
+
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use dogpile::{
+    AfterLoss, Clock, Discard, ErrorKind, Key, LocalInvalidation, LostLease, Msgpack, Redis, RedisLock, Region,
+    Seconds, Timestamp, Unmapped,
+};
+
+use crate::support::{Server, eventually};
+
+type Locked<P = dogpile::Store> = Region<Redis, Msgpack<Seconds>, RedisLock<P>, Unmapped, LocalInvalidation>;
+
+fn region(server: &Server) -> Locked {
+    Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap()
+}
+
+fn lost<P: LostLease>(server: &Server, policy: P) -> Locked<P> {
+    Region::builder(server.redis()).lock(RedisLock::new().when_lost(policy)).build().unwrap()
+}
+
+#[test]
+fn one_of_all_processes_creates() {
+    let server = Server::start();
+    let regions: Vec<Locked> = (0..4).map(|_| region(&server)).collect();
+    for key in [Key::from("k"), Key::from(("h", "f"))] {
+        let (calls, barrier) = (AtomicUsize::new(0), Barrier::new(32));
+        std::thread::scope(|scope| {
+            for at in 0..32 {
+                let (region, calls, barrier) = (&regions[at % 4], &calls, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    let value = region.get_or_create(key, || {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(50));
+                        Ok::<_, Infallible>(15_u64)
+                    });
+                    assert_eq!(value.unwrap(), 15);
+                });
+            }
+        });
+        assert_eq!(calls.into_inner(), 1);
+    }
+    assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0", "all locks are released");
+}
+
+#[test]
+fn one_of_all_processes_renews_what_is_stale() {
+    let server = Server::start();
+    let clock = Clock::manual(Timestamp::from_secs(1_700_000_000));
+    let regions: Vec<Locked> = (0..4)
+        .map(|_| {
+            let builder = Region::builder(server.redis()).lock(RedisLock::new()).clock(clock.clone());
+            builder.expires_after(Duration::from_secs(10)).build().unwrap()
+        })
+        .collect();
+    regions[0].set("k", &1_u64).unwrap();
+    clock.advance(Duration::from_secs(10));
+    let calls = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for region in &regions {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let begun = Instant::now();
+                        let mut created = false;
+                        let value = region.get_or_create("k", || {
+                            created = true;
+                            calls.fetch_add(1, Ordering::SeqCst);
+                            std::thread::sleep(Duration::from_millis(300));
+                            Ok::<_, Infallible>(2_u64)
+                        });
+                        assert!(matches!(value, Ok(1 | 2)));
+                        assert!(
+                            created || begun.elapsed() < Duration::from_millis(250),
+                            "nobody waits for what is stale"
+                        );
+                    }
+                });
+            }
+        }
+    });
+    assert_eq!(calls.into_inner(), 1);
+}
+
+#[test]
+fn many_keys_of_many_processes_are_created_once() {
+    let server = Server::start();
+    let regions: Vec<Locked> = (0..3).map(|_| region(&server)).collect();
+    let calls = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..6_usize {
+            let (regions, calls) = (&regions, &calls);
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let keys: Vec<_> = (0..20).map(|at| ("h", round * 20 + (at * 3 + thread * 7) % 20)).collect();
+                    let values: Vec<u64> = regions[thread % 3]
+                        .get_or_create_many(&keys, |missing| {
+                            calls.fetch_add(missing.len(), Ordering::SeqCst);
+                            std::thread::sleep(Duration::from_millis(2));
+                            Ok::<_, Infallible>(missing.iter().map(|key| key.1 as u64).collect())
+                        })
+                        .unwrap();
+                    assert_eq!(values, keys.iter().map(|key| key.1 as u64).collect::<Vec<_>>());
+                }
+            });
+        }
+    });
+    assert_eq!(calls.into_inner(), 100);
+    assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0");
+}
+
+#[test]
+fn redis_py_would_recognise_the_lock() {
+    let server = Server::start();
+    let region = region(&server);
+    region
+        .get_or_create(("h", "f"), || {
+            assert!(region.is_locked(("h", "f")).unwrap());
+            let token = server.ask(&["GET", "_lok.h,f"]);
+            let digits = token.strip_prefix("$32\r\n").expect("32 digits");
+            assert!(digits.bytes().all(|digit| b"0123456789abcdef".contains(&digit)));
+            let left = server.ask_int(&["PTTL", "_lok.h,f"]);
+            assert!((9_000..=10_000).contains(&left), "{left}");
+            Ok::<_, Infallible>(1_u64)
+        })
+        .unwrap();
+    assert_eq!(server.ask(&["EXISTS", "_lok.h,f"]), ":0");
+    // A foreign holder keeps us out until its lock is gone, whatever we have waited for.
+    server.ask(&["SET", "_lok.k", "somebody", "PX", "300"]);
+    assert!(region.is_locked("k").unwrap());
+    let begun = Instant::now();
+    assert_eq!(region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+    assert!(begun.elapsed() >= Duration::from_millis(250), "{:?}", begun.elapsed());
+    assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0");
+}
+
+#[test]
+fn a_foreign_holder_that_stores_is_waited_for() {
+    let server = Server::start();
+    let region = region(&server);
+    server.ask(&["SET", "_lok.k", "somebody", "PX", "30000"]);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| region.get_or_create("k", || -> Result<u64, Infallible> { panic!("is locked") }));
+        std::thread::sleep(Duration::from_millis(30));
+        Region::builder(server.redis()).build().unwrap().set("k", &7_u64).unwrap();
+        server.ask(&["DEL", "_lok.k"]);
+        assert_eq!(waits.join().unwrap().unwrap(), 7);
+    });
+    assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0", "who waited did not lock");
+}
+
+#[test]
+fn patience_ends_while_another_process_holds_the_lock() {
+    let server = Server::start();
+    let lock = RedisLock::new();
+    let region = Region::builder(server.redis()).lock(lock).patience(Duration::from_millis(60)).build().unwrap();
+    server.ask(&["SET", "_lok.k", "somebody", "PX", "30000"]);
+    let begun = Instant::now();
+    let error = region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap_err();
+    assert!(matches!(error, dogpile::GetError::Cache(error) if error.kind() == ErrorKind::Timeout));
+    assert!((60..2_000).contains(&begun.elapsed().as_millis()));
+    assert!(server.ask(&["GET", "_lok.k"]).ends_with("somebody"), "the holder's lock is untouched");
+}
+
+#[test]
+fn a_creator_that_fails_or_panics_releases() {
+    let server = Server::start();
+    let region = region(&server);
+    assert!(region.get_or_create("k", || Err::<u64, _>("no")).is_err());
+    assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0");
+    let panics = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        region.get_or_create("k", || -> Result<u64, Infallible> { panic!("as it should") })
+    }));
+    assert!(panics.is_err());
+    assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0");
+    let unstored = region.store_if(|_: &u64| false).get_or_create("k", || Ok::<_, Infallible>(1));
+    assert_eq!(unstored.unwrap(), 1);
+    assert_eq!(server.ask(&["DBSIZE"]), ":0");
+}
+
+/// Creates a value and loses the lease meanwhile; the value is returned in each case.
+fn create_and_lose<P: LostLease>(server: &Server, region: &Locked<P>, key: Key<'_>) {
+    let value = region.get_or_create(key, || {
+        assert_eq!(server.ask(&["FLUSHALL"]), "+OK");
+        Ok::<_, Infallible>(1_u64)
+    });
+    assert_eq!(value.unwrap(), 1);
+}
+
+#[test]
+fn a_lost_lease_is_told_to_the_policy() {
+    let server = Server::start();
+    for key in [Key::from("k"), Key::from(("h", "f"))] {
+        let region = lost(&server, dogpile::Store);
+        create_and_lose(&server, &region, key);
+        assert_eq!(region.get(key).unwrap(), Some(1_u64));
+
+        server.ask(&["FLUSHALL"]);
+        let region = lost(&server, Discard);
+        create_and_lose(&server, &region, key);
+        assert_eq!(region.get::<u64>(key).unwrap(), None);
+
+        for (answer, stored) in [(AfterLoss::Store, Some(1_u64)), (AfterLoss::Discard, None)] {
+            server.ask(&["FLUSHALL"]);
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let tells = Arc::clone(&told);
+            let region = lost(&server, move |key: Key<'_>| {
+                tells.lock().unwrap().push(key.to_string());
+                answer
+            });
+            create_and_lose(&server, &region, key);
+            assert_eq!(region.get::<u64>(key).unwrap(), stored);
+            assert_eq!(*told.lock().unwrap(), [key.to_string()]);
+        }
+    }
+}
+
+#[test]
+fn who_took_the_lease_meanwhile_keeps_it() {
+    let server = Server::start();
+    let region = lost(&server, Discard);
+    let value = region.get_or_create("k", || {
+        server.ask(&["SET", "_lok.k", "somebody else"]);
+        server.ask(&["SET", "k", "newer"]);
+        Ok::<_, Infallible>(1_u64)
+    });
+    assert_eq!(value.unwrap(), 1);
+    assert!(server.ask(&["GET", "_lok.k"]).ends_with("somebody else"));
+    assert!(server.ask(&["GET", "k"]).ends_with("newer"), "a newer value is not overwritten");
+}
+
+#[test]
+fn a_value_stored_under_its_lease_has_its_ttl() {
+    let server = Server::start();
+    let lock = RedisLock::new().when_lost(Discard);
+    let region = Region::builder(server.redis()).lock(lock).ttl(Duration::from_secs(60)).build().unwrap();
+    region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap();
+    region.get_or_create(("h", "f"), || Ok::<_, Infallible>(1_u64)).unwrap();
+    for key in ["k", "h"] {
+        assert!((59_000..=60_000).contains(&server.ask_int(&["PTTL", key])));
+    }
+    assert_eq!(region.get_many::<_, u64>(&[Key::from("k"), ("h", "f").into()]).unwrap(), [Some(1), Some(1)]);
+}
+
+#[test]
+fn settings_that_cannot_work() {
+    let redis = Redis::open("redis://127.0.0.1").unwrap();
+    let build = |lock| Region::builder(redis.clone()).lock(lock).build();
+    assert_eq!(build(RedisLock::new().prefix("")).unwrap_err().kind(), ErrorKind::Config);
+    assert_eq!(build(RedisLock::new().lease(Duration::ZERO)).unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[test]
+fn a_holder_that_died_blocks_for_its_lease_only() {
+    let server = Server::start();
+    let lock = || RedisLock::new().lease(Duration::from_millis(300));
+    let died = Region::builder(server.redis()).lock(lock()).build().unwrap();
+    let alive = Region::builder(server.redis()).lock(lock()).build().unwrap();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        // Holds the lease and does not come back before it is over.
+        scope.spawn(|| {
+            died.get_or_create("k", || {
+                entered.wait();
+                std::thread::sleep(Duration::from_millis(1000));
+                Ok::<_, Infallible>(1_u64)
+            })
+        });
+        entered.wait();
+        let begun = Instant::now();
+        assert_eq!(alive.get_or_create("k", || Ok::<_, Infallible>(2_u64)).unwrap(), 2);
+        assert!((200..900).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    });
+    eventually("all locks are gone", || server.ask(&["EXISTS", "_lok.k"]) == ":0");
+}

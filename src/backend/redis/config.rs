@@ -64,7 +64,8 @@ impl Server {
             Some(Host::Domain(host)) if !host.is_empty() => decode(host, "host")?,
             Some(Host::Ipv4(host)) => host.to_string(),
             Some(Host::Ipv6(host)) => host.to_string(),
-            _ => "127.0.0.1".into(),
+            // Another guess than the writer's would talk to another server without a word.
+            _ => return Err(config("it names no host")),
         };
         if let Some((name, _)) = url.query_pairs().next() {
             return Err(config(format_args!("redis:// has no parameter {name}")));
@@ -130,7 +131,6 @@ mod tests {
     fn urls() {
         let some = |text: &str| Some(text.to_string());
         assert_eq!(tcp("redis://127.0.0.1"), ("127.0.0.1:6379".into(), None, None, 0));
-        assert_eq!(tcp("redis://"), ("127.0.0.1:6379".into(), None, None, 0));
         assert_eq!(tcp("redis://cache.example:7000/3"), ("cache.example:7000".into(), None, None, 3));
         assert_eq!(tcp("redis://[::1]:7000/"), ("[::1]:7000".into(), None, None, 0));
         assert_eq!(tcp("redis://:p%40ss@h"), ("h:6379".into(), None, some("p@ss"), 0));
@@ -148,6 +148,11 @@ mod tests {
             ("", "cannot be read"),
             ("127.0.0.1:6379", "cannot be read"),
             ("localhost:6379", "scheme is localhost"),
+            ("redis://", "no host"),
+            ("redis:///1", "no host"),
+            ("redis:6379", "no host"),
+            ("redis:/h", "no host"),
+            ("redis://:6379", "cannot be read"),
             ("http://:secret@h", "scheme is http"),
             ("rediss://:secret@h", "TLS"),
             ("redis://:secret@h:99999", "cannot be read"),
