@@ -420,8 +420,8 @@ mod tests {
         assert_eq!(seen(-15_i64), r#"Plain("-15")"#);
         assert_eq!(seen(u128::MAX), r#"Plain("340282366920938463463374607431768211455")"#);
         assert_eq!(seen((1_u8, 2_i32)), r#"Field("1", "2")"#);
-        let pair = ("h", 2_i32);
-        assert_eq!(seen(&pair), r#"Field("h", "2")"#);
+        let pair = &("h", 2_i32);
+        assert_eq!(seen(pair), r#"Field("h", "2")"#);
         assert_eq!(seen(Key::Plain(b"")), r#"Plain("")"#);
         assert_eq!(seen(KeyBuf::from(("h", "f"))), r#"Field("h", "f")"#);
     }

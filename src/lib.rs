@@ -21,6 +21,7 @@ mod keymap;
 mod lock;
 mod policy;
 mod region;
+mod request;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -28,7 +29,7 @@ pub mod testing;
 pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
-pub use backend::{Access, Backend, Batch, Exchange, HashExpiry, Lease, Leases, Redis, RedisBuilder};
+pub use backend::{Access, Backend, Exchange, Leases, Redis, RedisBuilder};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]
@@ -41,6 +42,7 @@ pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
 pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LostLease, RedisGuard, RedisLock, Store};
 pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
 pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
+pub use request::{Batch, HashExpiry, Lease};
 
 /// The decisions behind this crate and the measurements behind them.
 #[cfg(doc)]

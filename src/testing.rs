@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::entry::Timestamp;
 use crate::key::{Key, KeyBuf};
 use crate::lock::Lock;
+use crate::request::Batch;
 
 /// The keys of a suite: those of other suites and users stay untouched.
 struct Names<'a>(&'a str);

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use redis::{ConnectionLike, RedisError, Value};
 
 use super::pool::{Failed, Pool, Wire};
-use super::{Access, Exchange, HashExpiry};
+use super::{Access, Exchange};
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
+use crate::request::HashExpiry;
 
 /// Entries in a Redis server over connections of the `redis` crate, for who has a `redis::Client` or a setup of
 /// connections that only that crate can make.

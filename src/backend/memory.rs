@@ -8,10 +8,11 @@ use bytes::{Bytes, BytesMut};
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{Equivalent, Weighter};
 
-use super::{Backend, Batch};
+use super::Backend;
 use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, KeyBuf};
+use crate::request::Batch;
 
 /// Entries in this process, bounded by weight; needs no server.
 ///

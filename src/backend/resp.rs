@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Backend, Batch, HashExpiry, Lease, Leases};
+use super::{Backend, Leases};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::engine::plan;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
+use crate::request::{Batch, HashExpiry, Lease};
 
 /// What a request may do, so that an [`Exchange`] knows where it may go and whether it may go twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::backend::{Batch, HashExpiry, Lease};
 use crate::key::Key;
+use crate::request::{Batch, HashExpiry, Lease};
 
 /// Writes the head of a command of so many arguments, its name included.
 #[inline]

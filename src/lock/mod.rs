@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
+use crate::request::Batch;
 
 pub use self::local::LocalLock;
 pub use self::lost::{AfterLoss, Discard, LostLease, Store};

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{AfterLoss, Attempt, Lock, LostLease, Store};
-use crate::backend::{Batch, Lease, Leases};
+use crate::backend::Leases;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, KeyBuf};
+use crate::request::{Batch, Lease};
 
 /// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::flight::Flight;
 use super::keys::KeyRoom;
 use super::{Reading, Region, Shared, sync};
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::buffer::with_buffer;
 use crate::codec::{Codec, CodecError};
 use crate::entry::Entry;
@@ -16,6 +16,7 @@ use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::policy::{Expiry, Freshness, Invalidation};
+use crate::request::Batch;
 
 /// A region with settings for single calls, made by [`Region::with_expiry`] and its like.
 ///

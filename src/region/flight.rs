@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::call::{Call, StoreRule, cannot_encode};
 use super::stats::Counter;
 use super::{Reading, Shared};
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::engine::dogpile::{Dogpile, Event, Step};
 use crate::entry::Timestamp;
@@ -20,6 +20,7 @@ use crate::keymap::KeyMap;
 use crate::lock::line::{IfBusy, Joined, Leader, Line, Waiter, Woken};
 use crate::lock::{Attempt, Lock};
 use crate::policy::{Expiry, Freshness, Invalidation};
+use crate::request::Batch;
 
 /// One caller's way to the value of one key. Dropped at any point, it releases what it holds.
 pub(super) struct Flight<'r, V, G> {

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::call::{Call, StoreRule};
 use super::flight::Flight;
 use super::stats::Counter;
-use crate::backend::{Backend, Batch};
+use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::engine::dogpile::Step;
 use crate::error::{Error, ErrorKind, GetError};
@@ -18,6 +18,7 @@ use crate::key::Key;
 use crate::keymap::KeyMap;
 use crate::lock::{Attempt, Lock};
 use crate::policy::{Freshness, Invalidation};
+use crate::request::Batch;
 
 /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
 ///

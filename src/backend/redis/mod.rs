@@ -10,16 +10,17 @@ use std::time::Duration;
 use self::config::Server;
 use self::connection::{Connection, Limits};
 use super::pool::Pool;
-use super::{Access, Exchange, HashExpiry};
+use super::{Access, Exchange};
 use crate::engine::plan;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
+use crate::request::HashExpiry;
 
 /// Entries in a Redis or Valkey server, over blocking connections of our own.
 ///
 /// A handle is cheap to clone, and clones share one pool of connections. Connections are opened when they are needed,
-/// so a server that is down shows at the first use, as an error that the region's
-/// [`Trouble`](crate::Trouble) setting handles. A connection that broke is replaced, and what can be asked twice is
+/// so a server that is down shows at the first use; a region goes on without it, unless it
+/// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice is
 /// asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry is cut from the connection's read buffer. A
