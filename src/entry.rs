@@ -115,7 +115,10 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            None => SystemTime::now().into(),
+            None => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Timestamp(since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()))
+            }
             Some(manual) => Timestamp(manual.load(Ordering::Acquire)),
         }
     }

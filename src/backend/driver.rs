@@ -75,7 +75,7 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token) -> Result<(), Error>,
+        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.0.pool.exchange(access, || self.connect(), write, take)
     }
@@ -94,7 +94,11 @@ impl<C: ConnectionLike> Wire for Connection<C> {
         &mut self.output
     }
 
-    fn exchange(&mut self, replies: usize, mut take: impl FnMut(Token) -> Result<(), Error>) -> Result<(), Failed> {
+    fn exchange(
+        &mut self,
+        replies: usize,
+        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+    ) -> Result<(), Failed> {
         let fail = |error, broke_early| Failed { error, broke_early };
         let values = self
             .inner
@@ -109,25 +113,27 @@ impl<C: ConnectionLike> Wire for Connection<C> {
 }
 
 /// Gives `take` the tokens that make up `value`.
-fn flatten(value: Value, take: &mut impl FnMut(Token) -> Result<(), Error>) -> Result<(), Error> {
-    let token = match value {
+fn flatten(value: Value, take: &mut impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>) -> Result<(), Error> {
+    let mut give = |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| take(token(&bytes), &bytes);
+    let simple = match value {
         Value::Nil => Token::Nil,
         Value::Int(int) => Token::Int(int),
         Value::Boolean(boolean) => Token::Int(boolean.into()),
-        Value::BulkString(bytes) => Token::Bulk(bytes.into()),
-        Value::VerbatimString { text, .. } => Token::Bulk(text.into()),
-        Value::Okay => Token::Status(Bytes::from_static(b"OK")),
-        Value::SimpleString(text) => Token::Status(text.into()),
-        Value::Double(double) => Token::Status(double.to_string().into()),
+        Value::BulkString(bytes) => return give(|text| Token::Bulk(text), bytes.into()),
+        Value::VerbatimString { text, .. } => return give(|text| Token::Bulk(text), text.into()),
+        Value::Okay => Token::Status(b"OK"),
+        Value::SimpleString(text) => return give(|text| Token::Status(text), text.into()),
+        Value::Double(double) => return give(|text| Token::Status(text), double.to_string().into()),
         Value::ServerError(error) => {
-            Token::Error(format!("{} {}", error.code(), error.details().unwrap_or_default()).into())
+            let message = format!("{} {}", error.code(), error.details().unwrap_or_default());
+            return give(|text| Token::Error(text), message.into());
         }
         Value::Array(members) | Value::Set(members) => {
-            take(Token::Array(members.len()))?;
+            take(Token::Array(members.len()), &Bytes::new())?;
             return members.into_iter().try_for_each(|member| flatten(member, take));
         }
         Value::Map(pairs) => {
-            take(Token::Array(2 * pairs.len()))?;
+            take(Token::Array(2 * pairs.len()), &Bytes::new())?;
             return pairs.into_iter().try_for_each(|(key, value)| {
                 flatten(key, take)?;
                 flatten(value, take)
@@ -138,7 +144,7 @@ fn flatten(value: Value, take: &mut impl FnMut(Token) -> Result<(), Error>) -> R
             return Err(Error::new(ErrorKind::Protocol, format!("the reply {other:?} is none to a cache's command")));
         }
     };
-    take(token)
+    take(simple, &Bytes::new())
 }
 
 /// The `redis` crate's error as ours. Its text names no password.

@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::Access;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
@@ -14,7 +16,11 @@ pub(super) trait Wire {
 
     /// Sends the output, and hands the tokens of so many replies to `take`. After a failure the connection must not be
     /// used again, since its replies would be taken for those of the next request.
-    fn exchange(&mut self, replies: usize, take: impl FnMut(Token) -> Result<(), Error>) -> Result<(), Failed>;
+    fn exchange(
+        &mut self,
+        replies: usize,
+        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+    ) -> Result<(), Failed>;
 }
 
 /// Why an exchange failed.
@@ -94,7 +100,7 @@ impl<C> Pool<C> {
         access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        mut take: impl FnMut(Token) -> Result<(), Error>,
+        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error>
     where
         C: Wire,

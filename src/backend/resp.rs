@@ -28,8 +28,8 @@ pub enum Access {
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
 /// [`Leases`].
 pub trait Exchange: Clone + Send + Sync + 'static {
-    /// Sends the commands that `write` appends in RESP, and gives `take` the replies, token by token. `write` returns
-    /// how many replies will come. When `take` fails, the connection is given up.
+    /// Sends the commands that `write` appends in RESP, and gives `take` the replies, token by token, each with the chunk
+    /// that it is part of, to be kept by [`Bytes::slice_ref`]. `write` returns how many replies will come. When `take` fails, the connection is given up.
     ///
     /// # Errors
     /// When the server cannot be reached, does not answer in time or not in RESP, and what `take` failed with.
@@ -37,7 +37,7 @@ pub trait Exchange: Clone + Send + Sync + 'static {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token) -> Result<(), Error>,
+        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error>;
 
     /// When hashes get their TTL.
@@ -52,12 +52,12 @@ impl<X: Exchange> Backend for X {
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let mut found = None;
         let mut failed = None;
-        let take = |token| {
+        let take = |token: Token<'_>, chunk: &Bytes| {
             match token {
-                Token::Bulk(entry) => found = Some(entry),
+                Token::Bulk(entry) => found = Some(chunk.slice_ref(entry)),
                 Token::Nil => {}
-                Token::Error(error) => failed = Some(server_error(&error)),
-                other => return Err(unexpected(&other)),
+                Token::Error(error) => failed = Some(server_error(error)),
+                other => return Err(unexpected(other)),
             }
             Ok(())
         };
@@ -78,7 +78,7 @@ impl<X: Exchange> Backend for X {
         self.exchange(
             Access::Read,
             |out| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]),
-            |token| gather.take(token, found),
+            |token, chunk| gather.take(token, chunk, found),
         )
         .and_then(|()| gather.finish())
         .map_err(|error| error.while_(format_args!("reading {} keys", keys.len())))
@@ -91,7 +91,7 @@ impl<X: Exchange> Backend for X {
                 self.exchange(
                     Access::Write,
                     |out| plan::set(out, key, entry, ttl, self.hash_expiry()),
-                    |token| acknowledged.take(&token),
+                    |token, _| acknowledged.take(token),
                 )
             })
             .and_then(|()| acknowledged.finish())
@@ -109,7 +109,7 @@ impl<X: Exchange> Backend for X {
                 self.exchange(
                     Access::Write,
                     |out| write_batch(out, &groups, batch, ttl, self.hash_expiry()),
-                    |token| acknowledged.take(&token),
+                    |token, _| acknowledged.take(token),
                 )
             })
             .and_then(|()| acknowledged.finish())
@@ -125,7 +125,7 @@ impl<X: Exchange> Backend for X {
         self.exchange(
             Access::Write,
             |out| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]),
-            |token| acknowledged.take(&token),
+            |token, _| acknowledged.take(token),
         )
         .and_then(|()| acknowledged.finish())
         .map_err(|error| match keys {
@@ -145,12 +145,12 @@ impl<X: Exchange> Leases for X {
             let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
             leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
         };
-        let take = |reply| {
+        let take = |reply: Token<'_>, chunk: &Bytes| {
             match reply {
-                reply if leased.len() == wanted.len() => return gather.take(reply, &mut found),
+                reply if leased.len() == wanted.len() => return gather.take(reply, chunk, &mut found),
                 Token::Status(_) => leased.push(true),
                 Token::Nil => leased.push(false),
-                other => return Err(unexpected(&other)),
+                other => return Err(unexpected(other)),
             }
             Ok(())
         };
@@ -163,7 +163,7 @@ impl<X: Exchange> Leases for X {
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
         let mut released = Flags::default();
         let write = |out: &mut Vec<u8>| held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum();
-        self.exchange(Access::Write, write, |reply| released.take(&reply))
+        self.exchange(Access::Write, write, |reply, _| released.take(reply))
             .and_then(|()| released.finish())
             .map_err(|error| error.while_(Of("unlocking", held)))
     }
@@ -191,11 +191,11 @@ impl<X: Exchange> Leases for X {
             writes.set(write_batch(out, &groups, batch, ttl, expiry));
             writes.get() + held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum::<usize>()
         };
-        let take = |reply| match writes.get() {
-            0 => released.take(&reply),
+        let take = |reply: Token<'_>, _: &Bytes| match writes.get() {
+            0 => released.take(reply),
             left => {
                 writes.set(left - 1);
-                acknowledged.take(&reply)
+                acknowledged.take(reply)
             }
         };
         check_sizes(self, batch)
@@ -208,7 +208,7 @@ impl<X: Exchange> Leases for X {
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
         let mut leased = Flags::default();
         // The primary knows, so this is no read.
-        self.exchange(Access::Write, |out| plan::is_leased(out, lock), |reply| leased.take(&reply))
+        self.exchange(Access::Write, |out| plan::is_leased(out, lock), |reply, _| leased.take(reply))
             .and_then(|()| leased.finish())
             .map(|leased| leased == [true])
             .map_err(|error| error.while_(format_args!("asking for the lock {}", lock.escape_ascii())))
@@ -235,9 +235,9 @@ struct Flags {
 }
 
 impl Flags {
-    fn take(&mut self, reply: &Token) -> Result<(), Error> {
+    fn take(&mut self, reply: Token<'_>) -> Result<(), Error> {
         match reply {
-            Token::Int(int) => self.flags.push(*int == 1),
+            Token::Int(int) => self.flags.push(int == 1),
             Token::Error(error) if self.failed.is_none() => self.failed = Some(server_error(error)),
             Token::Error(_) => {}
             other => return Err(unexpected(other)),

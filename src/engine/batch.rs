@@ -136,13 +136,13 @@ impl<'g> Gather<'g> {
         Gather { groups, group: 0, left: None, at: 0, failed: None }
     }
 
-    /// Takes the next token. `found` has a place for each key.
+    /// Takes the next token, which is part of `chunk`. `found` has a place for each key.
     #[inline]
-    pub(crate) fn take(&mut self, token: Token, found: &mut [Option<Bytes>]) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, token: Token<'_>, chunk: &Bytes, found: &mut [Option<Bytes>]) -> Result<(), Error> {
         match (self.left, token) {
             (Some(left), token @ (Token::Bulk(_) | Token::Nil)) => {
                 if let Token::Bulk(entry) = token {
-                    found[self.groups.position(self.at)] = Some(entry);
+                    found[self.groups.position(self.at)] = Some(chunk.slice_ref(entry));
                 }
                 self.at += 1;
                 self.left = (left > 1).then(|| left - 1);
@@ -154,12 +154,12 @@ impl<'g> Gather<'g> {
             (None, Token::Error(error)) => {
                 // A key that is no hash has no fields: each is a miss, as `MGET` answers for a key that is no string.
                 if !error.starts_with(b"WRONGTYPE") && self.failed.is_none() {
-                    self.failed = Some(server_error(&error));
+                    self.failed = Some(server_error(error));
                 }
                 self.at += self.current().unwrap_or(0);
                 self.group += 1;
             }
-            (_, token) => return Err(unexpected(&token)),
+            (_, token) => return Err(unexpected(token)),
         }
         Ok(())
     }
@@ -179,7 +179,7 @@ impl<'g> Gather<'g> {
 pub(crate) struct Acknowledged(Option<Error>);
 
 impl Acknowledged {
-    pub(crate) fn take(&mut self, token: &Token) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, token: Token<'_>) -> Result<(), Error> {
         match token {
             Token::Error(error) if self.0.is_none() => self.0 = Some(server_error(error)),
             Token::Array(_) | Token::Bulk(_) => return Err(unexpected(token)),
@@ -206,7 +206,7 @@ pub(crate) fn server_error(message: &[u8]) -> Error {
 
 /// A reply that cannot be one to what was asked.
 #[cold]
-pub(crate) fn unexpected(token: &Token) -> Error {
+pub(crate) fn unexpected(token: Token<'_>) -> Error {
     let what = match token {
         Token::Nil => "nil".into(),
         Token::Bulk(bytes) => format!("a string of {} bytes", bytes.len()),
@@ -258,17 +258,18 @@ mod tests {
         let groups = Groups::of(keys.len(), |at| keys[at]);
         let mut found = vec![None; keys.len()];
         let mut gather = Gather::new(&groups);
-        let bulk = |text: &'static str| Token::Bulk(Bytes::from_static(text.as_bytes()));
+        let chunk = Bytes::from_static(b"h1h2b");
+        let bulk = |range: std::ops::Range<usize>| Token::Bulk(&chunk[range]);
         for token in [
             Token::Array(2),
-            bulk("h1"),
-            bulk("h2"),
+            bulk(0..2),
+            bulk(2..4),
             Token::Array(2),
             Token::Nil,
-            bulk("b"),
-            Token::Error(Bytes::from_static(b"WRONGTYPE Operation against a key holding the wrong kind of value")),
+            bulk(4..5),
+            Token::Error(b"WRONGTYPE Operation against a key holding the wrong kind of value"),
         ] {
-            gather.take(token, &mut found).unwrap();
+            gather.take(token, &chunk, &mut found).unwrap();
         }
         gather.finish().unwrap();
         let texts: Vec<_> =
@@ -290,11 +291,12 @@ mod tests {
         ] {
             let mut gather = Gather::new(&groups);
             let mut found = vec![None; 2];
-            let taken: Result<Vec<()>, _> = tokens.iter().map(|token| gather.take(token.clone(), &mut found)).collect();
+            let taken: Result<Vec<()>, _> =
+                tokens.iter().map(|token| gather.take(*token, &Bytes::new(), &mut found)).collect();
             assert_eq!(taken.unwrap_err().kind(), ErrorKind::Protocol, "{tokens:?}");
         }
         let mut gather = Gather::new(&groups);
-        gather.take(Token::Error(Bytes::from_static(b"LOADING busy")), &mut [None, None]).unwrap();
+        gather.take(Token::Error(b"LOADING busy"), &Bytes::new(), &mut [None, None]).unwrap();
         assert_eq!(gather.finish().unwrap_err().to_string(), "the server answered \"LOADING busy\"");
     }
 }

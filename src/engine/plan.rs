@@ -9,28 +9,32 @@ use crate::request::{Batch, HashExpiry, Lease};
 /// Writes the head of a command of so many arguments, its name included.
 #[inline]
 fn command(out: &mut Vec<u8>, name: &str, arguments: usize) {
-    out.push(b'*');
-    length(out, arguments);
+    header(out, b'*', arguments);
     argument(out, name.as_bytes());
 }
 
 /// Writes one argument.
 #[inline]
 fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.push(b'$');
-    length(out, bytes.len());
+    header(out, b'$', bytes.len());
     out.extend_from_slice(bytes);
     out.extend_from_slice(b"\r\n");
 }
 
+/// Writes a type and a length. Most lengths have one or two digits, and are written in one piece.
 #[inline]
-fn length(out: &mut Vec<u8>, length: usize) {
-    if length < 10 {
-        out.push(b'0' + u8::try_from(length).expect("is below ten"));
-    } else {
-        out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+fn header(out: &mut Vec<u8>, kind: u8, length: usize) {
+    match u8::try_from(length) {
+        Ok(length @ 0..10) => out.extend_from_slice(&[kind, b'0' + length, b'\r', b'\n']),
+        Ok(length @ 10..100) => {
+            out.extend_from_slice(&[kind, b'0' + length / 10, b'0' + length % 10, b'\r', b'\n']);
+        }
+        _ => {
+            out.push(kind);
+            out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
     }
-    out.extend_from_slice(b"\r\n");
 }
 
 fn number(out: &mut Vec<u8>, number: u64) {
@@ -48,11 +52,11 @@ fn millis(ttl: Duration) -> u64 {
 pub(crate) fn get(out: &mut Vec<u8>, key: Key<'_>) -> usize {
     match key {
         Key::Plain(key) => {
-            command(out, "GET", 2);
+            out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
             argument(out, key);
         }
         Key::Field { hash, field } => {
-            command(out, "HGET", 3);
+            out.extend_from_slice(b"*3\r\n$4\r\nHGET\r\n");
             argument(out, hash);
             argument(out, field);
         }

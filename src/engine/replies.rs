@@ -2,31 +2,30 @@
 
 use std::fmt;
 
-use bytes::{Buf, Bytes, BytesMut};
-
-/// One piece of a reply. An array is its length, followed by its members as tokens of their own.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Token {
+/// One piece of a reply, borrowed from the input. An array is its length, followed by its members as tokens of their
+/// own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Token<'a> {
     /// No value.
     Nil,
     /// A binary-safe string; a verbatim string or big number of RESP3 too.
-    Bulk(Bytes),
+    Bulk(&'a [u8]),
     /// A status such as `OK`; a double of RESP3 too.
-    Status(Bytes),
+    Status(&'a [u8]),
     /// An integer; a boolean of RESP3 is 0 or 1.
     Int(i64),
     /// An error, beginning with its code.
-    Error(Bytes),
+    Error(&'a [u8]),
     /// The members that follow; a set, or twice the pairs of a map of RESP3 too.
     Array(usize),
 }
 
 /// What [`Replies::next`] found.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Next {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Next<'a> {
     /// The next token.
-    Token(Token),
-    /// The input ends inside a token. At least so many more bytes must come before the next call can succeed.
+    Token(Token<'a>),
+    /// The input ends inside a token. At least so many more bytes must follow what is left of it.
     More(usize),
     /// All replies that were asked for have been read.
     Done,
@@ -44,26 +43,23 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-const NO_TYPE: Malformed = Malformed("the reply begins with a byte that is no type of RESP");
-
 /// The longest line (status, error, number) that is read.
 const MAX_LINE: usize = 64 * 1024;
 
-/// Reads a known number of replies from a growing buffer.
+/// Reads a known number of replies.
 ///
 /// It keeps only counters: nesting costs no stack and no memory, whatever the server sends. Pushes and attributes of
 /// RESP3 between and inside replies are read over.
 ///
 /// ```
-/// use bytes::{Bytes, BytesMut};
 /// use dogpile::engine::replies::{Next, Replies, Token};
 ///
 /// let mut replies = Replies::new(512 * 1024 * 1024);
 /// replies.expect(1);
-/// let mut input = BytesMut::from("$5\r\nhel");
+/// let mut input = &b"$5\r\nhel"[..];
 /// assert_eq!(replies.next(&mut input)?, Next::More(4));
-/// input.extend_from_slice(b"lo\r\n");
-/// assert_eq!(replies.next(&mut input)?, Next::Token(Token::Bulk(Bytes::from("hello"))));
+/// let mut input = &b"$5\r\nhello\r\n"[..];
+/// assert_eq!(replies.next(&mut input)?, Next::Token(Token::Bulk(b"hello")));
 /// assert_eq!(replies.next(&mut input)?, Next::Done);
 /// # Ok::<(), dogpile::engine::replies::Malformed>(())
 /// ```
@@ -89,20 +85,21 @@ impl Replies {
         self.pending = replies;
     }
 
-    /// Takes the next token off the front of `input`. Strings share its memory.
+    /// Takes the next token off the front of `input`. What is left of an incomplete one must be given again, with more.
     ///
     /// # Errors
-    /// When `input` does not begin with RESP. `input` and the reader are then of no further use.
+    /// When `input` does not begin with RESP. The reader is then of no further use.
     #[inline]
-    pub fn next(&mut self, input: &mut BytesMut) -> Result<Next, Malformed> {
+    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Next<'a>, Malformed> {
         loop {
             if self.pending == 0 && self.skipping == 0 {
                 return Ok(Next::Done);
             }
-            let (piece, values) = match self.cut(input)? {
+            let (piece, values, rest) = match self.cut(input)? {
                 Cut::More(bytes) => return Ok(Next::More(bytes)),
-                Cut::Piece(piece, values) => (piece, values),
+                Cut::Piece(piece, values, rest) => (piece, values, rest),
             };
+            *input = rest;
             match piece {
                 // What is pushed, or said about the next value, is not part of the replies.
                 None => self.skipping = add(self.skipping, values)?,
@@ -115,138 +112,136 @@ impl Replies {
         }
     }
 
-    /// Cuts one token, with the number of values that follow as its members. `None` for a push or an attribute.
     #[inline]
-    fn cut(&self, input: &mut BytesMut) -> Result<Cut, Malformed> {
-        let Some(&kind) = input.first() else { return Ok(Cut::More(1)) };
-        // Where the line after the kind ends, if it is here already.
-        let Some(end) = line_end(input)? else {
-            return if b"$*:+-_#,(=!~%>|".contains(&kind) { Ok(Cut::More(1)) } else { Err(NO_TYPE) };
-        };
-        let line = &input[1..end];
-        let token = match kind {
-            b'$' | b'=' | b'!' => return self.cut_bulk(kind, end, input),
-            b'*' | b'~' | b'%' | b'>' | b'|' => {
-                let length = number(line)?;
-                let per_member = if matches!(kind, b'%' | b'|') { 2 } else { 1 };
-                input.advance(end + 2);
-                return if length == -1 && kind == b'*' {
-                    Ok(Cut::Piece(Some(Token::Nil), 0))
-                } else {
-                    // No server sends so many; the sum of a few of them would not fit the counters.
-                    let members = u32::try_from(length)
-                        .ok()
-                        .and_then(|length| (length as usize).checked_mul(per_member))
-                        .ok_or(Malformed("an array has a negative or impossible length"))?;
-                    let token = (!matches!(kind, b'>' | b'|')).then_some(Token::Array(members));
-                    Ok(Cut::Piece(token, members))
-                };
-            }
-            b':' => Token::Int(number(line)?),
-            b'_' => Token::Nil,
-            b'#' => match line {
-                b"t" => Token::Int(1),
-                b"f" => Token::Int(0),
-                _ => return Err(Malformed("a boolean is neither t nor f")),
-            },
-            b'+' | b',' => Token::Status(cut_line(input, end)),
-            b'(' => Token::Bulk(cut_line(input, end)),
-            b'-' => Token::Error(cut_line(input, end)),
-            _ => return Err(NO_TYPE),
-        };
-        if matches!(kind, b':' | b'_' | b'#') {
-            input.advance(end + 2);
+    fn cut<'a>(&self, input: &'a [u8]) -> Result<Cut<'a>, Malformed> {
+        match input.split_first() {
+            Some((b'$', rest)) => self.cut_bulk(b'$', rest),
+            Some((b'*', rest)) => cut_array(b'*', rest),
+            Some((&kind, rest)) => self.cut_other(kind, rest),
+            None => Ok(Cut::More(1)),
         }
-        Ok(Cut::Piece(Some(token), 0))
+    }
+
+    /// The types that a hit does not meet.
+    fn cut_other<'a>(&self, kind: u8, rest: &'a [u8]) -> Result<Cut<'a>, Malformed> {
+        match kind {
+            b'=' | b'!' => return self.cut_bulk(kind, rest),
+            b'~' | b'%' | b'>' | b'|' => return cut_array(kind, rest),
+            b'+' | b'-' | b':' | b'_' | b'#' | b',' | b'(' => {}
+            _ => return Err(Malformed("the reply begins with a byte that is no type of RESP")),
+        }
+        let Some((line, rest)) = cut_line(rest)? else { return Ok(Cut::More(1)) };
+        let token = match (kind, line) {
+            (b'+' | b',', line) => Token::Status(line),
+            (b'-', line) => Token::Error(line),
+            (b'(', line) => Token::Bulk(line),
+            (b'_', b"") => Token::Nil,
+            (b'#', b"t") => Token::Int(1),
+            (b'#', b"f") => Token::Int(0),
+            (b':', line) => match cut_number(line)? {
+                Some((number, b"")) => Token::Int(number),
+                _ => return Err(NO_NUMBER),
+            },
+            _ => return Err(Malformed("a null or a boolean is none")),
+        };
+        Ok(Cut::Piece(Some(token), 0, rest))
     }
 
     #[inline]
-    fn cut_bulk(&self, kind: u8, end: usize, input: &mut BytesMut) -> Result<Cut, Malformed> {
-        let length = number(&input[1..end])?;
+    fn cut_bulk<'a>(&self, kind: u8, rest: &'a [u8]) -> Result<Cut<'a>, Malformed> {
+        let Some((length, rest)) = cut_length(rest)? else { return Ok(Cut::More(1)) };
         if length == -1 && kind == b'$' {
-            input.advance(end + 2);
-            return Ok(Cut::Piece(Some(Token::Nil), 0));
+            return Ok(Cut::Piece(Some(Token::Nil), 0, rest));
         }
         let length = usize::try_from(length).map_err(|_| Malformed("a string has a negative length"))?;
         if length > self.max_bulk {
             return Err(Malformed("a string is longer than the limit for values"));
         }
-        let whole = end + 2 + length + 2;
-        if input.len() < whole {
-            return Ok(Cut::More(whole - input.len()));
-        }
-        if input[whole - 2..whole] != *b"\r\n" {
+        let (Some(bytes), Some(end)) = (rest.get(..length), rest.get(length..length + 2)) else {
+            return Ok(Cut::More(length + 2 - rest.len()));
+        };
+        if end != b"\r\n" {
             return Err(Malformed("a string is not followed by CR LF"));
         }
-        input.advance(end + 2);
-        let mut bytes = input.split_to(length).freeze();
-        input.advance(2);
-        if kind == b'=' {
+        let token = match (kind, bytes) {
+            (b'$', _) => Token::Bulk(bytes),
+            (b'!', _) => Token::Error(bytes),
             // Three letters of format and a colon come before the text.
-            if length < 4 || bytes[3] != b':' {
-                return Err(Malformed("a verbatim string has no format"));
-            }
-            bytes.advance(4);
-        }
-        let token = if kind == b'!' { Token::Error(bytes) } else { Token::Bulk(bytes) };
-        Ok(Cut::Piece(Some(token), 0))
+            (_, [_, _, _, b':', text @ ..]) => Token::Bulk(text),
+            _ => return Err(Malformed("a verbatim string has no format")),
+        };
+        Ok(Cut::Piece(Some(token), 0, &rest[length + 2..]))
     }
 }
 
-enum Cut {
-    Piece(Option<Token>, usize),
+/// A token, `None` for a push or an attribute; how many values follow as its members; and the input after it.
+enum Cut<'a> {
+    Piece(Option<Token<'a>>, usize, &'a [u8]),
     More(usize),
 }
+
+const NO_NUMBER: Malformed = Malformed("a number is not a 64-bit integer in decimal");
 
 #[inline]
 fn add(values: usize, more: usize) -> Result<usize, Malformed> {
     values.checked_add(more).ok_or(Malformed("a reply has more values than can be counted"))
 }
 
-/// The text of a line, cut off with its type and its CR LF.
-fn cut_line(input: &mut BytesMut, end: usize) -> Bytes {
-    input.advance(1);
-    let line = input.split_to(end - 1).freeze();
-    input.advance(2);
-    line
+#[inline]
+fn cut_array(kind: u8, rest: &[u8]) -> Result<Cut<'_>, Malformed> {
+    let Some((length, rest)) = cut_length(rest)? else { return Ok(Cut::More(1)) };
+    if length == -1 && kind == b'*' {
+        return Ok(Cut::Piece(Some(Token::Nil), 0, rest));
+    }
+    // No server sends so many; the sum of a few of them would not fit the counters.
+    let length = u32::try_from(length).map_err(|_| Malformed("an array has a negative or impossible length"))?;
+    let members = length as usize * if matches!(kind, b'%' | b'|') { 2 } else { 1 };
+    let token = (!matches!(kind, b'>' | b'|')).then_some(Token::Array(members));
+    Ok(Cut::Piece(token, members, rest))
 }
 
-/// Where the CR of the first line stands, behind its type; `None` when the line is not complete.
+/// A number and its CR LF; `None` when they are not all there.
 #[inline]
-fn line_end(input: &[u8]) -> Result<Option<usize>, Malformed> {
-    match input.iter().take(MAX_LINE).skip(1).position(|&byte| byte == b'\r').map(|at| at + 1) {
-        Some(at) => match input.get(at + 1) {
-            Some(b'\n') => Ok(Some(at)),
-            Some(_) => Err(Malformed("a CR is not followed by LF")),
-            None => Ok(None),
-        },
-        None if input.len() >= MAX_LINE => Err(Malformed("a line is longer than 64 KiB")),
-        None => Ok(None),
+fn cut_length(input: &[u8]) -> Result<Option<(i64, &[u8])>, Malformed> {
+    match cut_number(input)? {
+        Some((number, [b'\r', b'\n', rest @ ..])) => Ok(Some((number, rest))),
+        None | Some((_, [] | [b'\r'])) => Ok(None),
+        Some(_) => Err(NO_NUMBER),
     }
 }
 
-/// A decimal integer with an optional sign, the whole of `digits`.
+/// A decimal integer with an optional sign, as far as its digits go; `None` when there is nothing but perhaps a sign.
 #[inline]
-fn number(digits: &[u8]) -> Result<i64, Malformed> {
-    const NO_NUMBER: Malformed = Malformed("a number is not a 64-bit integer in decimal");
-    let (negative, digits) = match digits {
+fn cut_number(input: &[u8]) -> Result<Option<(i64, &[u8])>, Malformed> {
+    let (negative, digits) = match input {
         [b'-', rest @ ..] => (true, rest),
         [b'+', rest @ ..] => (false, rest),
-        _ => (false, digits),
+        _ => (false, input),
     };
-    if digits.is_empty() || digits.len() > 19 {
-        return Err(NO_NUMBER);
+    let mut value = 0_u64;
+    let mut count = 0;
+    while let Some(digit @ b'0'..=b'9') = digits.get(count) {
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        count += 1;
     }
     // Nineteen digits always fit a u64.
-    let mut value = 0_u64;
-    for digit in digits {
-        let digit = digit.wrapping_sub(b'0');
-        if digit > 9 {
-            return Err(NO_NUMBER);
-        }
-        value = value * 10 + u64::from(digit);
+    if count == 0 || count > 19 {
+        return if digits.is_empty() { Ok(None) } else { Err(NO_NUMBER) };
     }
-    if negative { 0_i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() }.ok_or(NO_NUMBER)
+    let number = if negative { 0_i64.checked_sub_unsigned(value) } else { i64::try_from(value).ok() };
+    Ok(Some((number.ok_or(NO_NUMBER)?, &digits[count..])))
+}
+
+/// A line without its CR LF; `None` when it is not complete.
+fn cut_line(input: &[u8]) -> Result<Option<(&[u8], &[u8])>, Malformed> {
+    let Some(end) = input.iter().take(MAX_LINE).position(|&byte| byte == b'\r') else {
+        return if input.len() < MAX_LINE { Ok(None) } else { Err(Malformed("a line is longer than 64 KiB")) };
+    };
+    match input.get(end + 1) {
+        Some(b'\n') => Ok(Some((&input[..end], &input[end + 2..]))),
+        Some(_) => Err(Malformed("a CR is not followed by LF")),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]
@@ -254,32 +249,28 @@ mod tests {
     use super::*;
 
     /// Reads `replies` replies, handing the input over in pieces that end at `cuts`.
-    fn read(input: &[u8], replies: usize, cuts: &[usize]) -> Result<Vec<Token>, Malformed> {
+    fn read<'a>(input: &'a [u8], replies: usize, cuts: &[usize]) -> Result<Vec<Token<'a>>, Malformed> {
         let mut reader = Replies::new(1024);
         reader.expect(replies);
-        let mut buffer = BytesMut::new();
-        let mut fed = 0;
         let mut cuts = cuts.iter().copied().chain([input.len()]);
+        let (mut at, mut fed) = (0, 0);
         let mut tokens = Vec::new();
         loop {
-            match reader.next(&mut buffer)? {
+            let mut piece = &input[at..fed];
+            let next = reader.next(&mut piece)?;
+            at = fed - piece.len();
+            match next {
                 Next::Token(token) => tokens.push(token),
                 Next::Done => {
-                    assert_eq!(buffer.len() + input.len() - fed, 0, "nothing is left over");
+                    assert_eq!(at, input.len(), "nothing is left over");
                     return Ok(tokens);
                 }
                 Next::More(bytes) => {
-                    assert!(bytes > 0);
-                    let Some(end) = cuts.next() else { return Err(Malformed("cut short")) };
-                    buffer.extend_from_slice(&input[fed..end]);
-                    fed = end;
+                    assert!(bytes > 0 && fed + bytes <= input.len().max(fed + 1), "no more than needed is asked for");
+                    fed = cuts.next().ok_or(Malformed("cut short"))?;
                 }
             }
         }
-    }
-
-    fn bulk(bytes: &'static [u8]) -> Token {
-        Token::Bulk(Bytes::from_static(bytes))
     }
 
     /// One of everything, with a push between replies and an attribute inside one.
@@ -288,9 +279,10 @@ mod tests {
         >2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n*2\r\n*1\r\n:1\r\n|1\r\n+ttl\r\n:3\r\n$1\r\nv\r\n\
         %1\r\n+a\r\n#t\r\n~1\r\n#f\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!5\r\nERR x\r\n*0\r\n";
 
-    fn all_tokens() -> Vec<Token> {
-        let status = |text: &'static str| Token::Status(Bytes::from_static(text.as_bytes()));
-        let error = |text: &'static str| Token::Error(Bytes::from_static(text.as_bytes()));
+    fn all_tokens() -> Vec<Token<'static>> {
+        let status = |text: &'static str| Token::Status(text.as_bytes());
+        let error = |text: &'static str| Token::Error(text.as_bytes());
+        let bulk = |bytes: &'static [u8]| Token::Bulk(bytes);
         vec![
             bulk(b"hello"),
             bulk(b""),
@@ -358,7 +350,7 @@ mod tests {
             let got = read(bad, 1, &[]);
             assert!(matches!(&got, Err(error) if error.0 != "cut short"), "{}: {got:?}", bad.escape_ascii());
         }
-        assert!(read(&vec![b'+'; MAX_LINE], 1, &[]).unwrap_err().0.contains("64 KiB"));
+        assert!(read(&vec![b'+'; MAX_LINE + 1], 1, &[]).unwrap_err().0.contains("64 KiB"));
     }
 
     #[test]
@@ -366,14 +358,14 @@ mod tests {
         let deep = b"*1\r\n".repeat(1_000_000);
         let mut reader = Replies::new(1024);
         reader.expect(1);
-        let mut input = BytesMut::from(&deep[..]);
+        let mut input = &deep[..];
         let mut arrays = 0;
         while let Next::Token(token) = reader.next(&mut input).unwrap() {
             assert_eq!(token, Token::Array(1));
             arrays += 1;
         }
         assert_eq!(arrays, 1_000_000);
-        let mut input = BytesMut::from("*4294967295\r\n*4294967296\r\n");
+        let mut input = &b"*4294967295\r\n*4294967296\r\n"[..];
         reader.expect(1);
         assert_eq!(reader.next(&mut input).unwrap(), Next::Token(Token::Array(4_294_967_295)));
         assert!(reader.next(&mut input).is_err());
@@ -383,7 +375,7 @@ mod tests {
     fn the_missing_bytes_of_a_string_are_announced() {
         let mut reader = Replies::new(1024);
         reader.expect(1);
-        let mut input = BytesMut::from("$1000\r\n");
+        let mut input = &b"$1000\r\n"[..];
         assert_eq!(reader.next(&mut input).unwrap(), Next::More(1002));
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::super::pool::{Failed, Wire};
 use super::config::{Address, Server};
@@ -83,13 +83,13 @@ impl Connection {
     }
 
     /// One command of which only matters whether the server obeyed.
-    fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<Result<(), bytes::Bytes>, Error> {
+    fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<Result<(), Bytes>, Error> {
         let mut refused = None;
         self.output.clear();
         let replies = write(&mut self.output);
-        let take = |token| {
+        let take = |token: Token<'_>, chunk: &Bytes| {
             if let Token::Error(error) = token {
-                refused.get_or_insert(error);
+                refused.get_or_insert_with(|| chunk.slice_ref(error));
             }
             Ok(())
         };
@@ -146,7 +146,11 @@ impl Wire for Connection {
     }
 
     #[inline]
-    fn exchange(&mut self, replies: usize, mut take: impl FnMut(Token) -> Result<(), Error>) -> Result<(), Failed> {
+    fn exchange(
+        &mut self,
+        replies: usize,
+        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+    ) -> Result<(), Failed> {
         let mut untouched = true;
         let fail = |error: Error, untouched: bool| {
             let broke_early = untouched && error.kind() == ErrorKind::Connection;
@@ -156,25 +160,34 @@ impl Wire for Connection {
             return Err(fail(io_error(&error, "sending the request"), true));
         }
         self.replies.expect(replies);
+        self.input.clear();
         let mut patience = None;
+        let mut missing = 1;
         loop {
-            match self.replies.next(&mut self.input) {
-                Ok(Next::Token(token)) => {
-                    untouched = false;
-                    take(token).map_err(|error| fail(error, false))?;
+            self.fill(missing, &mut patience).map_err(|error| fail(error, untouched))?;
+            // Tokens are borrowed from what is here by now, and who keeps one shares it.
+            let chunk = self.input.split().freeze();
+            let mut rest = &chunk[..];
+            missing = loop {
+                match self.replies.next(&mut rest) {
+                    Ok(Next::Token(token)) => {
+                        untouched = false;
+                        take(token, &chunk).map_err(|error| fail(error, false))?;
+                    }
+                    Ok(Next::More(missing)) => break missing,
+                    Ok(Next::Done) => {
+                        self.shrink();
+                        // What was not asked for would be taken for the answer to the next request.
+                        return if rest.is_empty() { Ok(()) } else { Err(fail(surplus(rest.len()), false)) };
+                    }
+                    Err(malformed) => {
+                        let message = format!("reading the server's answer: {malformed}");
+                        return Err(fail(Error::new(ErrorKind::Protocol, message), false));
+                    }
                 }
-                Ok(Next::More(missing)) => {
-                    self.fill(missing, &mut patience).map_err(|error| fail(error, untouched))?;
-                }
-                Ok(Next::Done) => break,
-                Err(malformed) => {
-                    let error = Error::new(ErrorKind::Protocol, format!("reading the server's answer: {malformed}"));
-                    return Err(fail(error, false));
-                }
-            }
+            };
+            self.input.extend_from_slice(rest);
         }
-        self.shrink();
-        Ok(())
     }
 }
 
@@ -272,6 +285,11 @@ fn io_error(error: &io::Error, doing: impl std::fmt::Display) -> Error {
         }
         _ => Error::new(ErrorKind::Connection, format!("{doing}: {error}")),
     }
+}
+
+#[cold]
+fn surplus(bytes: usize) -> Error {
+    Error::new(ErrorKind::Protocol, format!("the server sent {bytes} bytes more than it was asked for"))
 }
 
 #[cold]

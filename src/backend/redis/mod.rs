@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use self::config::Server;
 use self::connection::{Connection, Limits};
 use super::pool::Pool;
@@ -92,9 +94,9 @@ impl Redis {
     pub fn ping(&self) -> Result<(), Error> {
         for access in [Access::Write, Access::Read] {
             let mut answer = Ok(());
-            self.exchange(access, plan::ping, |token| {
+            self.exchange(access, plan::ping, |token, _| {
                 if let Token::Error(error) = token {
-                    answer = Err(crate::engine::batch::server_error(&error));
+                    answer = Err(crate::engine::batch::server_error(error));
                 }
                 Ok(())
             })?;
@@ -110,7 +112,7 @@ impl Exchange for Redis {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token) -> Result<(), Error>,
+        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let node = match (access, &self.0.reader) {
             (Access::Read, Some(reader)) => reader,
