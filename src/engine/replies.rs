@@ -232,8 +232,11 @@ fn cut_number(input: &[u8]) -> Result<Option<(i64, &[u8])>, Malformed> {
     Ok(Some((number.ok_or(NO_NUMBER)?, &digits[count..])))
 }
 
-/// A line without its CR LF; `None` when it is not complete.
-fn cut_line(input: &[u8]) -> Result<Option<(&[u8], &[u8])>, Malformed> {
+/// A line without its CR LF, and what follows.
+type Line<'a> = (&'a [u8], &'a [u8]);
+
+/// The first line; `None` when it is not complete.
+fn cut_line(input: &[u8]) -> Result<Option<Line<'_>>, Malformed> {
     let Some(end) = input.iter().take(MAX_LINE).position(|&byte| byte == b'\r') else {
         return if input.len() < MAX_LINE { Ok(None) } else { Err(Malformed("a line is longer than 64 KiB")) };
     };
