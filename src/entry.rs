@@ -1,5 +1,6 @@
 //! What a cache holds of a value: the value, when it was created, and the clock that says so.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -130,6 +131,28 @@ impl Clock {
     pub fn advance(&self, by: Duration) {
         let manual = self.0.as_ref().expect("only a manual clock can be advanced");
         manual.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::AcqRel);
+    }
+}
+
+/// The time of one call: read from the clock when it is first needed, and then the same.
+pub(crate) struct Now<'c> {
+    clock: &'c Clock,
+    read: Cell<Option<Timestamp>>,
+}
+
+impl<'c> Now<'c> {
+    #[inline]
+    pub(crate) fn of(clock: &'c Clock) -> Self {
+        Now { clock, read: Cell::new(None) }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self) -> Timestamp {
+        self.read.get().unwrap_or_else(|| {
+            let now = self.clock.now();
+            self.read.set(Some(now));
+            now
+        })
     }
 }
 

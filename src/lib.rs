@@ -22,6 +22,7 @@ mod lock;
 mod policy;
 mod region;
 mod request;
+mod slice;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -42,7 +43,8 @@ pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
 pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LostLease, RedisGuard, RedisLock, Store};
 pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
 pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
-pub use request::{Batch, HashExpiry, Lease};
+pub use request::{Batch, Found, HashExpiry, Lease};
+pub use slice::Slice;
 
 /// The decisions behind this crate and the measurements behind them.
 #[cfg(doc)]

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::entry::{Clock, Timestamp};
+use crate::entry::{Now, Timestamp};
 
 /// What an entry is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,14 +120,14 @@ const SKEW: Duration = Duration::from_secs(60);
 pub(crate) fn judge(
     created: Option<Timestamp>,
     expiry: Expiry,
-    clock: &Clock,
+    now: &Now<'_>,
     invalidation: &impl Invalidation,
 ) -> Freshness {
     let Some(created) = created else { return Freshness::Fresh };
     let valid = invalidation.judge(created);
     match expiry {
         Expiry::After(age) if valid == Freshness::Fresh => {
-            let now = clock.now();
+            let now = now.get();
             let expired = now.since(created) >= age || created.since(now) > SKEW;
             if expired { Freshness::Stale } else { Freshness::Fresh }
         }
@@ -138,6 +138,7 @@ pub(crate) fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Clock;
 
     const SECOND: u64 = 1_000_000;
 
@@ -149,7 +150,7 @@ mod tests {
     fn age_decides() {
         let clock = Clock::manual(at(100 * SECOND));
         let valid = LocalInvalidation::default();
-        let judge = |created, expiry| judge(created, expiry, &clock, &valid);
+        let judge = |created, expiry| judge(created, expiry, &Now::of(&clock), &valid);
         let minute = Expiry::After(Duration::from_secs(60));
         assert_eq!(judge(Some(at(40 * SECOND + 1)), minute), Freshness::Fresh);
         assert_eq!(judge(Some(at(40 * SECOND)), minute), Freshness::Stale);
@@ -166,7 +167,8 @@ mod tests {
         let invalidation = LocalInvalidation::default();
         invalidation.invalidate(at(80 * SECOND), Invalidate::Hard);
         invalidation.invalidate(at(90 * SECOND), Invalidate::Soft);
-        let judge = |created| judge(Some(at(created)), Expiry::After(Duration::from_secs(5)), &clock, &invalidation);
+        let judge =
+            |created| judge(Some(at(created)), Expiry::After(Duration::from_secs(5)), &Now::of(&clock), &invalidation);
         assert_eq!(judge(80 * SECOND), Freshness::Absent);
         assert_eq!(judge(90 * SECOND), Freshness::Stale);
         assert_eq!(judge(99 * SECOND), Freshness::Fresh);

@@ -1,8 +1,12 @@
-//! What a backend is asked to do, as plain data: many entries at once, leases, when hashes expire.
+//! What a backend is asked and what it answers, as plain data: many entries at once, leases, when hashes expire.
 
 use std::ops::Range;
 
+use bytes::Bytes;
+use smallvec::SmallVec;
+
 use crate::key::Key;
+use crate::slice::Slice;
 
 /// A lease that is wanted or held, and the entry it is for.
 #[derive(Clone, Copy, Debug)]
@@ -150,5 +154,119 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.places.clear();
+    }
+}
+
+/// The entries of many keys, in the keys' order: the buffers they arrived in, and the places in them.
+///
+/// ```
+/// use bytes::Bytes;
+/// use dogpile::{Found, Slice};
+///
+/// let mut found = Found::new();
+/// found.reset(3);
+/// found.put(0, Bytes::from_static(b"one"));
+/// let buffer = Bytes::from_static(b"two three");
+/// found.put_slice(2, Slice::from(&buffer).part(&buffer[4..]));
+/// let entries: Vec<_> = found.iter().map(|entry| entry.map(|entry| entry.to_bytes())).collect();
+/// assert_eq!(entries, [Some("one".into()), None, Some("three".into())]);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    buffers: SmallVec<[Bytes; 2]>,
+    entries: Vec<FoundAt>,
+}
+
+/// Where an entry stands; that none was found is told by a buffer that there cannot be.
+#[derive(Clone, Copy, Debug)]
+struct FoundAt {
+    buffer: u32,
+    start: u32,
+    end: u32,
+}
+
+impl FoundAt {
+    const NOWHERE: FoundAt = FoundAt { buffer: u32::MAX, start: 0, end: 0 };
+}
+
+impl Found {
+    /// No entries, of no keys.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets all entries and makes place for so many; nothing is found yet.
+    pub fn reset(&mut self, keys: usize) {
+        self.buffers.clear();
+        self.entries.clear();
+        self.entries.resize(keys, FoundAt::NOWHERE);
+    }
+
+    /// Puts the entry of the key at `index`.
+    ///
+    /// # Panics
+    /// When there are not so many keys, or the entry has 4 GiB or more, eight times of what a server keeps.
+    pub fn put(&mut self, index: usize, entry: Bytes) {
+        let length = entry.len();
+        if self.buffers.len() == self.buffers.capacity() {
+            // One buffer an entry, so there will be as many as there are keys left.
+            self.buffers.reserve(self.entries.len().saturating_sub(index));
+        }
+        self.buffers.push(entry);
+        self.place(index, 0, length);
+    }
+
+    /// Puts the entry of the key at `index`, which shares its buffer with others.
+    ///
+    /// # Panics
+    /// When there are not so many keys, or the entry stands beyond 4 GiB in its buffer.
+    #[inline]
+    pub fn put_slice(&mut self, index: usize, entry: Slice<'_>) {
+        let buffer = entry.buffer();
+        // Entries come in the order in which they stand, so the buffer is most often the last one.
+        if !matches!(self.buffers.last(), Some(last) if last.as_ptr() == buffer.as_ptr() && last.len() == buffer.len())
+        {
+            self.buffers.push(buffer.clone());
+        }
+        let start = entry.as_ptr() as usize - buffer.as_ptr() as usize;
+        self.place(index, start, start + entry.len());
+    }
+
+    #[inline]
+    fn place(&mut self, index: usize, start: usize, end: usize) {
+        let narrow = |at: usize| u32::try_from(at).expect("a buffer of entries has less than 4 GiB");
+        self.entries[index] =
+            FoundAt { buffer: narrow(self.buffers.len() - 1), start: narrow(start), end: narrow(end) };
+    }
+
+    /// The entry of the key at `index`, if one was found.
+    ///
+    /// # Panics
+    /// When there are not so many keys.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Slice<'_>> {
+        let FoundAt { buffer, start, end } = self.entries[index];
+        let buffer = self.buffers.get(buffer as usize)?;
+        Some(Slice::from(buffer).part(&buffer[start as usize..end as usize]))
+    }
+
+    /// How many keys were asked for.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no keys were asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entries in the keys' order.
+    #[inline]
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<Slice<'_>>> {
+        (0..self.len()).map(|index| self.get(index))
     }
 }

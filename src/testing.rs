@@ -20,7 +20,8 @@ use crate::codec::Codec;
 use crate::entry::Timestamp;
 use crate::key::{Key, KeyBuf};
 use crate::lock::Lock;
-use crate::request::Batch;
+use crate::request::{Batch, Found};
+use crate::slice::Slice;
 
 /// The keys of a suite: those of other suites and users stay untouched.
 struct Names<'a>(&'a str);
@@ -119,23 +120,26 @@ fn many_entries(backend: &impl Backend, names: &Names<'_>) {
             expected.extend([None, twin]);
         }
     }
-    let mut found = vec![Some(Bytes::from_static(b"from before")); 3];
+    let mut found = Found::new();
+    found.reset(3);
+    found.put(0, Bytes::from_static(b"from before"));
     backend.get_many(&asked, &mut found).expect("get_many of mixed keys");
     let found: Vec<Option<String>> =
-        found.iter().map(|entry| entry.as_ref().map(|entry| String::from_utf8_lossy(entry).into_owned())).collect();
+        found.iter().map(|entry| entry.map(|entry| String::from_utf8_lossy(&entry).into_owned())).collect();
     assert_eq!(found, expected, "get_many does not answer in its caller's order");
 
     delete(backend, &order[..50]);
-    let mut found = Vec::new();
+    let mut found = Found::new();
     let all: Vec<Key<'_>> = order.iter().map(|key| key.as_key()).collect();
     backend.get_many(&all, &mut found).expect("get_many");
-    assert!(found[..50].iter().all(Option::is_none), "delete_many left some");
-    assert!(found[50..].iter().all(Option::is_some), "delete_many took others");
+    assert!((0..50).all(|at| found.get(at).is_none()), "delete_many left some");
+    assert!((50..100).all(|at| found.get(at).is_some()), "delete_many took others");
     delete(backend, &order);
 }
 
 fn nothing_at_all(backend: &impl Backend) {
-    let mut found = vec![None; 2];
+    let mut found = Found::new();
+    found.reset(2);
     backend.get_many(&[], &mut found).expect("get_many of no keys");
     assert!(found.is_empty(), "get_many of no keys found some");
     backend.set_many(&Batch::new(), None).expect("set_many of nothing");
@@ -214,19 +218,20 @@ pub fn codec<V: PartialEq + Debug>(codec: &impl Codec<V>, values: &[V]) {
         codec.encode(value, created, &mut out).unwrap_or_else(|error| panic!("{value:?} is not written: {error}"));
         assert_eq!(&out[..6], b"before", "encoding {value:?} changes what stands before it");
         let entry = Bytes::from(out.split_off(6));
-        let (read, meta) = codec.decode(&entry).unwrap_or_else(|error| panic!("{value:?} is not read back: {error}"));
+        let (read, meta) =
+            codec.decode(Slice::from(&entry)).unwrap_or_else(|error| panic!("{value:?} is not read back: {error}"));
         assert_eq!(read, *value, "the value that was read is not the one that was written");
         if let Some(read) = meta.created {
             assert!(read <= created && created.since(read) < Duration::from_secs(1), "the time {read:?} is wrong");
         }
         for end in 0..entry.len().min(300) {
-            let _ = codec.decode(&entry.slice(..end));
+            let _ = codec.decode(Slice::from(&entry.slice(..end)));
         }
         for at in 0..entry.len().min(300) {
             for damage in [0_u8, 1, 0x7f, 0x80, 0xff] {
                 let mut damaged = entry.to_vec();
                 damaged[at] ^= damage;
-                let _ = codec.decode(&Bytes::from(damaged));
+                let _ = codec.decode(Slice::from(&Bytes::from(damaged)));
             }
         }
     }

@@ -112,7 +112,7 @@ fn memory() {
     let region = Region::builder(Memory::new(64 << 20)).keys(Prefix::new("app:"));
     let region = region.expires_after(Duration::from_secs(60)).ttl(Duration::from_secs(90)).build().unwrap();
     nothing_on(&region);
-    a_constant_for_many(&region, 4);
+    a_constant_for_many(&region, 5);
 }
 
 #[test]

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use dogpile::Timestamp;
 #[cfg(feature = "json")]
 use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
 use dogpile::codec::{Bare, Codec, Full, LazyMap, Msgpack, Pack, Raw, RawValue, Seconds, Unpack};
+use dogpile::{Slice, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -105,7 +105,8 @@ fn encode<V>(codec: &impl Codec<V>, value: &V) -> Vec<u8> {
 /// A column is read as `value`, with the metadata that its name promises.
 fn reads<V: PartialEq + Debug>(row: &Row, column: &str, codec: &impl Codec<V>, value: &V) -> Bytes {
     let entry = row.bytes(column).unwrap_or_else(|| panic!("no {column} in {}", row.0));
-    let (read, meta) = codec.decode(&entry).unwrap_or_else(|error| panic!("{column} of {}: {error}", row.0));
+    let (read, meta) =
+        codec.decode(Slice::from(&entry)).unwrap_or_else(|error| panic!("{column} of {}: {error}", row.0));
     assert_eq!(read, *value, "{column}");
     let (created, version) = match column.split_once('.').map(|(_, envelope)| envelope) {
         Some("seconds") => (Some(Timestamp::from_secs(CREATED.as_secs())), None),
@@ -239,7 +240,7 @@ fn reference_bytes() {
 type Attempt = fn(&Bytes) -> bool;
 
 fn attempt<V, C: Codec<V> + Default>(entry: &Bytes) -> bool {
-    C::default().decode(entry).is_ok()
+    C::default().decode(Slice::from(entry)).is_ok()
 }
 
 /// Attempts as this type with each envelope: bare, seconds, full.
@@ -402,7 +403,7 @@ impl Random {
 
 fn round_trip<V: PartialEq + Debug>(codec: impl Codec<V>, value: &V) {
     let entry = Bytes::from(encode(&codec, value));
-    let (read, meta) = codec.decode(&entry).unwrap();
+    let (read, meta) = codec.decode(Slice::from(&entry)).unwrap();
     assert_eq!(read, *value);
     assert!(meta.created.is_none_or(|created| created.as_secs() == CREATED.as_secs()));
 }
@@ -421,7 +422,7 @@ where
         round_trip(Serde::<Full>::new().version(u64::MAX), &value);
         // What one writes, the other reads.
         let entry = Bytes::from(encode(&Serde::<Full>::new(), &value));
-        let (read, _): (V, _) = Msgpack::<Full>::new().decode(&entry).unwrap();
+        let (read, _): (V, _) = Msgpack::<Full>::new().decode(Slice::from(&entry)).unwrap();
         assert_eq!(read, value);
     }
     #[cfg(feature = "json")]

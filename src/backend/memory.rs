@@ -12,7 +12,7 @@ use super::Backend;
 use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, KeyBuf};
-use crate::request::Batch;
+use crate::request::{Batch, Found};
 
 /// Entries in this process, bounded by weight; needs no server.
 ///
@@ -166,9 +166,13 @@ impl Backend for Memory {
         Ok(self.find(key))
     }
 
-    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error> {
-        found.clear();
-        found.extend(keys.iter().map(|key| self.find(*key)));
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+        found.reset(keys.len());
+        for (index, key) in keys.iter().enumerate() {
+            if let Some(entry) = self.find(*key) {
+                found.put(index, entry);
+            }
+        }
         Ok(())
     }
 

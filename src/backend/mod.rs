@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::key::Key;
-use crate::request::{Batch, Lease};
+use crate::request::{Batch, Found, Lease};
 
 #[cfg(feature = "driver")]
 pub use self::driver::Driver;
@@ -31,7 +31,7 @@ pub use self::resp::{Access, Exchange};
 /// ```
 /// use std::time::Duration;
 /// use bytes::Bytes;
-/// use dogpile::{Backend, Batch, Error, Key, Memory, Region};
+/// use dogpile::{Backend, Batch, Error, Found, Key, Memory, Region};
 ///
 /// /// Writes down what is deleted.
 /// struct Audited<B>(B);
@@ -40,7 +40,7 @@ pub use self::resp::{Access, Exchange};
 ///     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
 ///         self.0.get(key)
 ///     }
-///     fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error> {
+///     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
 ///         self.0.get_many(keys, found)
 ///     }
 ///     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
@@ -66,12 +66,12 @@ pub trait Backend: Send + Sync {
     /// When the backend cannot tell. [`ErrorKind::WrongType`](crate::ErrorKind::WrongType) counts as a miss.
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error>;
 
-    /// The entries of `keys`, in their order, duplicates kept: afterwards `found` has as many members as `keys`. What
-    /// it held before is dropped, its memory reused. One round trip, whatever the keys.
+    /// The entries of `keys`, in their order, duplicates kept: afterwards `found` has a place for each of `keys`. What it
+    /// held before is dropped, its memory reused. One round trip, whatever the keys.
     ///
     /// # Errors
     /// When the backend cannot tell for all of them. `found` then means nothing.
-    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error>;
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error>;
 
     /// Stores an entry, for `ttl` if one is given (at least a millisecond), in place of whatever was there.
     ///

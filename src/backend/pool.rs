@@ -23,6 +23,22 @@ pub(super) trait Wire {
     ) -> Result<(), Failed>;
 }
 
+impl<W: Wire> Wire for Box<W> {
+    #[inline]
+    fn output(&mut self) -> &mut Vec<u8> {
+        (**self).output()
+    }
+
+    #[inline]
+    fn exchange(
+        &mut self,
+        replies: usize,
+        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+    ) -> Result<(), Failed> {
+        (**self).exchange(replies, take)
+    }
+}
+
 /// Why an exchange failed.
 pub(super) struct Failed {
     pub(super) error: Error,

@@ -12,7 +12,8 @@ use crate::engine::plan;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
-use crate::request::{Batch, HashExpiry, Lease};
+use crate::request::{Batch, Found, HashExpiry, Lease};
+use crate::slice::Slice;
 
 /// What a request may do, so that an [`Exchange`] knows where it may go and whether it may go twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +68,8 @@ impl<X: Exchange> Backend for X {
         Ok(found)
     }
 
-    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<Bytes>>) -> Result<(), Error> {
-        found.clear();
-        found.resize(keys.len(), None);
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+        found.reset(keys.len());
         if keys.is_empty() {
             return Ok(());
         }
@@ -140,7 +140,8 @@ impl<X: Exchange> Leases for X {
         let groups = Groups::of(wanted.len(), |at| wanted[at].key);
         let mut gather = Gather::new(&groups);
         let mut leased = Vec::with_capacity(wanted.len());
-        let mut found = vec![None; wanted.len()];
+        let mut found = Found::new();
+        found.reset(wanted.len());
         let write = |out: &mut Vec<u8>| {
             let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
             leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
@@ -157,7 +158,8 @@ impl<X: Exchange> Leases for X {
         self.exchange(Access::Once, write, take)
             .and_then(|()| gather.finish())
             .map_err(|error| error.while_(Of("locking", wanted)))?;
-        Ok(leased.into_iter().zip(found).collect())
+        let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
+        Ok(leased.into_iter().zip(entries).collect())
     }
 
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {

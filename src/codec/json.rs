@@ -3,13 +3,13 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytes::Bytes;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds, Shape, full_meta};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// Anything `Serialize + DeserializeOwned` as JSON, by `serde_json`: for entries that people or other languages read.
 ///
@@ -19,6 +19,7 @@ use crate::entry::Timestamp;
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Full, Json};
 ///
@@ -26,7 +27,7 @@ use crate::entry::Timestamp;
 /// let mut entry = Vec::new();
 /// codec.encode(&vec!["a".to_string(); 2], Timestamp::from_micros(1_471_113_698_761_270), &mut entry)?;
 /// assert_eq!(entry, br#"[["a","a"],{"ct":1471113698.76127,"v":2}]"#);
-/// let (value, _): (Vec<String>, _) = codec.decode(&Bytes::from(entry))?;
+/// let (value, _): (Vec<String>, _) = codec.decode(Slice::from(&Bytes::from(entry)))?;
 /// assert_eq!(value, ["a", "a"]);
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
@@ -71,15 +72,16 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
         }
     }
 
-    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
+    fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
         match E::SHAPE {
-            Shape::Bare => Ok((read(entry)?, Meta::NONE)),
+            Shape::Bare => Ok((read(entry.as_bytes())?, Meta::NONE)),
             Shape::Seconds => {
-                let (value, seconds) = read(entry)?;
+                let (value, seconds) = read(entry.as_bytes())?;
                 Ok((value, Meta::created(Timestamp::from_secs(seconds))))
             }
             Shape::Full => {
-                let (value, meta): (V, FullMeta) = read(entry).map_err(|error| self.blame_version(entry, error))?;
+                let (value, meta): (V, FullMeta) =
+                    read(entry.as_bytes()).map_err(|error| self.blame_version(entry, error))?;
                 Ok((value, full_meta(meta.ct, meta.v, self.version)?))
             }
         }
@@ -89,8 +91,9 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
 impl<E: Envelope> Json<E> {
     /// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
     #[cold]
-    fn blame_version(&self, entry: &Bytes, error: CodecError) -> CodecError {
-        let meta = read(entry).and_then(|(IgnoredAny, meta): (_, FullMeta)| full_meta(meta.ct, meta.v, self.version));
+    fn blame_version(&self, entry: Slice<'_>, error: CodecError) -> CodecError {
+        let meta = read(entry.as_bytes())
+            .and_then(|(IgnoredAny, meta): (_, FullMeta)| full_meta(meta.ct, meta.v, self.version));
         match meta {
             Err(other) if other.kind() == CodecErrorKind::Version => other,
             _ => error,
@@ -191,6 +194,7 @@ impl<'de> Deserialize<'de> for MetaKey {
 mod tests {
     use super::*;
     use crate::codec::Bare;
+    use bytes::Bytes;
 
     fn encode<E: Envelope>(codec: Json<E>, value: impl Serialize + DeserializeOwned) -> String {
         let mut out = Vec::new();
@@ -199,11 +203,11 @@ mod tests {
     }
 
     fn full(entry: &'static str) -> Result<(u8, Meta), CodecErrorKind> {
-        Json::<Full>::new().decode(&Bytes::from_static(entry.as_bytes())).map_err(|e| e.kind())
+        Json::<Full>::new().decode(Slice::from(&Bytes::from_static(entry.as_bytes()))).map_err(|e| e.kind())
     }
 
     fn seconds(entry: &'static str) -> Result<(u8, Meta), CodecErrorKind> {
-        Json::<Seconds>::new().decode(&Bytes::from_static(entry.as_bytes())).map_err(|e| e.kind())
+        Json::<Seconds>::new().decode(Slice::from(&Bytes::from_static(entry.as_bytes()))).map_err(|e| e.kind())
     }
 
     #[test]
@@ -267,11 +271,14 @@ mod tests {
         }
         for level in [r#"{"Branch":"#, "[", r#"{"a":"#] {
             let entry = Bytes::from(level.repeat(100_000));
-            let decoded: Result<(Tree, Meta), _> = Json::<Bare>::new().decode(&entry);
+            let decoded: Result<(Tree, Meta), _> = Json::<Bare>::new().decode(Slice::from(&entry));
             assert!(decoded.is_err());
-            let decoded: Result<(Tree, Meta), _> = Json::<Full>::new().decode(&entry);
+            let decoded: Result<(Tree, Meta), _> = Json::<Full>::new().decode(Slice::from(&entry));
             assert!(decoded.is_err());
         }
-        assert!(matches!(Json::<Bare>::new().decode(&Bytes::from_static(b"\"Leaf\"")), Ok((Tree::Leaf, _))));
+        assert!(matches!(
+            Json::<Bare>::new().decode(Slice::from(&Bytes::from_static(b"\"Leaf\""))),
+            Ok((Tree::Leaf, _))
+        ));
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::{CodecError, Pack, Reader, Unpack};
+use crate::slice::Slice;
 
 /// A map with text keys, still encoded: it shares the entry's memory and decodes a value when it is asked for.
 ///
@@ -65,7 +66,7 @@ impl LazyMap {
     /// How many fields there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        Reader::new(&self.map).read_map_len().unwrap_or(0)
+        Reader::new(Slice::from(&self.map)).read_map_len().unwrap_or(0)
     }
 
     /// Whether there are none.
@@ -87,7 +88,7 @@ impl LazyMap {
 
     /// The fields, each with a reader at its value. The map was checked when it was made, so reading it does not fail.
     fn fields(&self) -> impl Iterator<Item = (&[u8], Reader<'_>)> {
-        let mut reader = Reader::new(&self.map);
+        let mut reader = Reader::new(Slice::from(&self.map));
         let left = reader.read_map_len().unwrap_or(0);
         (0..left).map_while(move |_| {
             let name = reader.read_key().ok()?;
@@ -103,7 +104,7 @@ impl TryFrom<Bytes> for LazyMap {
     type Error = CodecError;
 
     fn try_from(map: Bytes) -> Result<Self, CodecError> {
-        let mut reader = Reader::new(&map);
+        let mut reader = Reader::new(Slice::from(&map));
         let map = LazyMap::unpack(&mut reader)?;
         reader.finish()?;
         Ok(map)
@@ -172,7 +173,7 @@ mod tests {
         // Not the shortest forms: they stay.
         let entry = Bytes::from_static(b"\x92\xde\x00\x01\xa1a\xcd\x00\x01\xceW\xafi\xe2");
         let codec = Msgpack::<Seconds>::new();
-        let (map, meta): (LazyMap, _) = codec.decode(&entry).unwrap();
+        let (map, meta): (LazyMap, _) = codec.decode(Slice::from(&entry)).unwrap();
         assert_eq!(map.as_bytes(), &entry[1..9]);
         assert_eq!(map.get("a"), Ok(Some(1)));
         let mut out = Vec::new();

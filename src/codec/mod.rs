@@ -26,9 +26,8 @@ mod time;
 use std::borrow::Cow;
 use std::fmt;
 
-use bytes::Bytes;
-
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 pub use self::envelope::{Bare, Envelope, Full, Seconds};
 #[cfg(feature = "json")]
@@ -45,15 +44,15 @@ pub use self::serde::Serde;
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Msgpack, Seconds};
+/// use dogpile::{Slice, Timestamp};
 ///
 /// let codec = Msgpack::<Seconds>::new();
 /// let mut entry = Vec::new();
 /// codec.encode(&"mellifluous".to_string(), Timestamp::from_secs(1_471_113_698), &mut entry)?;
 /// assert_eq!(entry, b"\x92\xabmellifluous\xceW\xafi\xe2");
 ///
-/// let (value, meta): (String, _) = codec.decode(&Bytes::from(entry))?;
+/// let (value, meta): (String, _) = codec.decode(Slice::from(&Bytes::from(entry)))?;
 /// assert_eq!(value, "mellifluous");
 /// assert_eq!(meta.created, Some(Timestamp::from_secs(1_471_113_698)));
 /// # Ok::<(), dogpile::codec::CodecError>(())
@@ -69,7 +68,7 @@ pub trait Codec<V> {
     ///
     /// # Errors
     /// When the bytes are not an entry of a `V` in this codec's version. Any bytes may come; none may panic.
-    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError>;
+    fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError>;
 }
 
 /// What an entry's envelope says of its value.
@@ -94,11 +93,10 @@ impl Meta {
 }
 
 /// Why a value could not be encoded, or bytes not decoded.
+///
+/// As small as a pointer, so that the results of reading fit into registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CodecError {
-    kind: CodecErrorKind,
-    message: Cow<'static, str>,
-}
+pub struct CodecError(Box<(CodecErrorKind, Cow<'static, str>)>);
 
 /// What kind of trouble a [`CodecError`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,19 +120,19 @@ impl CodecError {
     /// An error with a sentence of its own.
     #[cold]
     pub fn new(kind: CodecErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        CodecError { kind, message: message.into() }
+        CodecError(Box::new((kind, message.into())))
     }
 
     /// What kind of error this is.
     #[must_use]
     pub fn kind(&self) -> CodecErrorKind {
-        self.kind
+        self.0.0
     }
 }
 
 impl fmt::Display for CodecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.1)
     }
 }
 

@@ -5,6 +5,7 @@ use bytestring::ByteString;
 
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// What ends the letter that tells a value's type. A text with it would be taken for something else.
 const TAG: u8 = 0x7f;
@@ -30,13 +31,14 @@ const FALSE: &[u8] = b"i\x7fFalse";
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Raw};
 ///
 /// let mut entry = Vec::new();
 /// Raw.encode(&-12, Timestamp::EPOCH, &mut entry)?;
 /// assert_eq!(entry, b"i\x7f-12");
-/// let (text, _): (String, _) = Raw.decode(&Bytes::from_static(b"mellifluous"))?;
+/// let (text, _): (String, _) = Raw.decode(Slice::from(&Bytes::from_static(b"mellifluous")))?;
 /// assert_eq!(text, "mellifluous");
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
@@ -47,6 +49,7 @@ pub struct Raw;
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::codec::{CodecError, RawValue};
 ///
 /// struct UserId(u64);
@@ -55,7 +58,7 @@ pub struct Raw;
 ///     fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
 ///         self.0.write(out)
 ///     }
-///     fn read(entry: &Bytes) -> Result<Self, CodecError> {
+///     fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
 ///         u64::read(entry).map(UserId)
 ///     }
 /// }
@@ -71,7 +74,7 @@ pub trait RawValue: Sized {
     ///
     /// # Errors
     /// When the bytes are something else.
-    fn read(entry: &Bytes) -> Result<Self, CodecError>;
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError>;
 }
 
 impl<V: RawValue> Codec<V> for Raw {
@@ -81,8 +84,8 @@ impl<V: RawValue> Codec<V> for Raw {
     }
 
     #[inline]
-    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
-        if entry == NO_VALUE {
+    fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
+        if *entry == *NO_VALUE {
             return Err(CodecError::new(CodecErrorKind::NoValue, "the entry says that there is no value"));
         }
         Ok((V::read(entry)?, Meta::NONE))
@@ -94,7 +97,7 @@ impl RawValue for String {
         write_text(self, out)
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
         read_text(entry).map(str::to_owned)
     }
 }
@@ -104,7 +107,7 @@ impl RawValue for Box<str> {
         write_text(self, out)
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
         read_text(entry).map(Into::into)
     }
 }
@@ -115,9 +118,9 @@ impl RawValue for ByteString {
         write_text(self, out)
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
         check_untagged(entry)?;
-        entry.clone().try_into().map_err(|_| not_utf8())
+        entry.to_bytes().try_into().map_err(|_| not_utf8())
     }
 }
 
@@ -128,8 +131,8 @@ impl RawValue for Bytes {
         Ok(())
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
-        read_tagged(b'b', entry).map(|data| entry.slice_ref(data))
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
+        read_tagged(b'b', entry).map(|data| entry.part(data).to_bytes())
     }
 }
 
@@ -139,7 +142,7 @@ impl RawValue for Vec<u8> {
         Ok(())
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
         read_tagged(b'b', entry).map(<[u8]>::to_vec)
     }
 }
@@ -150,7 +153,7 @@ impl RawValue for bool {
         Ok(())
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
         match &entry[..] {
             TRUE => Ok(true),
             FALSE => Ok(false),
@@ -171,8 +174,8 @@ impl<T: RawValue> RawValue for Option<T> {
         }
     }
 
-    fn read(entry: &Bytes) -> Result<Self, CodecError> {
-        if entry == NONE { Ok(None) } else { T::read(entry).map(Some) }
+    fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
+        if *entry == *NONE { Ok(None) } else { T::read(entry).map(Some) }
     }
 }
 
@@ -184,7 +187,7 @@ macro_rules! integers {
                 Ok(())
             }
 
-            fn read(entry: &Bytes) -> Result<Self, CodecError> {
+            fn read(entry: Slice<'_>) -> Result<Self, CodecError> {
                 read_decimal(entry)?.parse().map_err(|_| {
                     CodecError::new(CodecErrorKind::Value, "the integer is out of range")
                 })
@@ -203,12 +206,12 @@ fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), CodecError> {
     Ok(())
 }
 
-fn read_text(entry: &Bytes) -> Result<&str, CodecError> {
+fn read_text(entry: Slice<'_>) -> Result<&str, CodecError> {
     check_untagged(entry)?;
-    std::str::from_utf8(entry).map_err(|_| not_utf8())
+    std::str::from_utf8(entry.as_bytes()).map_err(|_| not_utf8())
 }
 
-fn check_untagged(entry: &Bytes) -> Result<(), CodecError> {
+fn check_untagged(entry: Slice<'_>) -> Result<(), CodecError> {
     if entry.contains(&TAG) { Err(wrong_type()) } else { Ok(()) }
 }
 
@@ -217,12 +220,12 @@ fn write_tagged(letter: u8, value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(value);
 }
 
-fn read_tagged(letter: u8, entry: &Bytes) -> Result<&[u8], CodecError> {
-    entry.strip_prefix(&[letter, TAG]).ok_or_else(wrong_type)
+fn read_tagged(letter: u8, entry: Slice<'_>) -> Result<&[u8], CodecError> {
+    entry.as_bytes().strip_prefix(&[letter, TAG]).ok_or_else(wrong_type)
 }
 
 /// An integer's digits exactly as Python writes them: no plus, no leading zeros, no underscores.
-fn read_decimal(entry: &Bytes) -> Result<&str, CodecError> {
+fn read_decimal(entry: Slice<'_>) -> Result<&str, CodecError> {
     let number = read_tagged(b'i', entry)?;
     match number.strip_prefix(b"-").unwrap_or(number) {
         b"0" if number == b"0" => {}
@@ -253,7 +256,7 @@ mod tests {
     }
 
     fn decode<V: RawValue>(entry: &'static [u8]) -> Result<V, CodecErrorKind> {
-        Raw.decode(&Bytes::from_static(entry)).map(|(value, _)| value).map_err(|e| e.kind())
+        Raw.decode(Slice::from(&Bytes::from_static(entry))).map(|(value, _)| value).map_err(|e| e.kind())
     }
 
     /// `value` is written as `entry`, and read from it.
@@ -282,9 +285,9 @@ mod tests {
     #[test]
     fn values_that_share_the_entry_do_not_copy() {
         let entry = Bytes::from_static(b"b\x7fabc");
-        assert_eq!(Bytes::read(&entry).unwrap().as_ptr(), entry[2..].as_ptr());
+        assert_eq!(Bytes::read(Slice::from(&entry)).unwrap().as_ptr(), entry[2..].as_ptr());
         let entry = Bytes::from_static(b"abc");
-        assert_eq!(ByteString::read(&entry).unwrap().as_ptr(), entry.as_ptr());
+        assert_eq!(ByteString::read(Slice::from(&entry)).unwrap().as_ptr(), entry.as_ptr());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::marker::PhantomData;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,6 +9,7 @@ use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds};
 use super::msgpack::{Reader, read_entry, write_entry};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// Anything `Serialize + DeserializeOwned` as msgpack, by `rmp-serde`: structs are maps of their fields.
 ///
@@ -19,6 +19,7 @@ use crate::entry::Timestamp;
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Seconds, Serde};
 /// use serde::{Deserialize, Serialize};
@@ -30,7 +31,7 @@ use crate::entry::Timestamp;
 /// let mut entry = Vec::new();
 /// codec.encode(&Shape::Dot, Timestamp::from_secs(1_471_113_698), &mut entry)?;
 /// assert_eq!(entry, b"\x92\xa3Dot\xceW\xafi\xe2");
-/// let (shape, _): (Shape, _) = codec.decode(&Bytes::from(entry))?;
+/// let (shape, _): (Shape, _) = codec.decode(Slice::from(&Bytes::from(entry)))?;
 /// assert!(matches!(shape, Shape::Dot));
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
@@ -72,7 +73,7 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Serde<E> {
         })
     }
 
-    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
+    fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
         read_entry(E::SHAPE, self.version, entry, read_payload)
     }
 }
@@ -103,6 +104,7 @@ mod tests {
 
     use super::*;
     use crate::codec::{Bare, Msgpack};
+    use bytes::Bytes;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     enum Tree {
@@ -124,12 +126,12 @@ mod tests {
     ) {
         let mut out = Vec::new();
         codec.encode(&value, Timestamp::from_secs(7), &mut out).unwrap();
-        let (read, _): (V, _) = codec.decode(&Bytes::from(out)).unwrap();
+        let (read, _): (V, _) = codec.decode(Slice::from(&Bytes::from(out))).unwrap();
         assert_eq!(read, value);
     }
 
     fn decode<V: DeserializeOwned + Serialize>(entry: impl Into<Bytes>) -> Result<V, CodecErrorKind> {
-        Serde::<Bare>::new().decode(&entry.into()).map(|(value, _)| value).map_err(|e| e.kind())
+        Serde::<Bare>::new().decode(Slice::from(&entry.into())).map(|(value, _)| value).map_err(|e| e.kind())
     }
 
     #[test]
@@ -157,7 +159,7 @@ mod tests {
     fn other_versions_and_damage_are_told_apart() {
         let mut out = Vec::new();
         Msgpack::<Full>::new().version(3).encode(&"a".to_string(), Timestamp::EPOCH, &mut out).unwrap();
-        let decoded: Result<(u8, Meta), _> = Serde::<Full>::new().decode(&Bytes::from(out));
+        let decoded: Result<(u8, Meta), _> = Serde::<Full>::new().decode(Slice::from(&Bytes::from(out)));
         assert_eq!(decoded.unwrap_err().kind(), CodecErrorKind::Version);
         assert_eq!(decode::<u8>(&b"\x05\x05"[..]), Err(CodecErrorKind::Length));
         assert_eq!(decode::<u8>(&b""[..]), Err(CodecErrorKind::Length));

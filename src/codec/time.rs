@@ -208,6 +208,7 @@ fn out_of_range() -> CodecError {
 mod tests {
     use std::fmt::Debug;
 
+    use crate::slice::Slice;
     use bytes::Bytes;
 
     use super::*;
@@ -220,7 +221,7 @@ mod tests {
 
     fn unpack<T: Unpack>(bytes: impl Into<Bytes>) -> Result<T, CodecErrorKind> {
         let bytes = bytes.into();
-        let mut reader = Reader::new(&bytes);
+        let mut reader = Reader::new(Slice::from(&bytes));
         let value = T::unpack(&mut reader).map_err(|e| e.kind())?;
         reader.finish().map_err(|e| e.kind())?;
         Ok(value)

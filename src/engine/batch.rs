@@ -8,6 +8,8 @@ use smallvec::SmallVec;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
+use crate::request::Found;
+use crate::slice::Slice;
 
 /// More keys than these go into several commands of the same pipeline, so that no single one holds up the server.
 const MOST_IN_COMMAND: usize = 10_000;
@@ -138,11 +140,11 @@ impl<'g> Gather<'g> {
 
     /// Takes the next token, which is part of `chunk`. `found` has a place for each key.
     #[inline]
-    pub(crate) fn take(&mut self, token: Token<'_>, chunk: &Bytes, found: &mut [Option<Bytes>]) -> Result<(), Error> {
+    pub(crate) fn take(&mut self, token: Token<'_>, chunk: &Bytes, found: &mut Found) -> Result<(), Error> {
         match (self.left, token) {
             (Some(left), token @ (Token::Bulk(_) | Token::Nil)) => {
                 if let Token::Bulk(entry) = token {
-                    found[self.groups.position(self.at)] = Some(chunk.slice_ref(entry));
+                    found.put_slice(self.groups.position(self.at), Slice::from(chunk).part(entry));
                 }
                 self.at += 1;
                 self.left = (left > 1).then(|| left - 1);
@@ -256,7 +258,8 @@ mod tests {
     fn answers_find_their_places() {
         let keys = [field("h", "1"), "a".into(), field("h", "2"), field("bad", "x"), "b".into()];
         let groups = Groups::of(keys.len(), |at| keys[at]);
-        let mut found = vec![None; keys.len()];
+        let mut found = Found::new();
+        found.reset(keys.len());
         let mut gather = Gather::new(&groups);
         let chunk = Bytes::from_static(b"h1h2b");
         let bulk = |range: std::ops::Range<usize>| Token::Bulk(&chunk[range]);
@@ -273,7 +276,7 @@ mod tests {
         }
         gather.finish().unwrap();
         let texts: Vec<_> =
-            found.iter().map(|entry| entry.as_deref().unwrap_or(b"-").escape_ascii().to_string()).collect();
+            found.iter().map(|entry| entry.map_or(&b"-"[..], Slice::as_bytes).escape_ascii().to_string()).collect();
         assert_eq!(texts, ["h1", "-", "h2", "-", "b"]);
     }
 
@@ -290,13 +293,14 @@ mod tests {
             &[Token::Array(2), Token::Nil, Token::Nil, Token::Nil],
         ] {
             let mut gather = Gather::new(&groups);
-            let mut found = vec![None; 2];
+            let mut found = Found::new();
+            found.reset(2);
             let taken: Result<Vec<()>, _> =
                 tokens.iter().map(|token| gather.take(*token, &Bytes::new(), &mut found)).collect();
             assert_eq!(taken.unwrap_err().kind(), ErrorKind::Protocol, "{tokens:?}");
         }
         let mut gather = Gather::new(&groups);
-        gather.take(Token::Error(b"LOADING busy"), &Bytes::new(), &mut [None, None]).unwrap();
+        gather.take(Token::Error(b"LOADING busy"), &Bytes::new(), &mut Found::new()).unwrap();
         assert_eq!(gather.finish().unwrap_err().to_string(), "the server answered \"LOADING busy\"");
     }
 }

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
-use crate::request::Batch;
+use crate::request::{Batch, Found};
+use crate::slice::Slice;
 
 pub use self::local::LocalLock;
 pub use self::lost::{AfterLoss, Discard, LostLease, Store};
@@ -73,9 +74,10 @@ pub trait Lock<B: Backend>: Send + Sync {
     fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
         let guards: Result<Vec<_>, _> = keys.iter().map(|key| self.try_lock(backend, *key)).collect();
         let guards = guards?;
-        let mut found = Vec::new();
+        let mut found = Found::new();
         backend.get_many(keys, &mut found)?;
-        Ok(guards.into_iter().zip(found).map(|(guard, entry)| Attempt { guard, entry }).collect())
+        let attempt = |(guard, entry): (_, Option<Slice<'_>>)| Attempt { guard, entry: entry.map(Slice::to_bytes) };
+        Ok(guards.into_iter().zip(found.iter()).map(attempt).collect())
     }
 
     /// Stores the entries of `batch`, one for each guard, and releases the guards.

@@ -2,21 +2,23 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::flight::Flight;
 use super::keys::KeyRoom;
-use super::{Reading, Region, Shared, sync};
+use super::{Reading, Region, Shared, Understood, sync};
 use crate::backend::Backend;
 use crate::buffer::with_buffer;
 use crate::codec::{Codec, CodecError};
-use crate::entry::Entry;
+use crate::entry::{Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::policy::{Expiry, Freshness, Invalidation};
-use crate::request::Batch;
+use crate::request::{Batch, Found};
+use crate::slice::Slice;
 
 /// A region with settings for single calls, made by [`Region::with_expiry`] and its like.
 ///
@@ -109,7 +111,12 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     where
         S: Codec<V>,
     {
-        self.with_key(&key, |key| Ok(self.read_fresh(key)?.map(|reading| reading.value)))
+        let region = self.shared();
+        self.with_key(&key, |key| match region.backend.get(key) {
+            Ok(Some(entry)) => Ok(region.fresh(Slice::from(&entry), self.expiry, &Now::of(&region.clock))),
+            Ok(None) => Ok(None),
+            Err(error) => region.miss_if_wrong_type(error).map(|_| None),
+        })
     }
 
     /// See [`Region::get_entry`].
@@ -120,13 +127,16 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     where
         S: Codec<V>,
     {
-        let Some(reading) = self.with_key(&key, |key| self.read_fresh(key))? else { return Ok(None) };
-        let now = self.shared().clock.now();
-        Ok(Some(Entry {
-            value: reading.value,
-            created: reading.meta.created,
-            age: reading.meta.created.map(|created| now.since(created)),
-            version: reading.meta.version,
+        let region = self.shared();
+        let now = Now::of(&region.clock);
+        let entry = self.with_key(&key, |key| self.read(key))?;
+        let understood = entry.and_then(|entry| region.understand(Slice::from(&entry), self.expiry, &now));
+        let fresh = understood.filter(|understood| understood.freshness == Freshness::Fresh);
+        Ok(fresh.map(|Understood { value, meta, .. }| Entry {
+            value,
+            created: meta.created,
+            age: meta.created.map(|created| now.get().since(created)),
+            version: meta.version,
         }))
     }
 
@@ -140,11 +150,11 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let mut room = KeyRoom::new();
         let keys = room.map_all(keys, &self.shared().map);
-        let mut found = Vec::new();
-        self.shared().backend.get_many(&keys, &mut found)?;
-        let fresh = |reading: &Reading<V>| reading.freshness == Freshness::Fresh;
-        let value = |entry| self.shared().understand(entry, self.expiry).filter(fresh).map(|reading| reading.value);
-        Ok(found.into_iter().map(value).collect())
+        let region = self.shared();
+        let mut found = Found::new();
+        region.backend.get_many(&keys, &mut found)?;
+        let now = Now::of(&region.clock);
+        Ok(found.iter().map(|entry| entry.and_then(|entry| region.fresh(entry, self.expiry, &now))).collect())
     }
 
     /// See [`Region::set`].
@@ -206,9 +216,22 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        self.with_key(&key, |key| match self.read(key) {
-            Ok(Some(reading)) if reading.freshness == Freshness::Fresh => Ok(reading.value),
-            other => self.create_one(key, other, create),
+        let region = self.shared();
+        self.with_key(&key, |key| {
+            let entry = region.backend.get(key);
+            if let Ok(Some(entry)) = &entry {
+                let understood = region.understand(Slice::from(entry), self.expiry, &Now::of(&region.clock));
+                match understood {
+                    Some(Understood { value, freshness: Freshness::Fresh, .. }) => return Ok(value),
+                    Some(Understood { value, freshness, .. }) => {
+                        let stale = Reading { value, entry: entry.clone(), freshness };
+                        return self.create_one(key, Ok(Some(stale)), create);
+                    }
+                    None => return self.create_one(key, Ok(None), create),
+                }
+            }
+            let absent = entry.or_else(|error| region.miss_if_wrong_type(error)).map(|_| None);
+            self.create_one(key, absent, create)
         })
     }
 
@@ -297,22 +320,9 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         then(self.shared().map.map(key.as_key(&mut scratch), &mut room))
     }
 
-    #[inline]
-    fn read<V>(&self, key: Key<'_>) -> Result<Option<Reading<V>>, Error>
-    where
-        S: Codec<V>,
-    {
+    fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let region = self.shared();
-        let entry = region.backend.get(key).or_else(|error| region.miss_if_wrong_type(error))?;
-        Ok(region.understand(entry, self.expiry))
-    }
-
-    #[inline]
-    fn read_fresh<V>(&self, key: Key<'_>) -> Result<Option<Reading<V>>, Error>
-    where
-        S: Codec<V>,
-    {
-        Ok(self.read(key)?.filter(|reading| reading.freshness == Freshness::Fresh))
+        region.backend.get(key).or_else(|error| region.miss_if_wrong_type(error))
     }
 }
 

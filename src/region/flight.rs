@@ -115,7 +115,7 @@ impl<'r, V, G> Flight<'r, V, G> {
                 Event::Leads
             }
             // It was created while we waited, so its age does not matter.
-            Woken::Shared(entry) => match region.understand(Some(entry), None) {
+            Woken::Shared(entry) => match region.reading(Some(entry), None) {
                 Some(reading) => {
                     self.made = Some(reading.value);
                     Event::Shared
@@ -140,7 +140,7 @@ impl<'r, V, G> Flight<'r, V, G> {
         };
         let is_ours = guard.is_some();
         self.guard = guard;
-        let freshness = self.keep(region.understand(entry, expiry));
+        let freshness = self.keep(region.reading(entry, expiry));
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 

@@ -22,13 +22,14 @@ use self::keys::KeyRoom;
 use self::stats::Counters;
 use crate::backend::Backend;
 use crate::codec::{Codec, Meta, Msgpack, Seconds};
-use crate::entry::{Clock, Entry};
+use crate::entry::{Clock, Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::AsKey;
 use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::Line;
 use crate::lock::{LocalLock, Lock};
 use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, judge};
+use crate::slice::Slice;
 
 pub use self::builder::RegionBuilder;
 pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
@@ -76,10 +77,16 @@ struct Shared<B, S, L, M, I> {
     counters: Counters,
 }
 
-/// A value that was read, and what it is good for.
-struct Reading<V> {
+/// What an entry says, and what it is good for.
+struct Understood<V> {
     value: V,
     meta: Meta,
+    freshness: Freshness,
+}
+
+/// A value that was read, with its entry.
+struct Reading<V> {
+    value: V,
     entry: Bytes,
     freshness: Freshness,
 }
@@ -287,20 +294,44 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
 impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     /// Decodes and judges an entry. One that cannot be decoded is none.
     #[inline]
-    fn understand<V>(&self, entry: Option<Bytes>, expiry: Option<Expiry>) -> Option<Reading<V>>
+    fn understand<V>(&self, entry: Slice<'_>, expiry: Option<Expiry>, now: &Now<'_>) -> Option<Understood<V>>
+    where
+        S: Codec<V>,
+    {
+        match self.codec.decode(entry) {
+            Ok((value, meta)) => {
+                let freshness = match expiry {
+                    Some(expiry) => judge(meta.created, expiry, now, &self.invalidation),
+                    None => Freshness::Fresh,
+                };
+                Some(Understood { value, meta, freshness })
+            }
+            Err(_) => {
+                self.counters.undecodable.add(1);
+                None
+            }
+        }
+    }
+
+    /// The value of an entry that is fresh.
+    #[inline]
+    fn fresh<V>(&self, entry: Slice<'_>, expiry: Option<Expiry>, now: &Now<'_>) -> Option<V>
+    where
+        S: Codec<V>,
+    {
+        let understood = self.understand(entry, expiry, now)?;
+        (understood.freshness == Freshness::Fresh).then_some(understood.value)
+    }
+
+    /// An entry with what it says, kept for those who wait for it.
+    fn reading<V>(&self, entry: Option<Bytes>, expiry: Option<Expiry>) -> Option<Reading<V>>
     where
         S: Codec<V>,
     {
         let entry = entry?;
-        let Ok((value, meta)) = self.codec.decode(&entry) else {
-            self.counters.undecodable.add(1);
-            return None;
-        };
-        let freshness = match expiry {
-            Some(expiry) => judge(meta.created, expiry, &self.clock, &self.invalidation),
-            None => Freshness::Fresh,
-        };
-        Some(Reading { value, meta, entry, freshness })
+        let Understood { value, freshness, .. } =
+            self.understand(Slice::from(&entry), expiry, &Now::of(&self.clock))?;
+        Some(Reading { value, entry, freshness })
     }
 
     /// A reading of a key of another type is a miss.

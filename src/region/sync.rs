@@ -18,7 +18,8 @@ use crate::key::Key;
 use crate::keymap::KeyMap;
 use crate::lock::{Attempt, Lock};
 use crate::policy::{Freshness, Invalidation};
-use crate::request::Batch;
+use crate::request::{Batch, Found};
+use crate::slice::Slice;
 
 /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
 ///
@@ -99,12 +100,11 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     if reading.is_empty() {
         return Ok(());
     }
-    let mut found = Vec::new();
+    let mut found = Found::new();
     match region.backend.get_many(&of(keys, &reading), &mut found) {
-        Ok(()) => reading
-            .iter()
-            .zip(found)
-            .try_for_each(|(&at, entry)| flights[at].read(region, Ok(region.understand(entry, call.expiry)))),
+        Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
+            flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.expiry)))
+        }),
         Err(error) => {
             // Counted once; each flight only learns of it.
             region.tolerate(error, &region.counters.failed_reads)?;

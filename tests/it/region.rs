@@ -549,7 +549,7 @@ impl Backend for Flaky {
         self.check()?;
         self.inner.get(key)
     }
-    fn get_many(&self, keys: &[Key<'_>], found: &mut Vec<Option<bytes::Bytes>>) -> Result<(), dogpile::Error> {
+    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
         self.check()?;
         self.inner.get_many(keys, found)
     }

@@ -21,8 +21,8 @@ pub(super) struct Limits {
     pub(super) max_entry: usize,
 }
 
-/// How much is read at once.
-const CHUNK: usize = 16 * 1024;
+/// How much is read at once, unless a string is larger.
+const PIECE: usize = 16 * 1024;
 
 /// What may stay allocated in a connection that goes back to its pool.
 const KEEP: usize = 256 * 1024;
@@ -35,9 +35,7 @@ pub(super) struct Connection {
     replies: Replies,
     /// Commands, to be sent.
     output: Vec<u8>,
-    /// What was read and not yet cut into tokens.
-    input: BytesMut,
-    chunk: Box<[u8]>,
+    input: Input,
     response: Duration,
 }
 
@@ -56,8 +54,7 @@ impl Connection {
             stream,
             replies: Replies::new(limits.max_entry),
             output: Vec::with_capacity(512),
-            input: BytesMut::with_capacity(CHUNK),
-            chunk: vec![0; CHUNK].into(),
+            input: Input::new(),
             response: limits.response,
         };
         connection.introduce(server).map_err(|error| error.while_(format_args!("connecting to {}", server.address)))?;
@@ -97,44 +94,11 @@ impl Connection {
         Ok(refused.map_or(Ok(()), Err))
     }
 
-    /// Reads what there is, at least one byte. `missing` is what the token at hand still needs.
-    fn fill(&mut self, missing: usize, patience: &mut Option<Patience>) -> Result<(), Error> {
-        let read = if missing <= CHUNK {
-            let read = self.stream.read(&mut self.chunk);
-            if let Ok(read) = read {
-                self.input.extend_from_slice(&self.chunk[..read]);
-            }
-            read
-        } else {
-            // A large value goes straight to where it stays. Room is made as it arrives, not as it is announced.
-            let had = self.input.len();
-            self.input.resize(had + missing.min(had.max(4 * CHUNK)), 0);
-            let read = self.stream.read(&mut self.input[had..]);
-            self.input.truncate(had + *read.as_ref().unwrap_or(&0));
-            read
-        };
-        match read {
-            Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
-            Ok(read) => match patience {
-                // The first read is bounded by the socket's own timeout.
-                None => {
-                    *patience = Some(Patience { until: Instant::now() + self.response, read: 0 });
-                    Ok(())
-                }
-                Some(patience) => patience.check(read, self.response),
-            },
-            Err(error) => Err(io_error(&error, "waiting for the server's answer")),
-        }
-    }
-
-    /// Gives up what a large request or reply needed.
+    /// Gives up what a large request needed.
     #[inline]
     fn shrink(&mut self) {
         if self.output.capacity() > KEEP {
             self.output = Vec::with_capacity(512);
-        }
-        if self.input.capacity() > KEEP {
-            self.input = BytesMut::with_capacity(CHUNK);
         }
     }
 }
@@ -160,13 +124,14 @@ impl Wire for Connection {
             return Err(fail(io_error(&error, "sending the request"), true));
         }
         self.replies.expect(replies);
-        self.input.clear();
         let mut patience = None;
         let mut missing = 1;
         loop {
-            self.fill(missing, &mut patience).map_err(|error| fail(error, untouched))?;
             // Tokens are borrowed from what is here by now, and who keeps one shares it.
-            let chunk = self.input.split().freeze();
+            let chunk = self
+                .input
+                .read(&mut self.stream, missing, &mut patience, self.response)
+                .map_err(|error| fail(error, untouched))?;
             let mut rest = &chunk[..];
             missing = loop {
                 match self.replies.next(&mut rest) {
@@ -186,26 +151,105 @@ impl Wire for Connection {
                     }
                 }
             };
-            self.input.extend_from_slice(rest);
+            self.input.put_back(rest);
         }
+    }
+}
+
+/// What was read. It goes into a piece of memory that was written before, as safe code needs, and what came is copied
+/// from there: a reply is small, and writing zeros to where it stays would cost more than copying it.
+struct Input {
+    piece: Box<[u8]>,
+    /// What came and was not yet shared. Its memory is used again as soon as nobody holds what was shared from it.
+    came: BytesMut,
+}
+
+impl Input {
+    fn new() -> Self {
+        Input { piece: vec![0; PIECE].into(), came: BytesMut::with_capacity(PIECE) }
+    }
+
+    /// What there is once at least `missing` more bytes have come.
+    #[inline]
+    fn read(
+        &mut self,
+        stream: &mut Stream,
+        missing: usize,
+        patience: &mut Option<Patience>,
+        response: Duration,
+    ) -> Result<Bytes, Error> {
+        let needed = self.came.len() + missing;
+        if missing <= self.piece.len() {
+            while self.came.len() < needed {
+                let read = check_read(stream.read(&mut self.piece), patience, response)?;
+                self.came.extend_from_slice(&self.piece[..read]);
+            }
+            Ok(self.came.split().freeze())
+        } else {
+            self.read_large(stream, needed, patience, response)?;
+            // Its memory is not kept for later.
+            Ok(std::mem::replace(&mut self.came, BytesMut::with_capacity(PIECE)).freeze())
+        }
+    }
+
+    /// Reads a large string to where it stays. Room is made as it comes, since its length is only announced.
+    #[cold]
+    fn read_large(
+        &mut self,
+        stream: &mut Stream,
+        needed: usize,
+        patience: &mut Option<Patience>,
+        response: Duration,
+    ) -> Result<(), Error> {
+        let mut filled = self.came.len();
+        while filled < needed {
+            if filled == self.came.len() {
+                self.came.resize(needed.min(2 * filled.max(PIECE)), 0);
+            }
+            filled += check_read(stream.read(&mut self.came[filled..]), patience, response)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the start of a token whose end has not come yet.
+    fn put_back(&mut self, rest: &[u8]) {
+        self.came.extend_from_slice(rest);
+    }
+}
+
+/// How much was read, if anything was and it is not too late.
+#[inline]
+fn check_read(read: io::Result<usize>, patience: &mut Option<Patience>, response: Duration) -> Result<usize, Error> {
+    match read {
+        Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
+        Ok(read) => {
+            match patience {
+                // The first read is bounded by the socket's own timeout, and most replies need no second one.
+                None => *patience = Some(Patience { until: None, read: 0 }),
+                Some(patience) => patience.check(read, response)?,
+            }
+            Ok(read)
+        }
+        Err(error) => Err(io_error(&error, "waiting for the server's answer")),
     }
 }
 
 /// How long a reply that has begun may still take.
 struct Patience {
-    until: Instant,
+    /// Told from the second read on.
+    until: Option<Instant>,
     read: u64,
 }
 
 impl Patience {
     fn check(&mut self, read: usize, response: Duration) -> Result<(), Error> {
-        self.read += read as u64;
         let now = Instant::now();
+        self.read += read as u64;
         if self.read >= PROGRESS {
             self.read = 0;
-            self.until = now + response;
+            self.until = None;
         }
-        if now > self.until {
+        if now > *self.until.get_or_insert(now + response) {
             return Err(Error::new(ErrorKind::Timeout, format!("the server's answer took more than {response:?}")));
         }
         Ok(())

@@ -57,7 +57,8 @@ struct Shared {
 /// A server and the connections to it.
 struct Node {
     server: Server,
-    pool: Pool<Connection>,
+    /// Boxed, since they move in and out with every request.
+    pool: Pool<Box<Connection>>,
 }
 
 impl Redis {
@@ -118,7 +119,7 @@ impl Exchange for Redis {
             (Access::Read, Some(reader)) => reader,
             _ => &self.0.writer,
         };
-        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits), write, take)
+        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
     }
 
     fn hash_expiry(&self) -> HashExpiry {

@@ -1,11 +1,10 @@
 //! Envelopes in msgpack: a payload with its metadata, whoever wrote the payload.
 
-use bytes::Bytes;
-
 use super::{Pack, Reader, pack_array_header, pack_map_header, pack_str};
 use crate::codec::envelope::{Shape, full_meta};
 use crate::codec::{CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// Appends an entry whose payload, one msgpack value, is appended by `payload`.
 #[inline]
@@ -40,7 +39,7 @@ pub(in crate::codec) fn write_entry(
 pub(in crate::codec) fn read_entry<V>(
     shape: Shape,
     version: u64,
-    entry: &Bytes,
+    entry: Slice<'_>,
     payload: impl FnOnce(&mut Reader<'_>) -> Result<V, CodecError>,
 ) -> Result<(V, Meta), CodecError> {
     let mut reader = Reader::new(entry);
@@ -86,7 +85,7 @@ fn read_full(version: u64, reader: &mut Reader<'_>) -> Result<Meta, CodecError> 
 
 /// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
 #[cold]
-fn blame_version(version: u64, entry: &Bytes, error: CodecError) -> CodecError {
+fn blame_version(version: u64, entry: Slice<'_>, error: CodecError) -> CodecError {
     let mut reader = Reader::new(entry);
     let meta = read_pair(&mut reader).and_then(|()| reader.skip_value()).and_then(|()| read_full(version, &mut reader));
     match meta {
@@ -100,14 +99,16 @@ mod tests {
     use super::super::Msgpack;
     use crate::codec::{Bare, Codec, CodecError, CodecErrorKind, Full, Meta, Seconds};
     use crate::entry::Timestamp;
+    use crate::slice::Slice;
     use bytes::Bytes;
 
     fn full(entry: &'static [u8]) -> Result<(u8, Meta), CodecErrorKind> {
-        Msgpack::<Full>::new().decode(&Bytes::from_static(entry)).map_err(|e| e.kind())
+        Msgpack::<Full>::new().decode(Slice::from(&Bytes::from_static(entry))).map_err(|e| e.kind())
     }
 
     fn seconds(entry: &'static [u8]) -> Result<u64, CodecErrorKind> {
-        let decoded: Result<(u8, Meta), CodecError> = Msgpack::<Seconds>::new().decode(&Bytes::from_static(entry));
+        let decoded: Result<(u8, Meta), CodecError> =
+            Msgpack::<Seconds>::new().decode(Slice::from(&Bytes::from_static(entry)));
         decoded.map(|(_, meta)| meta.created.unwrap().as_secs()).map_err(|e| e.kind())
     }
 
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn a_bare_entry_is_its_payload() {
         let decode = |entry: &'static [u8]| -> Result<(u8, Meta), CodecError> {
-            Msgpack::<Bare>::new().decode(&Bytes::from_static(entry))
+            Msgpack::<Bare>::new().decode(Slice::from(&Bytes::from_static(entry)))
         };
         assert_eq!(decode(b"\x05"), Ok((5, Meta::NONE)));
         assert_eq!(decode(b"\x05\x05").unwrap_err().kind(), CodecErrorKind::Length);

@@ -7,8 +7,6 @@ mod values;
 
 use std::marker::PhantomData;
 
-use bytes::Bytes;
-
 #[cfg(feature = "serde")]
 pub(super) use self::entry::{read_entry, write_entry};
 pub(super) use self::reader::Number;
@@ -17,6 +15,7 @@ pub use self::structs::{__field, __key};
 use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// Values as [MessagePack](https://msgpack.org), each in its shortest form: the default codec.
 ///
@@ -26,6 +25,7 @@ use crate::entry::Timestamp;
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, CodecErrorKind, Full, Msgpack};
 ///
@@ -34,11 +34,11 @@ use crate::entry::Timestamp;
 /// codec.encode(&(15, "Ann".to_string()), Timestamp::from_micros(1_471_113_698_761_270), &mut entry)?;
 /// let entry = Bytes::from(entry);
 ///
-/// let (value, meta): ((u32, String), _) = codec.decode(&entry)?;
+/// let (value, meta): ((u32, String), _) = codec.decode(Slice::from(&entry))?;
 /// assert_eq!(value, (15, "Ann".to_string()));
 /// assert_eq!(meta.version, Some(3));
 ///
-/// let newer: Result<((u32, String), _), _> = codec.version(4).decode(&entry);
+/// let newer: Result<((u32, String), _), _> = codec.version(4).decode(Slice::from(&entry));
 /// assert_eq!(newer.unwrap_err().kind(), CodecErrorKind::Version);
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
@@ -78,7 +78,7 @@ impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
     }
 
     #[inline]
-    fn decode(&self, entry: &Bytes) -> Result<(V, Meta), CodecError> {
+    fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
         entry::read_entry(E::SHAPE, self.version, entry, |reader| V::unpack(reader))
     }
 }

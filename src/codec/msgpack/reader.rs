@@ -6,6 +6,7 @@ use bytes::Bytes;
 use rmp::Marker;
 
 use crate::codec::{CodecError, CodecErrorKind};
+use crate::slice::Slice;
 
 /// How deep values may nest through [`Reader::nested`].
 const MAX_DEPTH: u8 = 128;
@@ -16,10 +17,11 @@ const MAX_DEPTH: u8 = 128;
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::codec::{Kind, Reader};
 ///
 /// let entry = Bytes::from_static(b"\x93\x07\xa3Ann\xc4\x02\x00\xff");
-/// let mut reader = Reader::new(&entry);
+/// let mut reader = Reader::new(Slice::from(&entry));
 /// assert_eq!(reader.read_array_len()?, 3);
 /// assert_eq!(reader.read_int::<u8>()?, 7);
 /// assert_eq!(reader.peek()?, Kind::Str);
@@ -30,7 +32,7 @@ const MAX_DEPTH: u8 = 128;
 /// ```
 #[derive(Clone)]
 pub struct Reader<'a> {
-    entry: &'a Bytes,
+    entry: Slice<'a>,
     rest: &'a [u8],
     depth: u8,
 }
@@ -71,8 +73,8 @@ impl<'a> Reader<'a> {
     /// A reader at the start of `entry`.
     #[inline]
     #[must_use]
-    pub fn new(entry: &'a Bytes) -> Self {
-        Reader { entry, rest: entry, depth: 0 }
+    pub fn new(entry: Slice<'a>) -> Self {
+        Reader { entry, rest: entry.as_bytes(), depth: 0 }
     }
 
     /// How many bytes are left.
@@ -332,13 +334,13 @@ impl<'a> Reader<'a> {
     /// The entry's bytes from `start` to here, sharing its memory.
     #[inline]
     pub(in crate::codec) fn since(&self, start: usize) -> Bytes {
-        self.entry.slice(start..self.position())
+        self.share(&self.entry.as_bytes()[start..self.position()])
     }
 
     /// `part`, which was read from the entry, sharing its memory.
     #[inline]
-    pub(in crate::codec) fn share(&self, part: &[u8]) -> Bytes {
-        self.entry.slice_ref(part)
+    pub(in crate::codec) fn share(&self, part: &'a [u8]) -> Bytes {
+        self.entry.part(part).to_bytes()
     }
 
     /// Reads a value up to the values inside of it, and returns how many of those follow.
@@ -507,7 +509,7 @@ mod tests {
     /// Skips the first value and returns how much is left.
     fn skip(entry: impl Into<Bytes>) -> Result<usize, CodecErrorKind> {
         let entry = entry.into();
-        let mut reader = Reader::new(&entry);
+        let mut reader = Reader::new(Slice::from(&entry));
         reader.skip_value().map_err(|e| e.kind())?;
         Ok(reader.remaining())
     }
@@ -536,7 +538,7 @@ mod tests {
                 _ => 1,
             };
             assert_eq!(skip(entry.clone()), Ok(65 - length), "{marker:#x}");
-            assert_eq!(Reader::new(&entry.clone().into()).peek().is_ok(), marker != 0xc1);
+            assert_eq!(Reader::new(Slice::from(&Bytes::from(entry.clone()))).peek().is_ok(), marker != 0xc1);
             entry.truncate(length - 1);
             assert_eq!(skip(entry), Err(CodecErrorKind::Length), "{marker:#x}");
         }
@@ -568,20 +570,20 @@ mod tests {
     fn depth_is_counted_without_recursion() {
         let nested = |depth: usize| Bytes::from([vec![0x91; depth], vec![0xc0, 0xc0]].concat());
         let entry = nested(128);
-        let mut reader = Reader::new(&entry);
+        let mut reader = Reader::new(Slice::from(&entry));
         assert_eq!(reader.read_shallow().unwrap(), &entry[..129]);
         assert_eq!(reader.remaining(), 1);
-        assert_eq!(Reader::new(&nested(129)).read_shallow().unwrap_err().kind(), CodecErrorKind::Value);
-        assert!(Reader::new(&nested(1 << 20)).read_shallow().is_err());
+        assert_eq!(Reader::new(Slice::from(&nested(129))).read_shallow().unwrap_err().kind(), CodecErrorKind::Value);
+        assert!(Reader::new(Slice::from(&nested(1 << 20))).read_shallow().is_err());
         // Levels that are closed do not count.
         let wide = Bytes::from([&b"\xdc\x04\x00"[..], &b"\x91\xc0".repeat(1024)].concat());
-        assert_eq!(Reader::new(&wide).read_shallow().unwrap().len(), wide.len());
+        assert_eq!(Reader::new(Slice::from(&wide)).read_shallow().unwrap().len(), wide.len());
     }
 
     #[test]
     fn texts_and_data_are_borrowed() {
         let entry = Bytes::from_static(b"\xa1a\xc4\x01b\xc4\x00");
-        let mut reader = Reader::new(&entry);
+        let mut reader = Reader::new(Slice::from(&entry));
         assert_eq!(reader.read_str().unwrap().as_ptr(), entry[1..].as_ptr());
         assert_eq!(reader.read_bytes().unwrap().as_ptr(), entry[4..].as_ptr());
         assert_eq!(reader.read_bytes().unwrap(), b""[..]);

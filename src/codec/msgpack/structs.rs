@@ -16,6 +16,7 @@ use crate::codec::{CodecError, CodecErrorKind};
 ///
 /// ```
 /// use bytes::Bytes;
+/// use dogpile::Slice;
 /// use dogpile::codec::{Bare, Codec, Msgpack};
 /// use dogpile::Timestamp;
 ///
@@ -43,7 +44,7 @@ use crate::codec::{CodecError, CodecErrorKind};
 /// let mut entry = Vec::new();
 /// codec.encode(&ann, Timestamp::EPOCH, &mut entry)?;
 /// assert!(entry.starts_with(b"\x84\xa2id\x0f\xa4name\xa3Ann\xa4type\xc0\xa4seen\x92"));
-/// let (read, _): (Profile, _) = codec.decode(&Bytes::from(entry))?;
+/// let (read, _): (Profile, _) = codec.decode(Slice::from(&Bytes::from(entry)))?;
 /// assert_eq!(read, ann);
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
@@ -183,7 +184,7 @@ mod tests {
     }
 
     fn decode<V: Pack + Unpack>(entry: impl Into<Bytes>) -> Result<V, CodecError> {
-        Msgpack::<Bare>::new().decode(&entry.into()).map(|(value, _)| value)
+        Msgpack::<Bare>::new().decode(crate::Slice::from(&entry.into())).map(|(value, _)| value)
     }
 
     #[test]

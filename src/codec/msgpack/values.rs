@@ -476,6 +476,7 @@ mod tests {
     use std::fmt::Debug;
 
     use super::*;
+    use crate::slice::Slice;
 
     fn pack<T: Pack + ?Sized>(value: &T) -> Vec<u8> {
         let mut out = Vec::new();
@@ -485,7 +486,7 @@ mod tests {
 
     fn unpack<T: Unpack>(bytes: impl Into<Bytes>) -> Result<T, CodecErrorKind> {
         let bytes = bytes.into();
-        let mut reader = Reader::new(&bytes);
+        let mut reader = Reader::new(Slice::from(&bytes));
         let value = T::unpack(&mut reader).map_err(|e| e.kind())?;
         reader.finish().map_err(|e| e.kind())?;
         Ok(value)

@@ -171,7 +171,7 @@ const ROWS: &[Row] = &[
         let mut out = Vec::new();
         codec.encode(&Profile::sample(), Timestamp::from_secs(1_700_000_000), &mut out).unwrap();
         let entry = Bytes::from(out);
-        times(move || Codec::<Profile>::decode(&codec, black_box(&entry)).unwrap())
+        times(move || Codec::<Profile>::decode(&codec, dogpile::Slice::from(black_box(&entry))).unwrap())
     }),
     ("decode_msgpack_struct/rmp_serde", || {
         let entry = rmp_serde::to_vec_named(&(Profile::sample(), 1_700_000_000_u64)).unwrap();
