@@ -113,7 +113,8 @@ impl Invalidation for LocalInvalidation {
 }
 
 /// An entry from further ahead than this was written by a clock that is wrong, so it would never expire.
-const SKEW: Duration = Duration::from_secs(60);
+/// In microseconds.
+const SKEW: u64 = 60_000_000;
 
 /// What an entry is good for. Entries without a time are fresh as long as they are there.
 #[inline]
@@ -127,9 +128,9 @@ pub(crate) fn judge(
     let valid = invalidation.judge(created);
     match expiry {
         Expiry::After(age) if valid == Freshness::Fresh => {
-            let now = now.get();
-            let expired = now.since(created) >= age || created.since(now) > SKEW;
-            if expired { Freshness::Stale } else { Freshness::Fresh }
+            let (now, created) = (now.get().as_micros(), created.as_micros());
+            let is_old = u128::from(now.saturating_sub(created)) >= age.as_micros();
+            if is_old || created > now.saturating_add(SKEW) { Freshness::Stale } else { Freshness::Fresh }
         }
         _ => valid,
     }

@@ -235,9 +235,11 @@ impl Found {
 
     #[inline]
     fn place(&mut self, index: usize, start: usize, end: usize) {
-        let narrow = |at: usize| u32::try_from(at).expect("a buffer of entries has less than 4 GiB");
-        self.entries[index] =
-            FoundAt { buffer: narrow(self.buffers.len() - 1), start: narrow(start), end: narrow(end) };
+        let end = u32::try_from(end).expect("a buffer of entries has less than 4 GiB");
+        // The start is not beyond the end, and each of the buffers takes memory.
+        #[allow(clippy::cast_possible_truncation)]
+        let (buffer, start) = ((self.buffers.len() - 1) as u32, start as u32);
+        self.entries[index] = FoundAt { buffer, start, end };
     }
 
     /// The entry of the key at `index`, if one was found.

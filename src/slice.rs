@@ -32,7 +32,8 @@ impl<'a> Slice<'a> {
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> Bytes {
-        self.buffer.slice_ref(self.bytes)
+        let start = self.bytes.as_ptr() as usize - self.buffer.as_ptr() as usize;
+        self.buffer.slice(start..start + self.bytes.len())
     }
 
     /// The buffer that the bytes are part of.

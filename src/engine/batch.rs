@@ -126,8 +126,8 @@ fn assign<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> (SmallVec<[u32; 1
 pub(crate) struct Gather<'g> {
     groups: &'g Groups,
     group: usize,
-    /// Members of the current group still to come; `None` before its array.
-    left: Option<usize>,
+    /// Members of the current array still to come; none before an array.
+    left: usize,
     /// Position in the groups' order.
     at: usize,
     failed: Option<Error>,
@@ -135,34 +135,39 @@ pub(crate) struct Gather<'g> {
 
 impl<'g> Gather<'g> {
     pub(crate) fn new(groups: &'g Groups) -> Self {
-        Gather { groups, group: 0, left: None, at: 0, failed: None }
+        Gather { groups, group: 0, left: 0, at: 0, failed: None }
     }
 
     /// Takes the next token, which is part of `chunk`. `found` has a place for each key.
     #[inline]
     pub(crate) fn take(&mut self, token: Token<'_>, chunk: &Bytes, found: &mut Found) -> Result<(), Error> {
-        match (self.left, token) {
-            (Some(left), token @ (Token::Bulk(_) | Token::Nil)) => {
-                if let Token::Bulk(entry) = token {
-                    found.put_slice(self.groups.position(self.at), Slice::from(chunk).part(entry));
-                }
-                self.at += 1;
-                self.left = (left > 1).then(|| left - 1);
-            }
-            (None, Token::Array(members)) if Some(members) == self.current() => {
-                self.group += 1;
-                self.left = Some(members);
-            }
-            (None, Token::Error(error)) => {
+        if self.left == 0 {
+            return self.begin(token);
+        }
+        match token {
+            Token::Bulk(entry) => found.put_slice(self.groups.position(self.at), Slice::from(chunk).part(entry)),
+            Token::Nil => {}
+            other => return Err(unexpected(other)),
+        }
+        self.at += 1;
+        self.left -= 1;
+        Ok(())
+    }
+
+    /// Takes the token that comes before a group's members.
+    fn begin(&mut self, token: Token<'_>) -> Result<(), Error> {
+        match (token, self.current()) {
+            (Token::Array(members), Some(expected)) if members == expected => self.left = members,
+            (Token::Error(error), Some(expected)) => {
                 // A key that is no hash has no fields: each is a miss, as `MGET` answers for a key that is no string.
                 if !error.starts_with(b"WRONGTYPE") && self.failed.is_none() {
                     self.failed = Some(server_error(error));
                 }
-                self.at += self.current().unwrap_or(0);
-                self.group += 1;
+                self.at += expected;
             }
-            (_, token) => return Err(unexpected(token)),
+            (token, _) => return Err(unexpected(token)),
         }
+        self.group += 1;
         Ok(())
     }
 

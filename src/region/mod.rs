@@ -22,7 +22,7 @@ use self::keys::KeyRoom;
 use self::stats::Counters;
 use crate::backend::Backend;
 use crate::codec::{Codec, Meta, Msgpack, Seconds};
-use crate::entry::{Clock, Entry, Now};
+use crate::entry::{Clock, Entry, Now, Timestamp};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::AsKey;
 use crate::keymap::{KeyMap, Unmapped};
@@ -300,10 +300,7 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     {
         match self.codec.decode(entry) {
             Ok((value, meta)) => {
-                let freshness = match expiry {
-                    Some(expiry) => judge(meta.created, expiry, now, &self.invalidation),
-                    None => Freshness::Fresh,
-                };
+                let freshness = self.freshness(meta.created, expiry, now);
                 Some(Understood { value, meta, freshness })
             }
             Err(_) => {
@@ -313,14 +310,26 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
         }
     }
 
+    /// What an entry that was created then is good for.
+    #[inline]
+    fn freshness(&self, created: Option<Timestamp>, expiry: Option<Expiry>, now: &Now<'_>) -> Freshness {
+        expiry.map_or(Freshness::Fresh, |expiry| judge(created, expiry, now, &self.invalidation))
+    }
+
     /// The value of an entry that is fresh.
     #[inline]
     fn fresh<V>(&self, entry: Slice<'_>, expiry: Option<Expiry>, now: &Now<'_>) -> Option<V>
     where
         S: Codec<V>,
     {
-        let understood = self.understand(entry, expiry, now)?;
-        (understood.freshness == Freshness::Fresh).then_some(understood.value)
+        match self.codec.decode(entry) {
+            Ok((value, meta)) if self.freshness(meta.created, expiry, now) == Freshness::Fresh => Some(value),
+            Ok(_) => None,
+            Err(_) => {
+                self.counters.undecodable.add(1);
+                None
+            }
+        }
     }
 
     /// An entry with what it says, kept for those who wait for it.

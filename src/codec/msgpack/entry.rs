@@ -35,7 +35,7 @@ pub(in crate::codec) fn write_entry(
 }
 
 /// Reads an entry whose payload, one msgpack value, is read by `payload`.
-#[inline]
+#[inline(always)]
 pub(in crate::codec) fn read_entry<V>(
     shape: Shape,
     version: u64,
@@ -53,7 +53,13 @@ pub(in crate::codec) fn read_entry<V>(
     };
     let meta = match shape {
         Shape::Bare => Meta::NONE,
-        Shape::Seconds => Meta::created(Timestamp::from_secs(reader.read_int()?)),
+        Shape::Seconds => {
+            let seconds = match reader.read_last_u32() {
+                Some(seconds) => u64::from(seconds),
+                None => reader.read_int()?,
+            };
+            Meta::created(Timestamp::from_secs(seconds))
+        }
         Shape::Full => read_full(version, &mut reader)?,
     };
     reader.finish()?;
@@ -61,8 +67,11 @@ pub(in crate::codec) fn read_entry<V>(
 }
 
 /// The header of the pair that payload and metadata are.
-#[inline]
+#[inline(always)]
 fn read_pair(reader: &mut Reader<'_>) -> Result<(), CodecError> {
+    if reader.try_pair() {
+        return Ok(());
+    }
     match reader.read_array_len()? {
         2 => Ok(()),
         _ => Err(CodecError::new(CodecErrorKind::Length, "the entry is not a pair of payload and metadata")),

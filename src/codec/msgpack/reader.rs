@@ -146,12 +146,33 @@ impl<'a> Reader<'a> {
     /// When something else comes, or an integer that `T` cannot hold.
     #[inline]
     pub fn read_int<T: TryFrom<u64> + TryFrom<i64>>(&mut self) -> Result<T, CodecError> {
+        // The short forms first: they are the most frequent, and the compiler does not see through rmp's markers.
+        if let Some((&byte @ 0..0x80, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return T::try_from(u64::from(byte)).map_err(|_| out_of_range(byte));
+        }
         let marker = self.marker()?;
         match self.number(marker)? {
             Some(Number::Unsigned(n)) => T::try_from(n).map_err(|_| out_of_range(n)),
             Some(Number::Signed(n)) => T::try_from(n).map_err(|_| out_of_range(n)),
             _ => Err(wrong_type("an integer", marker)),
         }
+    }
+
+    /// Reads the header of an array of two, in its short form, and says whether it came.
+    #[inline]
+    pub(in crate::codec) fn try_pair(&mut self) -> bool {
+        let [0x92, rest @ ..] = self.rest else { return false };
+        self.rest = rest;
+        true
+    }
+
+    /// Reads what is left, if that is one integer of 32 bits: the seconds at the end of most entries.
+    #[inline]
+    pub(in crate::codec) fn read_last_u32(&mut self) -> Option<u32> {
+        let [0xce, a, b, c, d] = *self.rest else { return None };
+        self.rest = &[];
+        Some(u32::from_be_bytes([a, b, c, d]))
     }
 
     /// Reads a float of either width, or an integer as the nearest float.
@@ -183,6 +204,10 @@ impl<'a> Reader<'a> {
     /// When something else comes.
     #[inline]
     pub fn read_bin(&mut self) -> Result<&'a [u8], CodecError> {
+        if let [0xc4, len, rest @ ..] = self.rest {
+            self.rest = rest;
+            return self.take(usize::from(*len));
+        }
         let len = match self.marker()? {
             Marker::Bin8 => self.len8()?,
             Marker::Bin16 => self.len16()?,
@@ -249,6 +274,10 @@ impl<'a> Reader<'a> {
     /// When something else comes.
     #[inline]
     pub fn read_key(&mut self) -> Result<&'a [u8], CodecError> {
+        if let Some((&byte @ 0xa0..0xc0, rest)) = self.rest.split_first() {
+            self.rest = rest;
+            return self.take(usize::from(byte & 31));
+        }
         let len = match self.marker()? {
             Marker::FixStr(len) => usize::from(len),
             Marker::Str8 => self.len8()?,
