@@ -46,7 +46,7 @@ impl Timestamp {
         self.0 / 1_000_000
     }
 
-    /// Seconds since 1970, to the microsecond for the next two centuries.
+    /// Seconds since 1970, to the microsecond until the year 2106.
     #[must_use]
     #[allow(clippy::cast_precision_loss)]
     pub fn as_secs_f64(self) -> f64 {

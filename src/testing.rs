@@ -278,3 +278,12 @@ pub fn lock<B: Backend, L: Lock<B>>(backend: &B, ours: &L, theirs: &L, prefix: &
     drop(attempts);
     backend.delete_many(&keys).expect("delete_many");
 }
+
+/// Walks the decision table by the outcomes that the fuzzer picks.
+///
+/// # Panics
+/// When a step is not sound.
+#[cfg(fuzzing)]
+pub fn walk_decisions(choices: &[u8]) {
+    crate::engine::dogpile::model::walk(choices);
+}

@@ -122,15 +122,15 @@ impl Dogpile {
     }
 }
 
-#[cfg(test)]
-mod tests {
+/// What must hold before each step, told from the events alone: the oracle of tests and of the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod model {
     use super::*;
-    use std::collections::HashSet;
 
     const FRESHNESS: [Freshness; 3] = [Freshness::Fresh, Freshness::Stale, Freshness::Absent];
 
     /// All that may come of a step, as drivers report it.
-    fn outcomes(step: Step) -> Vec<Event> {
+    pub(crate) fn outcomes(step: Step) -> Vec<Event> {
         match step {
             Step::Read => FRESHNESS.map(Event::Found).into_iter().chain([Event::Unreachable]).collect(),
             Step::Join => vec![Event::Leads, Event::Busy],
@@ -150,7 +150,7 @@ mod tests {
 
     /// What a driver holds, told from the events alone.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-    struct Model {
+    pub(crate) struct Model {
         found: Option<Freshness>,
         leads: bool,
         locked: bool,
@@ -160,7 +160,7 @@ mod tests {
     }
 
     impl Model {
-        fn on(mut self, event: Event) -> Self {
+        pub(crate) fn on(mut self, event: Event) -> Self {
             if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
                 self.found = Some(found).filter(|found| *found != Freshness::Absent);
             }
@@ -173,7 +173,7 @@ mod tests {
         }
 
         /// What must hold before a driver does `step`.
-        fn check(self, step: Step) {
+        pub(crate) fn check(self, step: Step) {
             match step {
                 Step::Read => assert!(!self.unreachable && !self.created && !self.locked),
                 Step::Join => assert!(!self.leads && self.found != Some(Freshness::Fresh)),
@@ -191,6 +191,26 @@ mod tests {
             }
         }
     }
+
+    /// Walks the table by the outcomes that `choices` pick, and checks each step.
+    #[cfg(fuzzing)]
+    pub(crate) fn walk(choices: &[u8]) {
+        let (mut machine, mut model) = (Dogpile::new(), Model::default());
+        for choice in choices {
+            model.check(machine.step());
+            let outcomes = outcomes(machine.step());
+            let Some(event) = outcomes.get(usize::from(*choice) % outcomes.len().max(1)) else { return };
+            machine.on(*event);
+            model = model.on(*event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::model::{Model, outcomes};
+    use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn every_state_that_can_be_reached_is_sound() {
