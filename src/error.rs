@@ -55,7 +55,7 @@ impl Error {
     /// The same error with what was being done put before it.
     #[cold]
     #[must_use]
-    pub fn while_(mut self, doing: impl fmt::Display) -> Self {
+    pub fn during(mut self, doing: impl fmt::Display) -> Self {
         self.0.message = format!("{doing}: {}", self.0.message);
         self
     }

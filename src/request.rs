@@ -229,7 +229,7 @@ impl Found {
         {
             self.buffers.push(buffer.clone());
         }
-        let start = entry.as_ptr() as usize - buffer.as_ptr() as usize;
+        let start = if entry.is_empty() { 0 } else { entry.as_ptr() as usize - buffer.as_ptr() as usize };
         self.place(index, start, start + entry.len());
     }
 

@@ -32,6 +32,9 @@ impl<'a> Slice<'a> {
     #[inline]
     #[must_use]
     pub fn to_bytes(self) -> Bytes {
+        if self.bytes.is_empty() {
+            return Bytes::new();
+        }
         let start = self.bytes.as_ptr() as usize - self.buffer.as_ptr() as usize;
         self.buffer.slice(start..start + self.bytes.len())
     }

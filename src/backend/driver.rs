@@ -65,7 +65,7 @@ impl<C: ConnectionLike + Send + 'static> Driver<C> {
     }
 
     fn connect(&self) -> Result<Connection<C>, Error> {
-        let inner = (self.0.connect)().map_err(|error| driver_error(&error).while_("connecting"))?;
+        let inner = (self.0.connect)().map_err(|error| driver_error(&error).during("connecting"))?;
         Ok(Connection { inner, output: Vec::with_capacity(512) })
     }
 }
@@ -73,11 +73,11 @@ impl<C: ConnectionLike + Send + 'static> Driver<C> {
 impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     fn exchange(
         &self,
-        access: Access,
+        _: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.0.pool.exchange(access, || self.connect(), write, take)
+        self.0.pool.exchange(|| self.connect(), write, take)
     }
 
     fn hash_expiry(&self) -> HashExpiry {

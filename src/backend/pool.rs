@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Access;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 
@@ -46,6 +45,12 @@ pub(super) struct Failed {
     pub(super) broke_early: bool,
 }
 
+/// The moment so much later; a century later at most, since clocks cannot tell any time.
+pub(super) fn from_now(later: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    Instant::now() + later.min(CENTURY)
+}
+
 /// Connections that are open and idle, and how many there may be.
 pub(super) struct Pool<C> {
     state: Mutex<State<C>>,
@@ -81,7 +86,7 @@ impl<C> Pool<C> {
 
     #[cold]
     fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = from_now(self.patience);
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
@@ -109,11 +114,10 @@ impl<C> Pool<C> {
     }
 
     /// Writes, sends and takes the replies over one connection; and once more over a new one, when an idle connection
-    /// turns out to be broken and the request may go twice.
+    /// turns out to be broken.
     #[inline]
     pub(super) fn exchange(
         &self,
-        access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
@@ -136,9 +140,6 @@ impl<C> Pool<C> {
         let output = std::mem::take(taken.get().output());
         drop(taken);
         self.close_idle();
-        if access == Access::Once {
-            return Err(failed.error);
-        }
         let mut taken = self.take(&connect)?;
         *taken.get().output() = output;
         taken.get().exchange(replies, &mut take).map_err(|failed| failed.error)?;

@@ -15,15 +15,13 @@ use crate::key::Key;
 use crate::request::{Batch, Found, HashExpiry, Lease};
 use crate::slice::Slice;
 
-/// What a request may do, so that an [`Exchange`] knows where it may go and whether it may go twice.
+/// What a request does, so that an [`Exchange`] knows where it may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Only reads: may go to a replica, and again when the connection broke.
+    /// Only reads: may go to a replica.
     Read,
-    /// Writes what may be written twice.
+    /// Writes. Nothing that a cache writes does harm when it is written again because the connection broke.
     Write,
-    /// Writes what must not be done twice, such as taking a lease.
-    Once,
 }
 
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
@@ -64,7 +62,7 @@ impl<X: Exchange> Backend for X {
         };
         self.exchange(Access::Read, |out| plan::get(out, key), take)
             .and_then(|()| failed.map_or(Ok(()), Err))
-            .map_err(|error| error.while_(format_args!("reading {key}")))?;
+            .map_err(|error| error.during(format_args!("reading {key}")))?;
         Ok(found)
     }
 
@@ -81,7 +79,7 @@ impl<X: Exchange> Backend for X {
             |token, chunk| gather.take(token, chunk, found),
         )
         .and_then(|()| gather.finish())
-        .map_err(|error| error.while_(format_args!("reading {} keys", keys.len())))
+        .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
     }
 
     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
@@ -95,7 +93,7 @@ impl<X: Exchange> Backend for X {
                 )
             })
             .and_then(|()| acknowledged.finish())
-            .map_err(|error| error.while_(format_args!("writing {key}")))
+            .map_err(|error| error.during(format_args!("writing {key}")))
     }
 
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
@@ -113,7 +111,7 @@ impl<X: Exchange> Backend for X {
                 )
             })
             .and_then(|()| acknowledged.finish())
-            .map_err(|error| error.while_(format_args!("writing {} keys", batch.len())))
+            .map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -129,8 +127,8 @@ impl<X: Exchange> Backend for X {
         )
         .and_then(|()| acknowledged.finish())
         .map_err(|error| match keys {
-            [key] => error.while_(format_args!("deleting {key}")),
-            _ => error.while_(format_args!("deleting {} keys", keys.len())),
+            [key] => error.during(format_args!("deleting {key}")),
+            _ => error.during(format_args!("deleting {} keys", keys.len())),
         })
     }
 }
@@ -149,15 +147,15 @@ impl<X: Exchange> Leases for X {
         let take = |reply: Token<'_>, chunk: &Bytes| {
             match reply {
                 reply if leased.len() == wanted.len() => return gather.take(reply, chunk, &mut found),
-                Token::Status(_) => leased.push(true),
-                Token::Nil => leased.push(false),
+                Token::Nil => leased.push(true),
+                Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
                 other => return Err(unexpected(other)),
             }
             Ok(())
         };
-        self.exchange(Access::Once, write, take)
+        self.exchange(Access::Write, write, take)
             .and_then(|()| gather.finish())
-            .map_err(|error| error.while_(Of("locking", wanted)))?;
+            .map_err(|error| error.during(Of("locking", wanted)))?;
         let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
         Ok(leased.into_iter().zip(entries).collect())
     }
@@ -167,7 +165,7 @@ impl<X: Exchange> Leases for X {
         let write = |out: &mut Vec<u8>| held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum();
         self.exchange(Access::Write, write, |reply, _| released.take(reply))
             .and_then(|()| released.finish())
-            .map_err(|error| error.while_(Of("unlocking", held)))
+            .map_err(|error| error.during(Of("unlocking", held)))
     }
 
     fn set_and_release(
@@ -204,7 +202,7 @@ impl<X: Exchange> Leases for X {
             .and_then(|()| self.exchange(Access::Write, write, take))
             .and_then(|()| acknowledged.finish())
             .and_then(|()| released.finish())
-            .map_err(|error| error.while_(Of("writing and unlocking", held)))
+            .map_err(|error| error.during(Of("writing and unlocking", held)))
     }
 
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
@@ -213,7 +211,7 @@ impl<X: Exchange> Leases for X {
         self.exchange(Access::Write, |out| plan::is_leased(out, lock), |reply, _| leased.take(reply))
             .and_then(|()| leased.finish())
             .map(|leased| leased == [true])
-            .map_err(|error| error.while_(format_args!("asking for the lock {}", lock.escape_ascii())))
+            .map_err(|error| error.during(format_args!("asking for the lock {}", lock.escape_ascii())))
     }
 }
 
@@ -283,7 +281,7 @@ fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, ttl: Option<Du
 
 fn check_sizes(exchange: &impl Exchange, batch: &Batch) -> Result<(), Error> {
     batch.iter().try_for_each(|(key, entry)| {
-        check_size(exchange, entry).map_err(|error| error.while_(format_args!("writing {key}")))
+        check_size(exchange, entry).map_err(|error| error.during(format_args!("writing {key}")))
     })
 }
 

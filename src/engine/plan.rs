@@ -171,12 +171,14 @@ fn pairs(out: &mut Vec<u8>, batch: &Batch, members: impl Iterator<Item = usize>)
     }
 }
 
-/// `SET lock token NX PX`, as redis-py does it. Answered by `OK` or nil.
+/// `SET lock token NX PX`, as redis-py does it, with `GET`: answered by nil when the lock is ours now, or by the token
+/// that holds it. So it may be sent twice: our own token says that the first time succeeded.
 pub(crate) fn lease(out: &mut Vec<u8>, lock: &[u8], token: &[u8], lease: Duration) -> usize {
-    command(out, "SET", 6);
+    command(out, "SET", 7);
     argument(out, lock);
     argument(out, token);
     argument(out, b"NX");
+    argument(out, b"GET");
     argument(out, b"PX");
     number(out, millis(lease));
     1
@@ -337,7 +339,7 @@ mod tests {
         let lock = b"_lok.k";
         assert_eq!(
             text(|out| lease(out, lock, b"token", Duration::from_secs(10))),
-            ("6: SET _lok.k token NX PX 10000".into(), 1)
+            ("7: SET _lok.k token NX GET PX 10000".into(), 1)
         );
         assert!(text(|out| release(out, lock, b"token")).0.ends_with("1 _lok.k token"));
         let store = |key, ttl, expiry| {

@@ -34,6 +34,13 @@ struct Place {
     shared: Option<Bytes>,
 }
 
+impl Place {
+    /// Where a waiter stands; they stand in the order of their numbers.
+    fn stands_at(&self, number: u64) -> Result<usize, usize> {
+        self.waiting.binary_search_by_key(&number, |(number, _)| *number)
+    }
+}
+
 /// How a caller stands after joining.
 pub(crate) enum Joined<'l> {
     Leads(Leader<'l>),
@@ -169,8 +176,8 @@ impl<'l> Waiter<'l> {
             let (key, place) = (self.key.clone(), Arc::clone(&self.place));
             return Poll::Ready(Woken::Leads(Leader { line: self.line, key, place }));
         }
-        if let Some((_, registered)) = place.waiting.iter_mut().find(|(number, _)| *number == self.number) {
-            std::mem::swap(registered, &mut waker);
+        if let Ok(at) = place.stands_at(self.number) {
+            std::mem::swap(&mut place.waiting[at].1, &mut waker);
         }
         drop(place);
         Poll::Pending
@@ -180,8 +187,7 @@ impl<'l> Waiter<'l> {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut place = lock(&self.place);
-        let stands_at = place.waiting.iter().position(|(number, _)| *number == self.number);
-        let left = stands_at.and_then(|at| place.waiting.remove(at));
+        let left = place.stands_at(self.number).ok().and_then(|at| place.waiting.remove(at));
         let was_elected = place.elected == Some(self.number);
         drop(place);
         drop(left);

@@ -41,7 +41,8 @@ where
 {
     let region = call.shared();
     let thread = Some(thread::current().id());
-    let deadline = region.patience.map(|patience| Instant::now() + patience);
+    // A patience that no clock can tell has no end.
+    let deadline = region.patience.and_then(|patience| Instant::now().checked_add(patience));
     loop {
         read(call, keys, flights)?;
         for at in which(flights, Step::Join) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::pool::{Failed, Wire};
+use super::super::pool::{Failed, Wire, from_now};
 use super::config::{Address, Server};
 use crate::engine::batch::server_error;
 use crate::engine::plan;
@@ -57,7 +57,7 @@ impl Connection {
             input: Input::new(),
             response: limits.response,
         };
-        connection.introduce(server).map_err(|error| error.while_(format_args!("connecting to {}", server.address)))?;
+        connection.introduce(server).map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
         Ok(connection)
     }
 
@@ -249,7 +249,7 @@ impl Patience {
             self.read = 0;
             self.until = None;
         }
-        if now > *self.until.get_or_insert(now + response) {
+        if now > *self.until.get_or_insert_with(|| from_now(response)) {
             return Err(Error::new(ErrorKind::Timeout, format!("the server's answer took more than {response:?}")));
         }
         Ok(())
@@ -305,7 +305,7 @@ impl Stream {
 
 /// Tries the host's addresses in turn, all within `timeout`.
 fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
-    let deadline = Instant::now() + timeout;
+    let deadline = from_now(timeout);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in (host, port).to_socket_addrs()? {
         let left = deadline.saturating_duration_since(Instant::now());

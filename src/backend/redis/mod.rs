@@ -119,7 +119,7 @@ impl Exchange for Redis {
             (Access::Read, Some(reader)) => reader,
             _ => &self.0.writer,
         };
-        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
+        node.pool.exchange(|| Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
     }
 
     fn hash_expiry(&self) -> HashExpiry {
