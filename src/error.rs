@@ -100,6 +100,17 @@ impl<E> GetError<E> {
     }
 }
 
+impl<E> GetError<GetError<E>> {
+    /// One error of the two that a creator has which itself gets or creates another value.
+    #[must_use]
+    pub fn flatten(self) -> GetError<E> {
+        match self {
+            GetError::Cache(error) => GetError::Cache(error),
+            GetError::Create(inner) => inner,
+        }
+    }
+}
+
 impl<E> From<Error> for GetError<E> {
     fn from(error: Error) -> Self {
         GetError::Cache(error)

@@ -134,17 +134,10 @@ pub trait AsKey {
     fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k>;
 }
 
-/// What can be a whole plain key, the hash or the field of a key: text, bytes and integers.
+/// What can be the hash or the field of a key: text, bytes and integers. Each of these is a plain key by itself.
 pub trait KeyPart {
     /// This value as bytes, borrowed from itself or written into `digits`.
     fn as_part<'k>(&'k self, digits: &'k mut Digits) -> &'k [u8];
-}
-
-impl<P: KeyPart + ?Sized> AsKey for P {
-    #[inline]
-    fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
-        Key::Plain(self.as_part(&mut scratch.first))
-    }
 }
 
 impl<H: KeyPart, F: KeyPart> AsKey for (H, F) {
@@ -154,7 +147,7 @@ impl<H: KeyPart, F: KeyPart> AsKey for (H, F) {
     }
 }
 
-impl<H: KeyPart, F: KeyPart> AsKey for &(H, F) {
+impl<K: AsKey + ?Sized> AsKey for &K {
     #[inline]
     fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
         (**self).as_key(scratch)
@@ -175,13 +168,6 @@ impl AsKey for KeyBuf {
     }
 }
 
-impl AsKey for &KeyBuf {
-    #[inline]
-    fn as_key<'k>(&'k self, _: &'k mut Scratch) -> Key<'k> {
-        KeyBuf::as_key(self)
-    }
-}
-
 impl<P: KeyPart + ?Sized> KeyPart for &P {
     #[inline]
     fn as_part<'k>(&'k self, digits: &'k mut Digits) -> &'k [u8] {
@@ -189,51 +175,45 @@ impl<P: KeyPart + ?Sized> KeyPart for &P {
     }
 }
 
-macro_rules! part_from_bytes {
-    ($($type:ty),+) => {$(
-        impl KeyPart for $type {
+// Each is a part, and by itself a plain key.
+macro_rules! parts {
+    ($(($($generics:tt)*) $type:ty, |$part:ident, $digits:ident| $bytes:expr;)+) => {$(
+        impl<$($generics)*> KeyPart for $type {
             #[inline]
-            fn as_part<'k>(&'k self, _: &'k mut Digits) -> &'k [u8] {
-                self.as_ref()
+            fn as_part<'k>(&'k self, $digits: &'k mut Digits) -> &'k [u8] {
+                let $part = self;
+                $bytes
+            }
+        }
+
+        impl<$($generics)*> AsKey for $type {
+            #[inline]
+            fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
+                Key::Plain(self.as_part(&mut scratch.first))
             }
         }
     )+};
 }
 
-macro_rules! part_from_digits {
-    ($($type:ty),+) => {$(
-        impl KeyPart for $type {
-            #[inline]
-            fn as_part<'k>(&'k self, digits: &'k mut Digits) -> &'k [u8] {
-                digits.0.format(*self).as_bytes()
-            }
-        }
-    )+};
+macro_rules! integer_parts {
+    ($($type:ty)+) => {
+        parts! { $(() $type, |int, digits| digits.0.format(*int).as_bytes();)+ }
+    };
 }
 
-part_from_bytes!([u8], Vec<u8>, bytes::Bytes);
-part_from_digits!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
-
-impl KeyPart for str {
-    #[inline]
-    fn as_part<'k>(&'k self, _: &'k mut Digits) -> &'k [u8] {
-        self.as_bytes()
-    }
+parts! {
+    () str, |text, _digits| text.as_bytes();
+    () String, |text, _digits| text.as_bytes();
+    () Box<str>, |text, _digits| text.as_bytes();
+    () std::borrow::Cow<'_, str>, |text, _digits| text.as_bytes();
+    () bytestring::ByteString, |text, _digits| text.as_bytes();
+    () [u8], |bytes, _digits| bytes;
+    () Vec<u8>, |bytes, _digits| bytes;
+    () bytes::Bytes, |bytes, _digits| bytes;
+    (const N: usize) [u8; N], |bytes, _digits| bytes;
 }
 
-impl KeyPart for String {
-    #[inline]
-    fn as_part<'k>(&'k self, _: &'k mut Digits) -> &'k [u8] {
-        self.as_bytes()
-    }
-}
-
-impl<const N: usize> KeyPart for [u8; N] {
-    #[inline]
-    fn as_part<'k>(&'k self, _: &'k mut Digits) -> &'k [u8] {
-        self
-    }
-}
+integer_parts!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
 /// A key that owns its bytes, and the buffer to build one in: up to [`KeyBuf::INLINE`] bytes without allocating.
 ///
@@ -422,6 +402,10 @@ mod tests {
         assert_eq!(seen((1_u8, 2_i32)), r#"Field("1", "2")"#);
         let pair = &("h", 2_i32);
         assert_eq!(seen(pair), r#"Field("h", "2")"#);
+        let twice: &&(&str, i32) = &pair;
+        assert_eq!(seen(twice), r#"Field("h", "2")"#);
+        assert_eq!(seen(bytestring::ByteString::from("a")), r#"Plain("a")"#);
+        assert_eq!(seen((std::borrow::Cow::from("h"), Box::<str>::from("f"))), r#"Field("h", "f")"#);
         assert_eq!(seen(Key::Plain(b"")), r#"Plain("")"#);
         assert_eq!(seen(KeyBuf::from(("h", "f"))), r#"Field("h", "f")"#);
     }

@@ -22,7 +22,8 @@ pub enum Expiry {
     /// Any age is fresh; entries go only by the server's TTL, by eviction, or by being invalidated. The default.
     #[default]
     Never,
-    /// Fresh until it is so old. Not to be confused with a TTL: the entry stays, to be served while one caller creates
+    /// Fresh until it is so old; up to a second more where the envelope keeps whole seconds, as
+    /// [`Seconds`](crate::codec::Seconds) does, so that values with a short expiry are fresh at all. Not to be confused with a TTL: the entry stays, to be served while one caller creates
     /// the value anew.
     After(Duration),
 }
@@ -129,7 +130,9 @@ pub(crate) fn judge(
     match expiry {
         Expiry::After(age) if valid == Freshness::Fresh => {
             let (now, created) = (now.get().as_micros(), created.as_micros());
-            let is_old = u128::from(now.saturating_sub(created)) >= age.as_micros();
+            // A whole second stands for any moment in it: an entry must not be old before it is.
+            let at_latest = if created % 1_000_000 == 0 { created.saturating_add(999_999) } else { created };
+            let is_old = now >= created && u128::from(now.saturating_sub(at_latest)) >= age.as_micros();
             if is_old || created > now.saturating_add(SKEW) { Freshness::Stale } else { Freshness::Fresh }
         }
         _ => valid,
@@ -154,7 +157,9 @@ mod tests {
         let judge = |created, expiry| judge(created, expiry, &Now::of(&clock), &valid);
         let minute = Expiry::After(Duration::from_secs(60));
         assert_eq!(judge(Some(at(40 * SECOND + 1)), minute), Freshness::Fresh);
-        assert_eq!(judge(Some(at(40 * SECOND)), minute), Freshness::Stale);
+        assert_eq!(judge(Some(at(40 * SECOND - 1)), minute), Freshness::Stale);
+        assert_eq!(judge(Some(at(40 * SECOND)), minute), Freshness::Fresh, "a whole second may be all of it");
+        assert_eq!(judge(Some(at(39 * SECOND)), minute), Freshness::Stale);
         assert_eq!(judge(Some(at(100 * SECOND)), Expiry::After(Duration::ZERO)), Freshness::Stale);
         assert_eq!(judge(Some(at(1)), Expiry::Never), Freshness::Fresh);
         assert_eq!(judge(None, Expiry::After(Duration::ZERO)), Freshness::Fresh);

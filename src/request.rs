@@ -21,6 +21,7 @@ pub struct Lease<'a> {
 
 /// When the TTL of a Redis hash is set. It is one for all its fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum HashExpiry {
     /// Hashes never get a TTL.
     Never,

@@ -73,11 +73,11 @@ impl<C: ConnectionLike + Send + 'static> Driver<C> {
 impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     fn exchange(
         &self,
-        _: Access,
+        access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.0.pool.exchange(|| self.connect(), write, take)
+        self.0.pool.exchange(access, || self.connect(), write, take)
     }
 
     fn hash_expiry(&self) -> HashExpiry {

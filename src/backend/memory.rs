@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
-use quick_cache::{Equivalent, Weighter};
+use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 
 use super::Backend;
 use crate::entry::{Clock, Timestamp};
@@ -73,8 +73,10 @@ impl Memory {
     /// What an entry weighs besides its bytes and its key's: the tables and headers around them.
     pub const OVERHEAD: u64 = 200;
 
-    /// A cache that holds entries of `max_weight` bytes together, keys and overhead included. One that is heavier
-    /// alone than a shard of the cache may hold is not kept.
+    /// A cache that holds entries of `max_weight` bytes together, keys and overhead included.
+    ///
+    /// It has a shard for each 4 MiB, at least one and at most 64. An entry may weigh nine tenths of a shard; a larger one
+    /// is refused as [`ErrorKind::TooLarge`].
     #[must_use]
     pub fn new(max_weight: u64) -> Self {
         Self::with_clock(max_weight, Clock::system())
@@ -85,9 +87,16 @@ impl Memory {
     pub fn with_clock(max_weight: u64, clock: Clock) -> Self {
         // The number only sizes the tables at the start; they grow.
         let entries = usize::try_from(max_weight / (Self::OVERHEAD + 100)).unwrap_or(usize::MAX).clamp(16, 1 << 16);
-        let cache =
-            Cache::with(entries, max_weight, ByBytes, ahash::RandomState::default(), DefaultLifecycle::default());
-        Memory { cache, clock }
+        // The largest entry is what one shard holds, so their number comes from the weight, and not from the machine.
+        let shards = usize::try_from(max_weight >> 22).unwrap_or(usize::MAX).clamp(1, 64);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(entries)
+            .weight_capacity(max_weight)
+            .shards(shards)
+            .build()
+            .expect("all that it needs is given");
+        let hasher = ahash::RandomState::default();
+        Memory { cache: Cache::with_options(options, ByBytes, hasher, DefaultLifecycle::default()), clock }
     }
 
     /// How many entries there are, those included whose TTL is over and whose room was not yet needed.
@@ -128,21 +137,24 @@ impl Memory {
 
     fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         let key = key.to_buf();
-        let weight = (key.len() + entry.len()) as u64 + Self::OVERHEAD;
-        if weight > self.cache.capacity() {
-            let message =
-                format!("writing {key}: it would weigh {weight} bytes, all may weigh {}", self.cache.capacity());
+        if entry.len() > self.max_entry() {
+            let message = format!("writing {key}: {} bytes are over the limit of {}", entry.len(), self.max_entry());
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
+        // An entry that gets no larger is replaced in place; a larger one goes through the door, where others make room.
         let replaced = self.cache.entry(&key, None, |_, stored| {
-            let old = std::mem::take(&mut stored.entry);
-            *stored = Stored { entry: copy_into(old, entry), expires };
-            EntryAction::Retain(())
+            let fits = entry.len() <= stored.entry.len();
+            if fits {
+                let old = std::mem::take(&mut stored.entry);
+                *stored = Stored { entry: copy_into(old, entry), expires };
+            }
+            EntryAction::Retain(fits)
         });
-        if let EntryResult::Vacant(place) = replaced {
-            // Fails only where the place was removed meanwhile, which is an order of things as good as any.
-            let _ = place.insert(Stored { entry: copy_into(Bytes::new(), entry), expires });
+        if !matches!(replaced, EntryResult::Retained(true)) {
+            // A place that was kept for it is given up: what is put there may be evicted before anything else.
+            drop(replaced);
+            self.cache.insert(key, Stored { entry: copy_into(Bytes::new(), entry), expires });
         }
         Ok(())
     }
@@ -182,6 +194,11 @@ impl Backend for Memory {
 
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
         batch.iter().try_for_each(|(key, entry)| self.store(key, entry, ttl))
+    }
+
+    fn max_entry(&self) -> usize {
+        // Less than the part of a shard that entries get into, key and overhead included.
+        usize::try_from(self.cache.shard_capacity() / 10 * 9).unwrap_or(usize::MAX).saturating_sub(1024)
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -232,6 +249,15 @@ mod tests {
         }
         assert!(memory.len() > 100, "{memory:?}");
         assert_eq!(memory.set(KEY, &vec![0; 2 << 20], None).unwrap_err().kind(), ErrorKind::TooLarge);
+        // Entries that grow in place make room as others do.
+        for at in 0..10_000_u32 {
+            memory.set(Key::Plain(&at.to_le_bytes()), b"small", None).unwrap();
+            memory.set(Key::Plain(&at.to_le_bytes()), &[7; 100_000], None).unwrap();
+            assert!(memory.weight() <= 1 << 20, "{memory:?}");
+        }
+        let largest = vec![7; memory.max_entry()];
+        memory.set(KEY, &largest, None).unwrap();
+        assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "what is not refused is kept");
         memory.clear();
         assert!(memory.is_empty());
     }

@@ -85,11 +85,39 @@ pub trait Backend: Send + Sync {
     /// When some may not have been stored.
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error>;
 
+    /// The largest entry that can be stored, in bytes. Values that turn out larger are created and not stored.
+    fn max_entry(&self) -> usize {
+        usize::MAX
+    }
+
     /// Deletes many entries; those that are not there do not matter. One round trip, none for no keys.
     ///
     /// # Errors
     /// When some may not have been deleted.
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error>;
+}
+
+/// One backend for several regions, and `Arc<dyn Backend>` for one that is chosen at run time.
+impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
+    #[inline]
+    fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        (**self).get(key)
+    }
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+        (**self).get_many(keys, found)
+    }
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        (**self).set(key, entry, ttl)
+    }
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+        (**self).set_many(batch, ttl)
+    }
+    fn max_entry(&self) -> usize {
+        (**self).max_entry()
+    }
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+        (**self).delete_many(keys)
+    }
 }
 
 /// A backend whose server can hold leases, for [`RedisLock`](crate::RedisLock).

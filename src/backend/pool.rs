@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::Access;
 use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 
@@ -70,7 +71,7 @@ struct State<C> {
 impl<C> Pool<C> {
     /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
     pub(super) fn new(max: usize, patience: Duration) -> Self {
-        let state = State { idle: Vec::with_capacity(max), open: 0, waiting: 0 };
+        let state = State { idle: Vec::new(), open: 0, waiting: 0 };
         Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience }
     }
 
@@ -118,6 +119,7 @@ impl<C> Pool<C> {
     #[inline]
     pub(super) fn exchange(
         &self,
+        access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
@@ -133,13 +135,16 @@ impl<C> Pool<C> {
             taken.give_back();
             return Ok(());
         };
+        let (is_new, output) = (taken.is_new, std::mem::take(taken.get().output()));
+        drop(taken);
+        // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
+        if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
+            self.close_idle();
+        }
         // A connection that was opened just now says something about the server; one that had been idle does not.
-        if taken.is_new || !failed.broke_early {
+        if is_new || !failed.broke_early || access == Access::Once {
             return Err(failed.error);
         }
-        let output = std::mem::take(taken.get().output());
-        drop(taken);
-        self.close_idle();
         let mut taken = self.take(&connect)?;
         *taken.get().output() = output;
         taken.get().exchange(replies, &mut take).map_err(|failed| failed.error)?;
@@ -152,7 +157,6 @@ impl<C> Pool<C> {
         let mut state = self.lock();
         let closed = std::mem::take(&mut state.idle);
         state.open -= closed.len();
-        state.idle.reserve(self.max);
         drop(state);
         self.returned.notify_all();
     }

@@ -15,13 +15,16 @@ use crate::key::Key;
 use crate::request::{Batch, Found, HashExpiry, Lease};
 use crate::slice::Slice;
 
-/// What a request does, so that an [`Exchange`] knows where it may go.
+/// What a request does, so that an [`Exchange`] knows where it may go, and whether it may go twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Access {
     /// Only reads: may go to a replica.
     Read,
-    /// Writes. Nothing that a cache writes does harm when it is written again because the connection broke.
+    /// Writes what may be written again when the connection broke.
     Write,
+    /// Writes under a condition that the first attempt may have changed, and so only once.
+    Once,
 }
 
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
@@ -114,6 +117,10 @@ impl<X: Exchange> Backend for X {
             .map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
     }
 
+    fn max_entry(&self) -> usize {
+        Exchange::max_entry(self)
+    }
+
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
         if keys.is_empty() {
             return Ok(());
@@ -138,6 +145,7 @@ impl<X: Exchange> Leases for X {
         let groups = Groups::of(wanted.len(), |at| wanted[at].key);
         let mut gather = Gather::new(&groups);
         let mut leased = Vec::with_capacity(wanted.len());
+        let mut failed = None;
         let mut found = Found::new();
         found.reset(wanted.len());
         let write = |out: &mut Vec<u8>| {
@@ -149,11 +157,16 @@ impl<X: Exchange> Leases for X {
                 reply if leased.len() == wanted.len() => return gather.take(reply, chunk, &mut found),
                 Token::Nil => leased.push(true),
                 Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
+                Token::Error(error) => {
+                    leased.push(false);
+                    failed.get_or_insert_with(|| server_error(error));
+                }
                 other => return Err(unexpected(other)),
             }
             Ok(())
         };
         self.exchange(Access::Write, write, take)
+            .and_then(|()| failed.map_or(Ok(()), Err))
             .and_then(|()| gather.finish())
             .map_err(|error| error.during(Of("locking", wanted)))?;
         let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
@@ -199,7 +212,7 @@ impl<X: Exchange> Leases for X {
             }
         };
         check_sizes(self, batch)
-            .and_then(|()| self.exchange(Access::Write, write, take))
+            .and_then(|()| self.exchange(if only_if_held { Access::Once } else { Access::Write }, write, take))
             .and_then(|()| acknowledged.finish())
             .and_then(|()| released.finish())
             .map_err(|error| error.during(Of("writing and unlocking", held)))
@@ -286,9 +299,9 @@ fn check_sizes(exchange: &impl Exchange, batch: &Batch) -> Result<(), Error> {
 }
 
 fn check_size(exchange: &impl Exchange, entry: &[u8]) -> Result<(), Error> {
-    if entry.len() <= exchange.max_entry() {
+    if entry.len() <= Exchange::max_entry(exchange) {
         return Ok(());
     }
-    let message = format!("an entry of {} bytes is over the limit of {}", entry.len(), exchange.max_entry());
+    let message = format!("an entry of {} bytes is over the limit of {}", entry.len(), Exchange::max_entry(exchange));
     Err(Error::new(ErrorKind::TooLarge, message))
 }

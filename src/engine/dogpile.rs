@@ -44,7 +44,7 @@ pub(crate) enum Event {
     Leads,
     Busy,
     Shared,
-    /// What the leader shared cannot be read as this caller's type: nobody else will create it.
+    /// What the leader shared was of no use to this caller (of another type, or invalid by now), and the leader has left.
     Unusable,
     Locked(Freshness),
     Taken(Freshness),

@@ -32,6 +32,8 @@ struct Place {
     elected: Option<u64>,
     /// The entry that the leader made.
     shared: Option<Bytes>,
+    /// The leader left after sharing, and nobody stands here any more.
+    ended: bool,
 }
 
 impl Place {
@@ -67,7 +69,8 @@ impl Line {
         let owned = key.to_buf();
         let mut places = self.places(key);
         let Some(place) = places.get(&owned) else {
-            let place = Place { leader: thread, next: 0, waiting: VecDeque::new(), elected: None, shared: None };
+            let place =
+                Place { leader: thread, next: 0, waiting: VecDeque::new(), elected: None, shared: None, ended: false };
             let place = Arc::new(Mutex::new(place));
             places.insert(owned.clone(), Arc::clone(&place));
             return Some(Joined::Leads(Leader { line: self, key: owned, place }));
@@ -84,7 +87,7 @@ impl Line {
         state.next += 1;
         state.waiting.push_back((number, None));
         drop(state);
-        Some(Joined::Waits(Waiter { line: self, key: owned, place, number }))
+        Some(Joined::Waits(Waiter { line: self, key: owned, place, number, refused: false }))
     }
 
     /// Whether somebody in this process is creating the value of `key`.
@@ -132,6 +135,12 @@ fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
     state.elected = None;
     if state.shared.is_some() || state.waiting.is_empty() {
         places.remove(key);
+        state.ended = true;
+        // Those who refused what was shared.
+        let woken: Vec<Waker> = state.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+        drop(state);
+        drop(places);
+        woken.into_iter().for_each(Waker::wake);
         return;
     }
     drop(places);
@@ -149,6 +158,7 @@ pub(crate) struct Waiter<'l> {
     key: KeyBuf,
     place: Arc<Mutex<Place>>,
     number: u64,
+    refused: bool,
 }
 
 /// What a waiter waited for.
@@ -157,16 +167,27 @@ pub(crate) enum Woken<'l> {
     Shared(Bytes),
     /// The leader left without a value, and this caller leads now.
     Leads(Leader<'l>),
+    /// The leader left, after sharing a value that this caller [refused](Waiter::refuse).
+    Ended,
 }
 
 impl<'l> Waiter<'l> {
+    /// Has no use for what was shared, and waits on, until its leader has left.
+    pub(crate) fn refuse(&mut self) {
+        self.refused = true;
+    }
+
     /// Whether the wait is over; if not, the context's waker is called when it may be. `thread` is the caller's, if it
     /// would block it. Must not be called again after it was over.
     pub(crate) fn poll(&mut self, context: &Context<'_>, thread: Option<ThreadId>) -> Poll<Woken<'l>> {
         // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
         let mut waker = Some(context.waker().clone());
         let mut place = lock(&self.place);
-        if let Some(entry) = &place.shared {
+        if self.refused {
+            if place.ended {
+                return Poll::Ready(Woken::Ended);
+            }
+        } else if let Some(entry) = &place.shared {
             return Poll::Ready(Woken::Shared(entry.clone()));
         }
         if place.elected == Some(self.number) {
@@ -283,6 +304,23 @@ mod tests {
     }
 
     #[test]
+    fn who_refuses_what_was_shared_waits_until_its_leader_has_left() {
+        let line = Line::new();
+        let leader = lead(&line);
+        let mut waiter = wait(&line);
+        let bell = Arc::new(Bell::default());
+        leader.share(Bytes::from_static(b"v"));
+        assert!(matches!(poll(&mut waiter, &bell), Poll::Ready(Woken::Shared(_))));
+        waiter.refuse();
+        assert!(poll(&mut waiter, &bell).is_pending());
+        assert_eq!(bell.0.load(Ordering::Relaxed), 0);
+        drop(leader);
+        assert_eq!(bell.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(poll(&mut waiter, &bell), Poll::Ready(Woken::Ended)));
+        assert!(!line.is_busy(KEY));
+    }
+
+    #[test]
     fn nobody_has_to_wait() {
         let line = Line::new();
         let leader = lead(&line);
@@ -323,7 +361,7 @@ mod tests {
                             Some(Joined::Waits(mut waiter)) => loop {
                                 match waiter.poll(&Context::from_waker(&waker), None) {
                                     Poll::Ready(Woken::Leads(leader)) => break leader,
-                                    Poll::Ready(Woken::Shared(_)) => unreachable!("nobody shares"),
+                                    Poll::Ready(_) => unreachable!("nobody shares"),
                                     Poll::Pending => std::thread::park(),
                                 }
                             },

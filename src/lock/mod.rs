@@ -99,6 +99,12 @@ pub trait Lock<B: Backend>: Send + Sync {
         stored
     }
 
+    /// Releases locks whose values are not stored. Dropping the guards does so too, one by one.
+    fn release(&self, backend: &B, guards: Vec<Self::Guard>) {
+        let _ = backend;
+        drop(guards);
+    }
+
     /// Waits until the lock on `key`, which another process holds, may be free or its value there, and `at_most` for so
     /// long. Waking too early does no harm. `round` counts the waits for this key from 0.
     ///

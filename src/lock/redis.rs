@@ -12,7 +12,8 @@ use crate::request::{Batch, Lease};
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
 ///
 /// The lease is a key, prefix and entry's key in one (`hash,field` for a field), set by `SET NX PX` to a token that is
-/// new for each attempt, and deleted by a script that compares it. A crashed holder blocks others until the lease
+/// new for each attempt, and deleted by a script that compares it. As in the reference, the plain key `a,b` and the field
+/// `b` of `a` share a lock: a creator of one must not ask for the other. A crashed holder blocks others until the lease
 /// ends, so it should be somewhat longer than the slowest creator takes.
 ///
 /// A miss costs three round trips: read, lock and read again, store and release.
@@ -112,6 +113,11 @@ impl<B: Leases> std::fmt::Debug for RedisGuard<B> {
     }
 }
 
+/// Whether asking the server again would only cost another timeout.
+fn is_out_of_reach(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+}
+
 /// Sixteen random bytes as 32 hex digits, like redis-py's `uuid1().hex`.
 fn token() -> Result<[u8; 32], Error> {
     let mut random = [0_u8; 16];
@@ -140,7 +146,17 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         };
         let guards: Vec<_> = keys.iter().map(guard).collect::<Result<_, Error>>()?;
         let wanted: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let taken = backend.lease(&wanted, self.life)?;
+        let taken = match backend.lease(&wanted, self.life) {
+            Ok(taken) => taken,
+            Err(error) => {
+                // Some may have been taken before the server refused the rest. One that is out of reach is not asked
+                // again: what it holds ends by itself.
+                if !is_out_of_reach(&error) {
+                    let _ = backend.release(&wanted);
+                }
+                return Err(error);
+            }
+        };
         drop(wanted);
         let attempts = guards.into_iter().zip(taken).map(|(mut guard, (held, entry))| {
             guard.held = held;
@@ -157,8 +173,20 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         ttl: Option<Duration>,
     ) -> Result<(), Error> {
         let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let still_held = backend.set_and_release(&held, batch, ttl, !P::ALWAYS_STORES)?;
+        let stored = backend.set_and_release(&held, batch, ttl, !P::ALWAYS_STORES);
         drop(held);
+        let still_held = match stored {
+            Ok(still_held) => still_held,
+            Err(error) if is_out_of_reach(&error) => {
+                // The leases end by themselves; asking for that would cost another timeout.
+                guards.iter_mut().for_each(|guard| guard.held = false);
+                return Err(error);
+            }
+            Err(error) => {
+                self.release(backend, guards);
+                return Err(error);
+            }
+        };
         let mut again = Batch::new();
         for (at, (guard, still_held)) in guards.iter_mut().zip(still_held).enumerate() {
             guard.held = false;
@@ -168,6 +196,17 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
             }
         }
         backend.set_many(&again, ttl)
+    }
+
+    fn release(&self, backend: &B, mut guards: Vec<Self::Guard>) {
+        guards.retain(|guard| guard.held);
+        if !guards.is_empty() {
+            let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
+            // What cannot be released ends by itself, and a lease that is gone need not be released.
+            let _ = backend.release(&held);
+            drop(held);
+            guards.iter_mut().for_each(|guard| guard.held = false);
+        }
     }
 
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {

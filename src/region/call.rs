@@ -341,6 +341,11 @@ fn distinct(keys: &[Key<'_>]) -> (Vec<usize>, Vec<usize>) {
 }
 
 #[cold]
+pub(super) fn too_large(key: Key<'_>, bytes: usize) -> Error {
+    Error::new(ErrorKind::TooLarge, format!("writing {key}: an entry of {bytes} bytes is over the backend's limit"))
+}
+
+#[cold]
 pub(super) fn cannot_encode(key: Key<'_>, error: &CodecError) -> Error {
     Error::new(ErrorKind::Codec, format!("writing {key}: {error}"))
 }

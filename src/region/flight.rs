@@ -7,7 +7,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 
-use super::call::{Call, StoreRule, cannot_encode};
+use super::call::{Call, StoreRule, cannot_encode, too_large};
 use super::stats::Counter;
 use super::{Reading, Shared};
 use crate::backend::Backend;
@@ -76,28 +76,41 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.on(Event::Unreachable);
     }
 
-    /// Joins the line; only callers without any value stand in it.
-    pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
-        // A place from before, whose leader shared what could not be used, is given up first.
+    /// Leads the line if nobody does. Does not stand in it: whoever has no value waits later, when there is nothing else
+    /// to do ([`Flight::stand`]).
+    pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
-        let if_busy = if self.found.is_some() { IfBusy::Leave } else { IfBusy::Wait };
-        let event = match line.join(key, if_busy, thread) {
+        match line.join(key, IfBusy::Leave, thread) {
             Some(Joined::Leads(leader)) => {
                 self.place = Some(Place::Leads(leader));
-                Event::Leads
+                self.machine.on(Event::Leads);
             }
-            Some(Joined::Waits(waiter)) => {
-                self.place = Some(Place::Waits(waiter));
-                Event::Busy
+            _ => self.machine.on(Event::Busy),
+        }
+    }
+
+    /// Stands in the line, unless it has ended meanwhile and this caller leads a new one.
+    pub(super) fn stand(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
+        if self.place.is_some() {
+            return Ok(());
+        }
+        match line.join(key, IfBusy::Wait, thread) {
+            Some(Joined::Leads(leader)) => {
+                self.place = Some(Place::Leads(leader));
+                self.machine.on(Event::Leads);
             }
-            None => Event::Busy,
-            Some(Joined::Recursion) => {
+            Some(Joined::Waits(waiter)) => self.place = Some(Place::Waits(waiter)),
+            Some(Joined::Recursion) | None => {
                 let message = format!("creating {key}: its creator asks for the value that it is to create");
                 return Err(Error::new(ErrorKind::Creator, message));
             }
-        };
-        self.machine.on(event);
+        }
         Ok(())
+    }
+
+    /// Gives up a place in the line, to do something else than to wait: nobody should be elected who is not looking.
+    pub(super) fn leave(&mut self) {
+        self.place = None;
     }
 
     /// Whether the wait in the line is over.
@@ -108,23 +121,33 @@ impl<'r, V, G> Flight<'r, V, G> {
         thread: Option<ThreadId>,
     ) -> Poll<()> {
         let Some(Place::Waits(waiter)) = &mut self.place else { unreachable!("only who stands in line waits") };
-        let Poll::Ready(woken) = waiter.poll(context, thread) else { return Poll::Pending };
-        let event = match woken {
-            Woken::Leads(leader) => {
-                self.place = Some(Place::Leads(leader));
-                Event::Leads
-            }
-            // It was created while we waited, so its age does not matter.
-            Woken::Shared(entry) => match region.reading(Some(entry), None) {
-                Some(reading) => {
-                    self.made = Some(reading.value);
-                    Event::Shared
+        loop {
+            let Poll::Ready(woken) = waiter.poll(context, thread) else { return Poll::Pending };
+            let event = match woken {
+                Woken::Leads(leader) => {
+                    self.place = Some(Place::Leads(leader));
+                    Event::Leads
                 }
-                None => Event::Unusable,
-            },
-        };
-        self.machine.on(event);
-        Poll::Ready(())
+                Woken::Ended => {
+                    self.place = None;
+                    Event::Unusable
+                }
+                // It was created just now, so its age does not matter; but it may have been invalidated meanwhile, and
+                // this caller may have asked after that.
+                Woken::Shared(entry) => match region.reading(Some(entry), Some(Expiry::Never)) {
+                    Some(reading) if reading.freshness != Freshness::Absent => {
+                        self.made = Some(reading.value);
+                        Event::Shared
+                    }
+                    _ => {
+                        waiter.refuse();
+                        continue;
+                    }
+                },
+            };
+            self.machine.on(event);
+            return Poll::Ready(());
+        }
     }
 
     /// Takes what trying to lock, and reading after that, came to.
@@ -162,17 +185,22 @@ impl<'r, V, G> Flight<'r, V, G> {
     ) -> Result<(), Error> {
         let region = call.shared();
         let before = batch.len();
+        let stores = call.rule.stores(&value);
         let mut event = Event::CreatedUnstored;
         match batch.try_push(key, |out| region.codec.encode(&value, time, out)) {
             Ok(()) => {
+                let entry = batch.entry(before);
                 if let Some(Place::Leads(leader)) = &self.place {
-                    leader.share(Bytes::copy_from_slice(batch.entry(before)));
+                    leader.share(Bytes::copy_from_slice(entry));
                 }
-                if call.rule.stores(&value) {
+                if stores && entry.len() > region.backend.max_entry() {
+                    region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
+                } else if stores {
                     event = Event::Created;
                 }
             }
-            Err(error) => region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?,
+            Err(error) if stores => region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?,
+            Err(_) => {}
         }
         self.made = Some(value);
         self.machine.on(event);
@@ -182,9 +210,9 @@ impl<'r, V, G> Flight<'r, V, G> {
         Ok(())
     }
 
-    /// The lock, to store and release in one.
-    pub(super) fn take_guard(&mut self) -> G {
-        self.guard.take().expect("only who holds the lock stores")
+    /// The lock, to be released.
+    pub(super) fn take_guard(&mut self) -> Option<G> {
+        self.guard.take()
     }
 
     /// The value was stored, or that was tried.
@@ -192,16 +220,19 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.on(Event::Stored);
     }
 
-    /// Gives up lock and line once the value is at hand; those who wait in the line get it.
-    pub(super) fn settle(&mut self) {
+    /// Whether the value is at hand.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.step(), Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated)
+    }
+
+    /// Gives the value that was found to all who wait in the line, if this caller leads it.
+    pub(super) fn share_found(&self) {
         if let (Some(Place::Leads(leader)), Step::ReturnFound, Some(found)) = (&self.place, self.step(), &self.found) {
             // A stale value is nothing to wait for: whoever waits has none, and creates.
             if found.freshness == Freshness::Fresh {
                 leader.share(found.entry.clone());
             }
         }
-        self.guard = None;
-        self.place = None;
     }
 
     /// The value, when the flight has ended.
@@ -224,7 +255,8 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     fn keep(&mut self, found: Option<Reading<V>>) -> Freshness {
-        self.found = found;
+        // An entry that was invalidated is as good as none.
+        self.found = found.filter(|found| found.freshness != Freshness::Absent);
         self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness)
     }
 }

@@ -1,12 +1,13 @@
 //! The blocking driver of flights: does what each one's next step is, many at once where that is one round trip.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::Shared;
 use super::call::{Call, StoreRule};
 use super::flight::Flight;
 use super::stats::Counter;
@@ -23,8 +24,9 @@ use crate::slice::Slice;
 
 /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
 ///
-/// Waiting comes last, when this caller has nothing left to create: so nobody waits for a caller that waits. It waits
-/// for other processes before it waits for other threads, because the thread that leads a key may be waiting here.
+/// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once; who
+/// waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits, and nobody
+/// is elected who is not looking.
 pub(super) fn drive<'r, B, S, L, M, I, F, V, E>(
     call: &Call<'r, B, S, L, M, I, F>,
     keys: &[Key<'_>],
@@ -39,46 +41,155 @@ where
     I: Invalidation,
     F: StoreRule<V>,
 {
-    let region = call.shared();
+    let landing = Landing { region: call.shared(), flights };
+    let region = landing.region;
     let thread = Some(thread::current().id());
-    // A patience that no clock can tell has no end.
-    let deadline = region.patience.and_then(|patience| Instant::now().checked_add(patience));
+    let mut patience = region.patience;
     loop {
+        let flights = &mut *landing.flights;
         read(call, keys, flights)?;
         for at in which(flights, Step::Join) {
-            flights[at].join(&region.line, keys[at], thread)?;
+            flights[at].join(&region.line, keys[at], thread);
         }
         lock(call, keys, flights)?;
         let batch = create_missing(call, keys, flights, &mut create)?;
         store(call, flights, &batch)?;
-        for flight in flights.iter_mut() {
-            if matches!(flight.step(), Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated) {
-                flight.settle();
-            }
-        }
-        // A stale entry that went, or a share that was of no use, brings a flight back to these.
+        settle(region, flights);
+        // An entry that went, or a share that was of no use, leaves more to do at once.
         if flights.iter().any(|flight| matches!(flight.step(), Step::Read | Step::Join | Step::TryLock)) {
             continue;
         }
-        if let Some(&at) = which(flights, Step::AwaitHolder).first() {
-            let at_most = time_left(deadline, keys[at])?;
-            let waited = region.lock.wait(&region.backend, keys[at], flights[at].rounds, at_most);
-            let is_reachable = waited.is_ok();
-            waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
-            flights[at].holder_woke(is_reachable);
-        } else if let Some(&at) = which(flights, Step::Queue).first() {
-            let waker = Waker::from(Arc::new(Unpark(thread::current())));
-            let context = Context::from_waker(&waker);
-            while flights[at].poll_queue(region, &context, thread).is_pending() {
-                match deadline {
-                    None => thread::park(),
-                    Some(_) => thread::park_timeout(time_left(deadline, keys[at])?),
+        let (waiting, holders) = (which(flights, Step::Queue), which(flights, Step::AwaitHolder));
+        let Some(&first) = holders.first().or(waiting.first()) else { return Ok(()) };
+        for &at in &waiting {
+            flights[at].stand(&region.line, keys[at], thread)?;
+        }
+        // Unless one of them leads instead, and so has something to do.
+        if waiting.iter().all(|&at| flights[at].step() == Step::Queue) {
+            if patience == Some(Duration::ZERO) {
+                let message =
+                    format!("waiting for somebody else to create {}: the region's patience is over", keys[first]);
+                return Err(Error::new(ErrorKind::Timeout, message).into());
+            }
+            let begun = Instant::now();
+            if holders.is_empty() {
+                wait_in_line(region, flights, &waiting, thread, patience);
+            } else {
+                await_holders(region, keys, flights, &holders, patience)?;
+                let context = Context::from_waker(Waker::noop());
+                for &at in &waiting {
+                    let _ = flights[at].poll_queue(region, &context, thread);
                 }
             }
-        } else {
-            return Ok(());
+            patience = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+        }
+        for &at in &waiting {
+            if flights[at].step() == Step::Queue {
+                flights[at].leave();
+            }
         }
     }
+}
+
+/// The flights of a call. However the call ends, the locks that they still hold are released together.
+struct Landing<'f, 'r, B: Backend, S, L: Lock<B>, M, I, V> {
+    region: &'r Shared<B, S, L, M, I>,
+    flights: &'f mut [Flight<'r, V, L::Guard>],
+}
+
+impl<B: Backend, S, L: Lock<B>, M, I, V> Drop for Landing<'_, '_, B, S, L, M, I, V> {
+    fn drop(&mut self) {
+        release(self.region, self.flights, |_| true);
+    }
+}
+
+/// Releases the locks of some flights: one round trip, none if there are none.
+fn release<B: Backend, S, L: Lock<B>, M, I, V>(
+    region: &Shared<B, S, L, M, I>,
+    flights: &mut [Flight<'_, V, L::Guard>],
+    which: impl Fn(&Flight<'_, V, L::Guard>) -> bool,
+) {
+    let guards: Vec<_> = flights.iter_mut().filter(|flight| which(flight)).filter_map(Flight::take_guard).collect();
+    if !guards.is_empty() {
+        region.lock.release(&region.backend, guards);
+    }
+}
+
+/// Gives up locks and lines of the flights that have ended; those who wait in the lines get what was found.
+fn settle<B: Backend, S, L: Lock<B>, M, I, V>(region: &Shared<B, S, L, M, I>, flights: &mut [Flight<'_, V, L::Guard>]) {
+    flights.iter().for_each(Flight::share_found);
+    release(region, flights, |flight| flight.has_ended());
+    flights.iter_mut().filter(|flight| flight.has_ended()).for_each(Flight::leave);
+}
+
+/// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the flights
+/// that were woken are looked at.
+fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M, I: Invalidation, V>(
+    region: &Shared<B, S, L, M, I>,
+    flights: &mut [Flight<'_, V, L::Guard>],
+    waiting: &[usize],
+    thread: Option<ThreadId>,
+    patience: Option<Duration>,
+) {
+    // A patience that no clock can tell has no end.
+    let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+    let bell = Arc::new(Bell { thread: thread::current(), woken: Mutex::default() });
+    let wakers: Vec<Waker> =
+        waiting.iter().map(|&at| Waker::from(Arc::new(Rings { bell: Arc::clone(&bell), at }))).collect();
+    let waker_of = |at: usize| &wakers[waiting.binary_search(&at).unwrap_or_default()];
+    let mut left = waiting.len();
+    let mut look: Vec<usize> = waiting.to_vec();
+    loop {
+        for at in look {
+            if flights[at].step() != Step::Queue {
+                continue;
+            }
+            if flights[at].poll_queue(region, &Context::from_waker(waker_of(at)), thread).is_ready() {
+                if !flights[at].has_ended() {
+                    return;
+                }
+                flights[at].leave();
+                left -= 1;
+            }
+        }
+        if left == 0 {
+            return;
+        }
+        look = loop {
+            let woken = std::mem::take(&mut *bell.woken.lock().unwrap_or_else(PoisonError::into_inner));
+            if !woken.is_empty() {
+                break woken;
+            }
+            match deadline {
+                None => thread::park(),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    thread::park_timeout(left);
+                }
+            }
+        };
+    }
+}
+
+/// Waits until a holder of a lock in another process may be done; then all of them are asked for.
+fn await_holders<B: Backend, S, L: Lock<B>, M, I: Invalidation, V>(
+    region: &Shared<B, S, L, M, I>,
+    keys: &[Key<'_>],
+    flights: &mut [Flight<'_, V, L::Guard>],
+    holders: &[usize],
+    patience: Option<Duration>,
+) -> Result<(), Error> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let longest = holders.iter().copied().min_by_key(|&at| flights[at].rounds).unwrap_or_default();
+    let at_most = patience.unwrap_or(DAY).min(DAY);
+    let waited = region.lock.wait(&region.backend, keys[longest], flights[longest].rounds, at_most);
+    let is_reachable = waited.is_ok();
+    waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
+    holders.iter().for_each(|&at| flights[at].holder_woke(is_reachable));
+    Ok(())
 }
 
 /// The flights whose next step is `step`.
@@ -192,7 +303,7 @@ fn store<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     if storing.is_empty() {
         return Ok(());
     }
-    let guards = storing.iter().map(|&at| flights[at].take_guard()).collect();
+    let guards = storing.iter().filter_map(|&at| flights[at].take_guard()).collect();
     let stored = region.lock.store_and_release(&region.backend, guards, batch, call.ttl);
     stored.or_else(|error| region.tolerate(error, &region.counters.failed_writes))?;
     storing.iter().for_each(|&at| flights[at].stored());
@@ -204,16 +315,6 @@ pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
     Error::new(ErrorKind::Creator, format!("creating {keys} keys: the creator returned {values} values"))
 }
 
-fn time_left(deadline: Option<Instant>, key: Key<'_>) -> Result<Duration, Error> {
-    let Some(deadline) = deadline else { return Ok(Duration::MAX) };
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        let message = format!("waiting for somebody else to create {key}: the region's patience is over");
-        return Err(Error::new(ErrorKind::Timeout, message));
-    }
-    Ok(left)
-}
-
 /// Counts a creator that fails or panics.
 struct CountUnlessDone<'c>(&'c Counter);
 
@@ -223,11 +324,21 @@ impl Drop for CountUnlessDone<'_> {
     }
 }
 
-/// Wakes a thread that is parked.
-struct Unpark(Thread);
+/// A thread that is parked, and the flights that it is woken for.
+struct Bell {
+    thread: Thread,
+    woken: Mutex<Vec<usize>>,
+}
 
-impl Wake for Unpark {
+/// Wakes the thread for one flight.
+struct Rings {
+    bell: Arc<Bell>,
+    at: usize,
+}
+
+impl Wake for Rings {
     fn wake(self: Arc<Self>) {
-        self.0.unpark();
+        self.bell.woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.at);
+        self.bell.thread.unpark();
     }
 }

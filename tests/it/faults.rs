@@ -213,3 +213,56 @@ fn a_server_that_is_out_of_memory_keeps_callers_going() {
     assert_eq!(region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
     assert_eq!(region.get::<u64>("k").unwrap(), None);
 }
+
+#[test]
+fn a_batch_on_a_frozen_server_costs_few_timeouts() {
+    let server = Server::start();
+    let region = Region::builder(quick(&server)).lock(RedisLock::new()).build().unwrap();
+    let keys: Vec<u64> = (0..10).collect();
+    for fails in [false, true] {
+        let begun = Instant::now();
+        let values = region.get_or_create_many(&keys, |keys| {
+            server.signal("STOP");
+            if fails { Err("no") } else { Ok(vec![1_u64; keys.len()]) }
+        });
+        assert_eq!(values.is_err(), fails);
+        assert!(begun.elapsed() < Duration::from_millis(1_000), "{:?}", begun.elapsed());
+        server.signal("CONT");
+        eventually("the server answers", || region.delete_many(&keys).is_ok());
+        server.ask(&["FLUSHALL"]);
+    }
+}
+
+#[test]
+fn a_peer_that_takes_a_request_too_slowly_is_given_up() {
+    let url = stranger(|stream| {
+        // Answers to HELLO and reads on, but hardly.
+        let _ = stream.write_all(b"+OK\r\n");
+        let mut piece = vec![0; 16 << 10];
+        while stream.read(&mut piece).is_ok_and(|read| read > 0) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let redis = Redis::builder(&url).response_timeout(Duration::from_millis(200)).build().unwrap();
+    let begun = Instant::now();
+    let error = redis.set(Key::from("k"), &vec![0; 64 << 20], None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_unix_socket_that_nobody_accepts_from_is_given_up() {
+    let server = Server::with(&["--tcp-backlog", "1"]);
+    server.signal("STOP");
+    let url = format!("unix://{}", server.socket().display());
+    let begun = Instant::now();
+    for _ in 0..6 {
+        let quick = Redis::builder(&url).response_timeout(Duration::from_millis(200));
+        let quick = quick.connect_timeout(Duration::from_millis(200)).build().unwrap();
+        let error = quick.ping().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    server.signal("CONT");
+}

@@ -51,7 +51,7 @@ fn one_of_all_processes_creates() {
 #[test]
 fn one_of_all_processes_renews_what_is_stale() {
     let server = Server::start();
-    let clock = Clock::manual(Timestamp::from_secs(1_700_000_000));
+    let clock = Clock::manual(Timestamp::from_micros(1_699_999_999_999_999));
     let regions: Vec<Locked> = (0..4)
         .map(|_| {
             let builder = Region::builder(server.redis()).lock(RedisLock::new()).clock(clock.clone());
@@ -277,4 +277,48 @@ fn a_holder_that_died_blocks_for_its_lease_only() {
         assert!((200..900).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     });
     eventually("all locks are gone", || server.ask(&["EXISTS", "_lok.k"]) == ":0");
+}
+
+#[test]
+fn a_lease_that_is_refused_leaves_no_lock_behind() {
+    let server = Server::start();
+    for (user, forbidden) in [("noget", "-mget"), ("noset", "-set")] {
+        let set_user = ["ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", forbidden];
+        assert_eq!(server.ask(&set_user), "+OK");
+        let redis = Redis::open(&format!("redis://{user}:pw@127.0.0.1:{}", server.port)).unwrap();
+        let region = Region::builder(redis).lock(RedisLock::new()).build().unwrap();
+        assert_eq!(region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+        assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0", "{forbidden}");
+    }
+}
+
+#[test]
+fn a_lease_whose_connection_broke_is_asked_for_again() {
+    let server = Server::start();
+    // The reading goes elsewhere, so it does not find out that the connection broke.
+    let replica = Server::start();
+    let redis = Redis::builder(&server.url()).reader(&replica.url()).build().unwrap();
+    let region = Region::builder(redis).lock(RedisLock::new()).build().unwrap();
+    region.set("warm", &1_u64).unwrap();
+    server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+    assert_eq!(region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+    assert_eq!(region.stats().failed_locks, 0);
+    assert!(server.ask_int(&["EXISTS", "k"]) == 1 && server.ask_int(&["EXISTS", "_lok.k"]) == 0);
+}
+
+#[test]
+fn a_held_lock_does_not_hold_up_the_other_keys_of_a_batch() {
+    let server = Server::start();
+    let region = region(&server);
+    server.ask(&["SET", "_lok.a", "somebody", "PX", "1500"]);
+    server.ask(&["SET", "_lok.b", "somebody", "PX", "200"]);
+    std::thread::scope(|scope| {
+        let both =
+            scope.spawn(|| region.get_or_create_many(&["a", "b"], |keys| Ok::<_, Infallible>(vec![1_u64; keys.len()])));
+        std::thread::sleep(Duration::from_millis(20));
+        let begun = Instant::now();
+        assert_eq!(region.get_or_create("b", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+        assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+        assert_eq!(both.join().unwrap().unwrap(), [1, 1]);
+    });
 }

@@ -102,6 +102,10 @@ fn everything_is_one_round_trip() {
     let many: Vec<String> = (0..100).map(|at| format!("miss{at}")).collect();
     let create = || region.get_or_create_many(&many, |keys| Ok::<_, Infallible>(vec![1_u64; keys.len()])).unwrap();
     assert_eq!(proxy.count(|| assert_eq!(create().len(), 100)), 3, "a hundred misses cost as much as one");
+    // And so does a creator that fails: read, lock and read again, release.
+    let fail = || assert!(region.get_or_create_many(&["x", "y", "z"], |_| Err::<Vec<u64>, _>("no")).is_err());
+    assert_eq!(proxy.count(fail), 3);
+    assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0");
 }
 
 #[test]
@@ -263,6 +267,9 @@ fn urls_that_are_of_no_use_are_told_at_once() {
     }
     assert_eq!(Redis::builder("redis://h").reader("redis://h/x").build().unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(Redis::builder("redis://h").connections(0).build().unwrap_err().kind(), ErrorKind::Config);
+    let endless = Redis::builder("redis://127.0.0.1:1").response_timeout(Duration::MAX).connect_timeout(Duration::MAX);
+    let error = endless.connections(usize::MAX).build().unwrap().ping().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Connection, "no clock overflows");
     let zero = Duration::ZERO;
     assert_eq!(Redis::builder("redis://h").connect_timeout(zero).build().unwrap_err().kind(), ErrorKind::Config);
     assert_eq!(Redis::builder("redis://h").response_timeout(zero).build().unwrap_err().kind(), ErrorKind::Config);
@@ -287,4 +294,13 @@ fn reads_may_go_to_another_server() {
     replica.ask(&["SET", "r", "\u{7}"]);
     let bare = Region::builder(region.backend().clone()).codec(Msgpack::<Bare>::new()).build().unwrap();
     assert_eq!(bare.get_many(&["r", "k"]).unwrap(), [Some(7_u64), None]);
+}
+
+#[test]
+fn a_server_with_too_many_clients_says_so() {
+    let server = Server::with(&["--maxclients", "1"]);
+    let _only = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let messages: Vec<String> = (0..20).map(|_| server.redis().ping().unwrap_err().to_string()).collect();
+    assert!(messages.iter().any(|message| message.contains("max number of clients")), "{messages:?}");
 }

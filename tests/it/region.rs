@@ -15,7 +15,8 @@ use dogpile::{
 
 use crate::support::eventually;
 
-const START: Timestamp = Timestamp::from_secs(1_700_000_000);
+/// The last moment of a second: an envelope of whole seconds then says when a value was created, to the microsecond.
+const START: Timestamp = Timestamp::from_micros(1_699_999_999_999_999);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn clocked() -> (RegionBuilder<Memory>, Clock) {
@@ -530,6 +531,288 @@ fn blocking_callers_of_clones_share_one_line() {
         assert_eq!(twin.get_or_create("k", || fine(ByteString::from("second"))).unwrap(), "first");
         assert_eq!(first.join().unwrap().unwrap(), "first");
     });
+}
+
+#[test]
+fn short_expiries_are_worth_something_in_whole_seconds() {
+    let clock = Clock::manual(Timestamp::from_micros(1_700_000_000_900_000));
+    let region = Region::builder(Memory::new(1 << 20)).clock(clock.clone());
+    let region = region.expires_after(Duration::from_millis(500)).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    clock.advance(Duration::from_millis(400));
+    assert_eq!(region.get("k").unwrap(), Some(1_u64));
+    clock.advance(Duration::from_millis(1100));
+    assert_eq!(region.get::<u64>("k").unwrap(), None);
+}
+
+#[test]
+fn many_callers_after_an_invalidation_make_one_new_value() {
+    for how in [Invalidate::Hard, Invalidate::Soft] {
+        let region = plain();
+        region.set("k", &1_u64).unwrap();
+        region.invalidate(how);
+        let (calls, barrier) = (AtomicUsize::new(0), Barrier::new(8));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let value = region.get_or_create("k", || {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        a_moment();
+                        fine(2_u64)
+                    });
+                    let expected: &[u64] = if how == Invalidate::Hard { &[2] } else { &[1, 2] };
+                    assert!(expected.contains(&value.unwrap()));
+                });
+            }
+        });
+        assert_eq!(calls.into_inner(), 1, "{how:?}");
+    }
+}
+
+#[test]
+fn who_asks_after_an_invalidation_does_not_get_what_was_begun_before() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let old = scope.spawn(|| {
+            region.get_or_create("k", || {
+                entered.wait();
+                entered.wait();
+                a_moment();
+                fine(1_u64)
+            })
+        });
+        entered.wait();
+        region.invalidate(Invalidate::Hard);
+        let (calls, region) = (&calls, &region);
+        let new: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    region.get_or_create("k", || {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        fine(2_u64)
+                    })
+                })
+            })
+            .collect();
+        entered.wait();
+        assert!(new.into_iter().all(|new| new.join().unwrap().unwrap() == 2));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        assert_eq!(old.join().unwrap().unwrap(), 1);
+    });
+    assert_eq!(region.get("k").unwrap(), Some(2_u64));
+}
+
+#[test]
+fn callers_who_want_another_type_wait_and_create() {
+    let region = plain();
+    let calls = AtomicUsize::new(0);
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let text = scope.spawn(|| {
+            // Shared before it is stored, and the store takes its time.
+            region.store_if(|_: &String| true).get_or_create("k", || {
+                entered.wait();
+                a_moment();
+                fine("text".to_string())
+            })
+        });
+        entered.wait();
+        let (calls, region) = (&calls, &region);
+        let numbers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    region.get_or_create("k", || {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        fine(7_u64)
+                    })
+                })
+            })
+            .collect();
+        assert!(numbers.into_iter().all(|number| number.join().unwrap().unwrap() == 7));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        assert_eq!(text.join().unwrap().unwrap(), "text");
+    });
+    assert!(region.stats().undecodable <= 16, "nobody looks again and again: {:?}", region.stats());
+}
+
+/// Fails the test instead of hanging it.
+fn within_ten_seconds(work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(10)).expect("it ends without a panic");
+}
+
+#[test]
+fn a_creator_may_ask_for_what_its_batch_waits_for() {
+    within_ten_seconds(|| {
+        let region = plain();
+        let (entered, go) = (Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            let fails = scope.spawn(|| {
+                region.get_or_create("k2", || -> Result<u64, &str> {
+                    entered.wait();
+                    go.wait();
+                    a_moment();
+                    Err("no")
+                })
+            });
+            entered.wait();
+            let values = region.get_or_create_many(&["k1", "k2"], |missing| {
+                if missing.contains(&&"k1") {
+                    go.wait();
+                    region.get_or_create("k2", || fine(2_u64)).unwrap();
+                }
+                fine(vec![1_u64; missing.len()])
+            });
+            assert_eq!(values.unwrap(), [1, 2]);
+            assert!(fails.join().unwrap().is_err());
+        });
+    });
+}
+
+#[test]
+fn callers_that_need_each_others_values_in_turn_do_not_block_each_other() {
+    within_ten_seconds(|| {
+        let region = plain();
+        let (b_leads, c_leads, a_waits) = (Barrier::new(2), Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            // C leads k2 and fails; B leads k1 and needs k2; A wants both.
+            let c = scope.spawn(|| {
+                region.get_or_create("k2", || -> Result<u64, &str> {
+                    c_leads.wait();
+                    a_waits.wait();
+                    a_moment();
+                    Err("no")
+                })
+            });
+            c_leads.wait();
+            let b = scope.spawn(|| {
+                region.get_or_create("k1", || {
+                    b_leads.wait();
+                    a_moment();
+                    a_moment();
+                    region.get_or_create("k2", || fine(2_u64))
+                })
+            });
+            b_leads.wait();
+            let a = scope.spawn(|| region.get_or_create_many(&["k1", "k2"], |keys| fine(vec![2_u64; keys.len()])));
+            a_waits.wait();
+            assert_eq!(a.join().unwrap().unwrap(), [2, 2]);
+            assert_eq!(b.join().unwrap().unwrap(), 2);
+            assert!(c.join().unwrap().is_err());
+        });
+    });
+}
+
+#[test]
+fn nobody_is_elected_while_it_creates_something_else() {
+    let region = plain();
+    let (c_leads, a_creates) = (Barrier::new(2), Barrier::new(2));
+    std::thread::scope(|scope| {
+        let c = scope.spawn(|| {
+            region.get_or_create("k2", || -> Result<u64, &str> {
+                c_leads.wait();
+                a_creates.wait();
+                a_moment();
+                Err("no")
+            })
+        });
+        c_leads.wait();
+        let a = scope.spawn(|| {
+            region.get_or_create_many(&["k1", "k2"], |missing| {
+                if missing.contains(&&"k1") {
+                    a_creates.wait();
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                fine(vec![1_u64; missing.len()])
+            })
+        });
+        let begun = Instant::now();
+        assert!(c.join().unwrap().is_err());
+        region.get_or_create("k2", || fine(2_u64)).unwrap();
+        assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+        a.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn ones_own_creator_does_not_cost_patience() {
+    let region = Region::builder(Memory::new(1 << 20)).patience(Duration::from_millis(150)).build().unwrap();
+    let entered = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            region.get_or_create("b", || {
+                entered.wait();
+                std::thread::sleep(Duration::from_millis(300));
+                fine(2_u64)
+            })
+        });
+        entered.wait();
+        let values = region.get_or_create_many(&["a", "b"], |keys| {
+            std::thread::sleep(Duration::from_millis(250));
+            fine(vec![1_u64; keys.len()])
+        });
+        assert_eq!(values.unwrap(), [1, 2]);
+        assert_eq!(other.join().unwrap().unwrap(), 2);
+    });
+    let endless = Region::builder(Memory::new(1 << 20)).patience(Duration::MAX).build().unwrap();
+    assert_eq!(endless.get_or_create("k", || fine(1_u64)).unwrap(), 1);
+}
+
+#[test]
+fn waiting_for_very_many_keys_is_quick() {
+    let region = plain();
+    let keys: Vec<u64> = (0..20_000).collect();
+    let entered = Barrier::new(2);
+    let create = |missing: &[&u64]| fine(missing.iter().map(|key| **key).collect());
+    std::thread::scope(|scope| {
+        let leads = scope.spawn(|| {
+            region.get_or_create_many(&keys, |missing| {
+                entered.wait();
+                a_moment();
+                create(missing)
+            })
+        });
+        entered.wait();
+        let begun = Instant::now();
+        assert_eq!(region.get_or_create_many(&keys, create).unwrap(), keys);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!(leads.join().unwrap().unwrap(), keys);
+    });
+}
+
+#[test]
+fn one_value_that_is_too_large_does_not_keep_the_others_out() {
+    let region = plain();
+    let values: Vec<Vec<u8>> = region
+        .get_or_create_many(&[1, 2, 3], |keys| {
+            fine(keys.iter().map(|key| vec![0; if **key == 2 { 64 << 20 } else { 10 }]).collect())
+        })
+        .unwrap();
+    assert_eq!(values[1].len(), 64 << 20);
+    assert_eq!((region.backend().len(), region.stats().failed_writes), (2, 1));
+    let closed = Region::builder(Memory::new(1 << 20)).fail_closed().build().unwrap();
+    let error = closed.get_or_create("k", || fine(vec![0_u8; 2 << 20])).unwrap_err();
+    assert!(matches!(error, GetError::Cache(error) if error.kind() == ErrorKind::TooLarge));
+}
+
+#[test]
+fn regions_may_share_a_backend_or_choose_one_at_run_time() {
+    let memory = std::sync::Arc::new(Memory::new(1 << 20));
+    let (one, other) = (Region::builder(memory.clone()).build().unwrap(), Region::builder(memory).build().unwrap());
+    one.set("k", &1_u64).unwrap();
+    assert_eq!(other.get("k").unwrap(), Some(1_u64));
+    let chosen: std::sync::Arc<dyn Backend> = std::sync::Arc::new(Memory::new(1 << 20));
+    let region = Region::builder(chosen).build().unwrap();
+    assert_eq!(region.get_or_create("k", || fine(2_u64)).unwrap(), 2);
+    let nested = region.get_or_create("a", || region.get_or_create("b", || Err::<u64, _>("no")));
+    assert!(matches!(nested.map_err(GetError::flatten), Err(GetError::Create("no"))));
 }
 
 /// A backend that fails when told to.

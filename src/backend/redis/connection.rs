@@ -27,6 +27,9 @@ const PIECE: usize = 16 * 1024;
 /// What may stay allocated in a connection that goes back to its pool.
 const KEEP: usize = 256 * 1024;
 
+/// How long a connection is idle before the system asks whether its other end is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
 /// A reply that takes longer than the response timeout may go on as long as so many bytes arrive within each.
 const PROGRESS: u64 = 1 << 20;
 
@@ -64,9 +67,15 @@ impl Connection {
     fn introduce(&mut self, server: &Server) -> Result<(), Error> {
         let (user, password) = (server.user.as_deref(), server.password.as_deref());
         if let Err(refused) = self.ask(|out| plan::hello(out, user, password))? {
-            // Any other answer than these may come from a server, or a proxy, that does not know HELLO.
             if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
                 return Err(refusal(&refused, "user and password"));
+            }
+            let message = refused.to_ascii_lowercase();
+            let speaks_resp2 = [&b"unknown command"[..], b"unsupported", b"noproto", b"noperm"]
+                .iter()
+                .any(|reason| message.windows(reason.len()).any(|part| part == *reason));
+            if !speaks_resp2 {
+                return Err(server_error(&refused));
             }
             if let Some(password) = password {
                 self.ask(|out| plan::auth(out, user, password))?
@@ -120,9 +129,7 @@ impl Wire for Connection {
             let broke_early = untouched && error.kind() == ErrorKind::Connection;
             Failed { error, broke_early }
         };
-        if let Err(error) = self.stream.write_all(&self.output) {
-            return Err(fail(io_error(&error, "sending the request"), true));
-        }
+        self.stream.write_all(&self.output, self.response).map_err(|error| fail(error, true))?;
         self.replies.expect(replies);
         let mut patience = None;
         let mut missing = 1;
@@ -223,34 +230,44 @@ fn check_read(read: io::Result<usize>, patience: &mut Option<Patience>, response
     match read {
         Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
         Ok(read) => {
-            match patience {
-                // The first read is bounded by the socket's own timeout, and most replies need no second one.
-                None => *patience = Some(Patience { until: None, read: 0 }),
-                Some(patience) => patience.check(read, response)?,
-            }
+            Patience::check_some(patience, read, response)
+                .map_err(|error| error.during("waiting for the server's answer"))?;
             Ok(read)
         }
         Err(error) => Err(io_error(&error, "waiting for the server's answer")),
     }
 }
 
-/// How long a reply that has begun may still take.
+/// How long a request or a reply that has begun may still take.
 struct Patience {
-    /// Told from the second read on.
+    /// Told from the second piece on.
     until: Option<Instant>,
-    read: u64,
+    moved: u64,
 }
 
 impl Patience {
-    fn check(&mut self, read: usize, response: Duration) -> Result<(), Error> {
+    /// Begins with the first piece, which is bounded by the socket's own timeout; most need no second one, and so no
+    /// clock.
+    #[inline]
+    fn check_some(patience: &mut Option<Self>, moved: usize, response: Duration) -> Result<(), Error> {
+        match patience {
+            None => {
+                *patience = Some(Patience { until: None, moved: moved as u64 });
+                Ok(())
+            }
+            Some(patience) => patience.check(moved, response),
+        }
+    }
+
+    fn check(&mut self, moved: usize, response: Duration) -> Result<(), Error> {
         let now = Instant::now();
-        self.read += read as u64;
-        if self.read >= PROGRESS {
-            self.read = 0;
+        self.moved += moved as u64;
+        if self.moved >= PROGRESS {
+            self.moved = 0;
             self.until = None;
         }
         if now > *self.until.get_or_insert_with(|| from_now(response)) {
-            return Err(Error::new(ErrorKind::Timeout, format!("the server's answer took more than {response:?}")));
+            return Err(Error::new(ErrorKind::Timeout, format!("it took more than {response:?}")));
         }
         Ok(())
     }
@@ -262,13 +279,16 @@ impl Stream {
             Address::Tcp(host, port) => {
                 let stream = connect_tcp(host, *port, limits.connect)?;
                 stream.set_nodelay(true)?;
+                // Finds out about idle connections whose other end is gone without a word.
+                let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
             Address::Unix(path) => {
-                let stream = std::os::unix::net::UnixStream::connect(path)?;
+                let stream = connect_unix(path, limits.connect)?;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
                 Ok(Stream::Unix(stream))
@@ -294,25 +314,60 @@ impl Stream {
     }
 
     #[inline]
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => stream.write_all(bytes),
-            #[cfg(unix)]
-            Stream::Unix(stream) => stream.write_all(bytes),
+    fn write_all(&mut self, mut bytes: &[u8], response: Duration) -> Result<(), Error> {
+        let mut patience = None;
+        loop {
+            let written = match self {
+                Stream::Tcp(stream) => stream.write(bytes),
+                #[cfg(unix)]
+                Stream::Unix(stream) => stream.write(bytes),
+            };
+            match written {
+                Ok(written) if written == bytes.len() => return Ok(()),
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    Patience::check_some(&mut patience, written, response)
+                        .map_err(|error| error.during("sending the request"))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_error(&error, "sending the request")),
+            }
         }
     }
 }
 
-/// Tries the host's addresses in turn, all within `timeout`.
-fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+/// Connects to a Unix socket. One whose server accepts nobody has no room for us, and does not say when it will.
+#[cfg(unix)]
+fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<std::os::unix::net::UnixStream> {
     let deadline = from_now(timeout);
+    let address = socket2::SockAddr::unix(path)?;
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    loop {
+        match socket.connect(&address) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    socket.set_nonblocking(false)?;
+    Ok(std::os::fd::OwnedFd::from(socket).into())
+}
+
+/// Tries the host's addresses in turn, all within `timeout`: each gets its share of the time that is left. Looking the
+/// host up takes as long as the system's resolver does.
+fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in (host, port).to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now());
+    let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    let deadline = from_now(timeout);
+    for (address, others) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let left = deadline.saturating_duration_since(Instant::now()) / u32::try_from(others).unwrap_or(u32::MAX);
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match TcpStream::connect_timeout(&address, left) {
+        match TcpStream::connect_timeout(address, left) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }

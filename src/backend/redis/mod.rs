@@ -119,7 +119,7 @@ impl Exchange for Redis {
             (Access::Read, Some(reader)) => reader,
             _ => &self.0.writer,
         };
-        node.pool.exchange(|| Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
+        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
     }
 
     fn hash_expiry(&self) -> HashExpiry {
@@ -169,7 +169,7 @@ impl RedisBuilder {
         self
     }
 
-    /// How long connecting may take. Default: 1 s.
+    /// How long connecting may take, without looking up the host's name. Default: 1 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.limits.connect = timeout;
         self
