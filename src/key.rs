@@ -94,7 +94,7 @@ impl<'a> From<&'a KeyBuf> for Key<'a> {
 }
 
 /// Room for the digits of the integers in a key, so that [`AsKey`] needs no allocation.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Scratch {
     first: Digits,
     second: Digits,
@@ -111,6 +111,12 @@ impl Scratch {
 
 /// Room for the digits of one integer.
 pub struct Digits(itoa::Buffer);
+
+impl fmt::Debug for Digits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digits")
+    }
+}
 
 impl Default for Digits {
     #[inline]
@@ -363,6 +369,18 @@ impl PartialEq for KeyBuf {
 }
 
 impl Eq for KeyBuf {}
+
+impl PartialOrd for KeyBuf {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for KeyBuf {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_key().cmp(&other.as_key())
+    }
+}
 
 impl Hash for KeyBuf {
     fn hash<H: Hasher>(&self, state: &mut H) {

@@ -64,7 +64,7 @@ pub trait Codec<V> {
     /// When the codec cannot write this value. What it then left in `out` means nothing.
     fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Reads an entry. A `V` that is backed by [`Bytes`] shares the entry's memory instead of copying it.
+    /// Reads an entry. A `V` that is backed by [`Bytes`](bytes::Bytes) shares the entry's memory instead of copying it.
     ///
     /// # Errors
     /// When the bytes are not an entry of a `V` in this codec's version. Any bytes may come; none may panic.

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
 
-/// No lock among processes: one creator in each. The default.
+/// No lock among processes: one creator in each region and its clones. The default.
 ///
 /// Enough for [`Memory`](crate::Memory), and for values that each process may create once.
 #[derive(Clone, Copy, Debug, Default)]

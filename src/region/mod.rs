@@ -136,7 +136,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         self.call().get_many(keys)
     }
 
-    /// Stores a value, in one round trip, and without allocating once the buffers are warm.
+    /// Stores a value, in one round trip, and without allocating once the buffers are warm, if its entry has at most
+    /// 64 KiB (in `Memory`: no more than the entry that it replaces).
     ///
     /// # Errors
     /// When the value cannot be encoded or the backend fails.
@@ -182,8 +183,13 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// `create` fails or panics, the lock is released and the next caller's `create` runs.
     ///
     /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. When the backend
-    /// is out of reach, `create` runs all the same, once per key at a time in this process, and its value is returned
-    /// ([`RegionBuilder::fail_closed`] makes that an error).
+    /// is out of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value
+    /// is returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
+    /// cannot be shared, so those who wait create theirs one after the other.
+    ///
+    /// `create` may get and create other values, but values must not need each other in a circle: that waits for ever,
+    /// or as long as the region's [patience](RegionBuilder::patience). Only the shortest circle is told, when `create`
+    /// asks for its own key on its own thread.
     ///
     /// # Errors
     /// [`GetError::Create`] with the error of `create`. [`GetError::Cache`] when waiting took longer than the region's
