@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 /// The name of an entry: a Redis string key, or a field of a Redis hash.
 ///
-/// A field costs a tenth of the memory of a key of its own, as long as its hash stays a listpack.
+/// A field costs a fraction of the memory of a key of its own, as long as its hash stays a listpack.
 /// Keys are bytes; text, integers (as decimal digits) and pairs of them become keys through [`AsKey`].
 ///
 /// ```
