@@ -94,6 +94,10 @@ impl<C: ConnectionLike> Wire for Connection<C> {
         &mut self.output
     }
 
+    fn is_closed(&mut self) -> bool {
+        !self.inner.is_open()
+    }
+
     fn exchange(
         &mut self,
         replies: usize,

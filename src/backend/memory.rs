@@ -137,8 +137,9 @@ impl Memory {
 
     fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         let key = key.to_buf();
-        if entry.len() > self.max_entry() {
-            let message = format!("writing {key}: {} bytes are over the limit of {}", entry.len(), self.max_entry());
+        let size = key.len() + entry.len();
+        if size > self.max_entry() {
+            let message = format!("writing {key}: {size} bytes are over the limit of {}", self.max_entry());
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
@@ -255,7 +256,7 @@ mod tests {
             memory.set(Key::Plain(&at.to_le_bytes()), &[7; 100_000], None).unwrap();
             assert!(memory.weight() <= 1 << 20, "{memory:?}");
         }
-        let largest = vec![7; memory.max_entry()];
+        let largest = vec![7; memory.max_entry() - 1];
         memory.set(KEY, &largest, None).unwrap();
         assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "what is not refused is kept");
         memory.clear();

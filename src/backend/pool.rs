@@ -14,6 +14,9 @@ pub(super) trait Wire {
     /// Commands, to be sent.
     fn output(&mut self) -> &mut Vec<u8>;
 
+    /// Whether the other end has closed the connection, as far as is known without asking it.
+    fn is_closed(&mut self) -> bool;
+
     /// Sends the output, and hands the tokens of so many replies to `take`. After a failure the connection must not be
     /// used again, since its replies would be taken for those of the next request.
     fn exchange(
@@ -27,6 +30,10 @@ impl<W: Wire> Wire for Box<W> {
     #[inline]
     fn output(&mut self) -> &mut Vec<u8> {
         (**self).output()
+    }
+
+    fn is_closed(&mut self) -> bool {
+        (**self).is_closed()
     }
 
     #[inline]
@@ -128,9 +135,17 @@ impl<C> Pool<C> {
         C: Wire,
     {
         let mut taken = self.take(&connect)?;
+        // What goes once only does not go to a connection that is known to be closed.
+        while access == Access::Once && !taken.is_new && taken.get().is_closed() {
+            taken = self.take(&connect)?;
+        }
         let output = taken.get().output();
         output.clear();
         let replies = write(output);
+        if replies == 0 {
+            taken.give_back();
+            return Ok(());
+        }
         let Err(failed) = taken.get().exchange(replies, &mut take) else {
             taken.give_back();
             return Ok(());

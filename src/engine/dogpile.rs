@@ -21,7 +21,7 @@ pub(crate) enum Step {
     Queue,
     /// Take the lock that other processes see, and read the entry after that: `Locked`, `Taken` or `Unreachable`.
     TryLock,
-    /// Wait for the holder of the lock in another process: `Woken` or `Unreachable`.
+    /// Wait for the holder of the lock in another process: `Woken`, `Unreachable`, or `Left` to do something else first.
     AwaitHolder,
     /// Call the creator: `Created` or, when the value is not to be stored, `CreatedUnstored`. Its failure ends all.
     Create,
@@ -49,6 +49,8 @@ pub(crate) enum Event {
     Locked(Freshness),
     Taken(Freshness),
     Woken,
+    /// The lead was given up, because the driver has values to create and nobody should wait for that.
+    Left,
     Created,
     CreatedUnstored,
     Stored,
@@ -89,7 +91,7 @@ impl Dogpile {
         if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
             self.stale = found == Stale;
         }
-        self.leads |= event == Event::Leads;
+        self.leads = (self.leads || event == Event::Leads) && event != Event::Left;
         self.cut_off |= event == Event::Unreachable;
         self.step = match (self.step, event) {
             (Step::Read, Event::Found(Fresh)) => Step::ReturnFound,
@@ -112,6 +114,7 @@ impl Dogpile {
             (Step::TryLock | Step::AwaitHolder, Event::Unreachable) => Step::Create,
             // The holder has stored the value, or given up: only reading tells.
             (Step::AwaitHolder, Event::Woken) => Step::Read,
+            (Step::AwaitHolder, Event::Left) => Step::Queue,
 
             (Step::Create, Event::Created) if self.cut_off => Step::ReturnCreated,
             (Step::Create, Event::Created) => Step::Store,
@@ -141,7 +144,7 @@ pub(crate) mod model {
                 .chain(FRESHNESS.map(Event::Taken))
                 .chain([Event::Unreachable])
                 .collect(),
-            Step::AwaitHolder => vec![Event::Woken, Event::Unreachable],
+            Step::AwaitHolder => vec![Event::Woken, Event::Left, Event::Unreachable],
             Step::Create => vec![Event::Created, Event::CreatedUnstored],
             Step::Store => vec![Event::Stored],
             Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated => vec![],
@@ -164,7 +167,7 @@ pub(crate) mod model {
             if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
                 self.found = Some(found).filter(|found| *found != Freshness::Absent);
             }
-            self.leads |= event == Event::Leads;
+            self.leads = (self.leads || event == Event::Leads) && event != Event::Left;
             self.locked |= matches!(event, Event::Locked(_));
             self.unreachable |= event == Event::Unreachable;
             self.created |= matches!(event, Event::Created | Event::CreatedUnstored);
@@ -277,6 +280,9 @@ mod tests {
             (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Stale)], Step::TryLock),
             (&[Found(Absent), Leads, Taken(Absent), Woken, Unreachable], Step::Create),
             (&[Found(Absent), Leads, Taken(Absent), Unreachable], Step::Create),
+            (&[Found(Absent), Leads, Taken(Absent), Left], Step::Queue),
+            (&[Found(Absent), Leads, Taken(Absent), Left, Leads], Step::TryLock),
+            (&[Found(Absent), Leads, Taken(Absent), Left, Shared], Step::ReturnShared),
             (&[Found(Absent), Leads, Locked(Absent), Created], Step::Store),
             (&[Found(Absent), Leads, Locked(Absent), CreatedUnstored], Step::ReturnCreated),
             (&[Found(Absent), Leads, Locked(Absent), Created, Stored], Step::ReturnCreated),

@@ -204,17 +204,20 @@ pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
     1
 }
 
-/// Stores and releases, if the lock holds our token: 1 if it did. ARGV: token, entry, TTL or '', field or '',
-/// 'NX' or '', 'plain' or 'field'.
+/// Stores and releases, if the lock holds our token: 1 if it did. An error of the store is answered after the release.
+/// ARGV: token, entry, TTL or '', field or '', 'NX' or '', 'plain' or 'field'.
 const STORE_IF_HELD: &[u8] = b"\
 if redis.call('get',KEYS[1])~=ARGV[1] then return 0 end \
+local done \
 if ARGV[6]=='plain' then \
-if ARGV[3]=='' then redis.call('set',KEYS[2],ARGV[2]) else redis.call('set',KEYS[2],ARGV[2],'px',ARGV[3]) end \
-else redis.call('hset',KEYS[2],ARGV[4],ARGV[2]) \
-if ARGV[3]~='' then \
-if ARGV[5]=='NX' then redis.call('pexpire',KEYS[2],ARGV[3],'NX') else redis.call('pexpire',KEYS[2],ARGV[3]) end \
+if ARGV[3]=='' then done=redis.pcall('set',KEYS[2],ARGV[2]) else done=redis.pcall('set',KEYS[2],ARGV[2],'px',ARGV[3]) end \
+else done=redis.pcall('hset',KEYS[2],ARGV[4],ARGV[2]) \
+if ARGV[3]~='' and type(done)=='number' then \
+if ARGV[5]=='NX' then redis.pcall('pexpire',KEYS[2],ARGV[3],'NX') else redis.pcall('pexpire',KEYS[2],ARGV[3]) end \
 end end \
-redis.call('del',KEYS[1]) return 1";
+redis.call('del',KEYS[1]) \
+if type(done)=='table' and done.err then return done end \
+return 1";
 
 /// Stores an entry and releases the lease, both only while the lease is ours, in one script. Answered by 1 or 0.
 pub(crate) fn store_if_held(

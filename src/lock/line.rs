@@ -21,6 +21,15 @@ pub(crate) struct Line {
 
 type Places = HashMap<KeyBuf, Arc<Mutex<Place>>, ahash::RandomState>;
 
+/// What a leader gives to those who wait: an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Shared {
+    /// Of a value that it created.
+    Made(Bytes),
+    /// That it found, which others may find too old.
+    Found(Bytes),
+}
+
 /// One key that somebody is creating.
 struct Place {
     /// The thread that leads, if it is one that would wait for itself for ever.
@@ -30,8 +39,8 @@ struct Place {
     waiting: VecDeque<(u64, Option<Waker>)>,
     /// The waiter that the lead was handed to and that has not taken it yet.
     elected: Option<u64>,
-    /// The entry that the leader made.
-    shared: Option<Bytes>,
+    /// What the leader shared.
+    shared: Option<Shared>,
     /// The leader left after sharing, and nobody stands here any more.
     ended: bool,
 }
@@ -110,10 +119,10 @@ pub(crate) struct Leader<'l> {
 }
 
 impl Leader<'_> {
-    /// Gives the entry to all who wait, and to those who come until the lead is dropped.
-    pub(crate) fn share(&self, entry: Bytes) {
+    /// Gives an entry to all who wait, and to those who come until the lead is dropped.
+    pub(crate) fn share(&self, shared: Shared) {
         let mut place = lock(&self.place);
-        place.shared = Some(entry);
+        place.shared = Some(shared);
         let woken: Vec<Waker> = place.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
         drop(place);
         // A waker may run code that is not ours, so no lock is held.
@@ -164,7 +173,7 @@ pub(crate) struct Waiter<'l> {
 /// What a waiter waited for.
 pub(crate) enum Woken<'l> {
     /// The value is there.
-    Shared(Bytes),
+    Shared(Shared),
     /// The leader left without a value, and this caller leads now.
     Leads(Leader<'l>),
     /// The leader left, after sharing a value that this caller [refused](Waiter::refuse).
@@ -187,8 +196,8 @@ impl<'l> Waiter<'l> {
             if place.ended {
                 return Poll::Ready(Woken::Ended);
             }
-        } else if let Some(entry) = &place.shared {
-            return Poll::Ready(Woken::Shared(entry.clone()));
+        } else if let Some(shared) = &place.shared {
+            return Poll::Ready(Woken::Shared(shared.clone()));
         }
         if place.elected == Some(self.number) {
             place.elected = None;
@@ -269,10 +278,10 @@ mod tests {
         let bells = [Arc::new(Bell::default()), Arc::new(Bell::default())];
         assert!(poll(&mut first, &bells[0]).is_pending());
         assert!(poll(&mut second, &bells[1]).is_pending());
-        leader.share(Bytes::from_static(b"v"));
+        leader.share(Shared::Made(Bytes::from_static(b"v")));
         let mut late = wait(&line);
         for waiter in [&mut first, &mut second, &mut late] {
-            assert!(matches!(poll(waiter, &bells[0]), Poll::Ready(Woken::Shared(entry)) if entry == "v"));
+            assert!(matches!(poll(waiter, &bells[0]), Poll::Ready(Woken::Shared(Shared::Made(entry))) if entry == "v"));
         }
         drop(leader);
         assert!(!line.is_busy(KEY));
@@ -309,7 +318,7 @@ mod tests {
         let leader = lead(&line);
         let mut waiter = wait(&line);
         let bell = Arc::new(Bell::default());
-        leader.share(Bytes::from_static(b"v"));
+        leader.share(Shared::Made(Bytes::from_static(b"v")));
         assert!(matches!(poll(&mut waiter, &bell), Poll::Ready(Woken::Shared(_))));
         waiter.refuse();
         assert!(poll(&mut waiter, &bell).is_pending());

@@ -115,7 +115,7 @@ impl<B: Leases> std::fmt::Debug for RedisGuard<B> {
 
 /// Whether asking the server again would only cost another timeout.
 fn is_out_of_reach(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+    error.kind() == ErrorKind::Timeout
 }
 
 /// Sixteen random bytes as 32 hex digits, like redis-py's `uuid1().hex`.
@@ -177,8 +177,10 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         drop(held);
         let still_held = match stored {
             Ok(still_held) => still_held,
-            Err(error) if is_out_of_reach(&error) => {
-                // The leases end by themselves; asking for that would cost another timeout.
+            // The server released them, whatever it said of the store; or it is out of reach, and they end by themselves.
+            Err(error)
+                if is_out_of_reach(&error) || matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) =>
+            {
                 guards.iter_mut().for_each(|guard| guard.held = false);
                 return Err(error);
             }

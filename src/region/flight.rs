@@ -17,7 +17,7 @@ use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::keymap::KeyMap;
-use crate::lock::line::{IfBusy, Joined, Leader, Line, Waiter, Woken};
+use crate::lock::line::{self, IfBusy, Joined, Leader, Line, Waiter, Woken};
 use crate::lock::{Attempt, Lock};
 use crate::policy::{Expiry, Freshness, Invalidation};
 use crate::request::Batch;
@@ -108,6 +108,13 @@ impl<'r, V, G> Flight<'r, V, G> {
         Ok(())
     }
 
+    /// Gives up the lead while the lock is held in another process, to create something else: those who wait for this key
+    /// should not wait for that.
+    pub(super) fn leave_lead(&mut self) {
+        self.place = None;
+        self.machine.on(Event::Left);
+    }
+
     /// Gives up a place in the line, to do something else than to wait: nobody should be elected who is not looking.
     pub(super) fn leave(&mut self) {
         self.place = None;
@@ -117,6 +124,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     pub(super) fn poll_queue<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
+        expiry: Option<Expiry>,
         context: &Context<'_>,
         thread: Option<ThreadId>,
     ) -> Poll<()> {
@@ -132,18 +140,24 @@ impl<'r, V, G> Flight<'r, V, G> {
                     self.place = None;
                     Event::Unusable
                 }
-                // It was created just now, so its age does not matter; but it may have been invalidated meanwhile, and
-                // this caller may have asked after that.
-                Woken::Shared(entry) => match region.reading(Some(entry), Some(Expiry::Never)) {
-                    Some(reading) if reading.freshness != Freshness::Absent => {
-                        self.made = Some(reading.value);
-                        Event::Shared
-                    }
-                    _ => {
+                Woken::Shared(shared) => {
+                    let reading = match shared {
+                        // It was created just now, so its age does not matter; but it may have been invalidated
+                        // meanwhile, and this caller may have asked after that.
+                        line::Shared::Made(entry) => region
+                            .reading(Some(entry), Some(Expiry::Never))
+                            .filter(|reading| reading.freshness != Freshness::Absent),
+                        line::Shared::Found(entry) => {
+                            region.reading(Some(entry), expiry).filter(|reading| reading.freshness == Freshness::Fresh)
+                        }
+                    };
+                    let Some(reading) = reading else {
                         waiter.refuse();
                         continue;
-                    }
-                },
+                    };
+                    self.made = Some(reading.value);
+                    Event::Shared
+                }
             };
             self.machine.on(event);
             return Poll::Ready(());
@@ -191,7 +205,7 @@ impl<'r, V, G> Flight<'r, V, G> {
             Ok(()) => {
                 let entry = batch.entry(before);
                 if let Some(Place::Leads(leader)) = &self.place {
-                    leader.share(Bytes::copy_from_slice(entry));
+                    leader.share(line::Shared::Made(Bytes::copy_from_slice(entry)));
                 }
                 if stores && entry.len() > region.backend.max_entry() {
                     region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
@@ -230,7 +244,7 @@ impl<'r, V, G> Flight<'r, V, G> {
         if let (Some(Place::Leads(leader)), Step::ReturnFound, Some(found)) = (&self.place, self.step(), &self.found) {
             // A stale value is nothing to wait for: whoever waits has none, and creates.
             if found.freshness == Freshness::Fresh {
-                leader.share(found.entry.clone());
+                leader.share(line::Shared::Found(found.entry.clone()));
             }
         }
     }

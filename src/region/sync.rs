@@ -52,6 +52,11 @@ where
             flights[at].join(&region.line, keys[at], thread);
         }
         lock(call, keys, flights)?;
+        // Nobody should wait for what is here already, or with another process, while this caller creates.
+        settle(region, flights);
+        if !which(flights, Step::Create).is_empty() {
+            which(flights, Step::AwaitHolder).into_iter().for_each(|at| flights[at].leave_lead());
+        }
         let batch = create_missing(call, keys, flights, &mut create)?;
         store(call, flights, &batch)?;
         settle(region, flights);
@@ -61,8 +66,11 @@ where
         }
         let (waiting, holders) = (which(flights, Step::Queue), which(flights, Step::AwaitHolder));
         let Some(&first) = holders.first().or(waiting.first()) else { return Ok(()) };
-        for &at in &waiting {
-            flights[at].stand(&region.line, keys[at], thread)?;
+        // Who waits for another process does not see what happens in a line, and so does not stand in it.
+        if holders.is_empty() {
+            for &at in &waiting {
+                flights[at].stand(&region.line, keys[at], thread)?;
+            }
         }
         // Unless one of them leads instead, and so has something to do.
         if waiting.iter().all(|&at| flights[at].step() == Step::Queue) {
@@ -73,13 +81,10 @@ where
             }
             let begun = Instant::now();
             if holders.is_empty() {
-                wait_in_line(region, flights, &waiting, thread, patience);
+                wait_in_line(call, flights, &waiting, thread, patience);
             } else {
-                await_holders(region, keys, flights, &holders, patience)?;
-                let context = Context::from_waker(Waker::noop());
-                for &at in &waiting {
-                    let _ = flights[at].poll_queue(region, &context, thread);
-                }
+                let others = holders.len() + waiting.len() > 1;
+                await_holders(region, keys, flights, &holders, patience, others)?;
             }
             patience = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
         }
@@ -124,13 +129,14 @@ fn settle<B: Backend, S, L: Lock<B>, M, I, V>(region: &Shared<B, S, L, M, I>, fl
 
 /// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the flights
 /// that were woken are looked at.
-fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M, I: Invalidation, V>(
-    region: &Shared<B, S, L, M, I>,
+fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
+    call: &Call<'_, B, S, L, M, I, F>,
     flights: &mut [Flight<'_, V, L::Guard>],
     waiting: &[usize],
     thread: Option<ThreadId>,
     patience: Option<Duration>,
 ) {
+    let region = call.shared();
     // A patience that no clock can tell has no end.
     let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
     let bell = Arc::new(Bell { thread: thread::current(), woken: Mutex::default() });
@@ -144,7 +150,7 @@ fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M, I: Invalidation, V>(
             if flights[at].step() != Step::Queue {
                 continue;
             }
-            if flights[at].poll_queue(region, &Context::from_waker(waker_of(at)), thread).is_ready() {
+            if flights[at].poll_queue(region, call.expiry, &Context::from_waker(waker_of(at)), thread).is_ready() {
                 if !flights[at].has_ended() {
                     return;
                 }
@@ -181,10 +187,13 @@ fn await_holders<B: Backend, S, L: Lock<B>, M, I: Invalidation, V>(
     flights: &mut [Flight<'_, V, L::Guard>],
     holders: &[usize],
     patience: Option<Duration>,
+    others: bool,
 ) -> Result<(), Error> {
     const DAY: Duration = Duration::from_secs(86_400);
+    const MOMENT: Duration = Duration::from_millis(100);
     let longest = holders.iter().copied().min_by_key(|&at| flights[at].rounds).unwrap_or_default();
-    let at_most = patience.unwrap_or(DAY).min(DAY);
+    // One is waited for, and the others are looked at in between.
+    let at_most = patience.unwrap_or(DAY).min(if others { MOMENT } else { DAY });
     let waited = region.lock.wait(&region.backend, keys[longest], flights[longest].rounds, at_most);
     let is_reachable = waited.is_ok();
     waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
@@ -213,7 +222,14 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         return Ok(());
     }
     let mut found = Found::new();
-    match region.backend.get_many(&of(keys, &reading), &mut found) {
+    let answered = region.backend.get_many(&of(keys, &reading), &mut found).and_then(|()| {
+        if found.len() == reading.len() {
+            return Ok(());
+        }
+        let message = format!("reading {} keys: the backend answered for {}", reading.len(), found.len());
+        Err(Error::new(ErrorKind::Protocol, message))
+    });
+    match answered {
         Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
             flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.expiry)))
         }),

@@ -7,11 +7,11 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use dogpile::{
-    AfterLoss, Clock, Discard, ErrorKind, Key, LocalInvalidation, LostLease, Msgpack, Redis, RedisLock, Region,
-    Seconds, Timestamp, Unmapped,
+    AfterLoss, Batch, Clock, Discard, ErrorKind, Key, Leases, LocalInvalidation, Lock, LostLease, Msgpack, Redis,
+    RedisLock, Region, Seconds, Timestamp, Unmapped,
 };
 
-use crate::support::{Server, eventually};
+use crate::support::{Proxy, Server, eventually};
 
 type Locked<P = dogpile::Store> = Region<Redis, Msgpack<Seconds>, RedisLock<P>, Unmapped, LocalInvalidation>;
 
@@ -321,4 +321,137 @@ fn a_held_lock_does_not_hold_up_the_other_keys_of_a_batch() {
         assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
         assert_eq!(both.join().unwrap().unwrap(), [1, 1]);
     });
+}
+
+#[test]
+fn nobody_waits_for_a_creator_of_something_else_while_another_process_holds_the_lock() {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let server = Server::start();
+        let region = region(&server);
+        server.ask(&["SET", "_lok.k1", "somebody", "PX", "300"]);
+        let (a_creates, b_creates) = (Barrier::new(2), Barrier::new(2));
+        std::thread::scope(|scope| {
+            // A's creator of k2 needs k3, and B's of k3 needs k1, which A wants too but does not create.
+            let a = scope.spawn(|| {
+                region.get_or_create_many(&["k1", "k2"], |missing| {
+                    if missing.contains(&&"k2") {
+                        a_creates.wait();
+                        b_creates.wait();
+                        region.get_or_create("k3", || Ok::<_, Infallible>(3_u64)).unwrap();
+                    }
+                    Ok::<_, Infallible>(vec![1_u64; missing.len()])
+                })
+            });
+            a_creates.wait();
+            let b = scope.spawn(|| {
+                region.get_or_create("k3", || {
+                    b_creates.wait();
+                    region.get_or_create("k1", || Ok::<_, Infallible>(1_u64))
+                })
+            });
+            assert_eq!(a.join().unwrap().unwrap(), [1, 1]);
+            assert_eq!(b.join().unwrap().unwrap(), 1);
+        });
+        // And the creator of one key may itself wait for another one of its batch.
+        server.ask(&["SET", "_lok.x", "somebody", "PX", "300"]);
+        let values = region.get_or_create_many(&["x", "y"], |missing| {
+            if missing.contains(&&"y") {
+                assert_eq!(region.get_or_create("x", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+            }
+            Ok::<_, Infallible>(vec![1_u64; missing.len()])
+        });
+        assert_eq!(values.unwrap(), [1, 1]);
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(10)).expect("it ends without a panic");
+}
+
+#[test]
+fn a_connection_that_was_closed_while_the_creator_ran_does_not_lose_the_value() {
+    let server = Server::start();
+    let region = lost(&server, Discard);
+    let value = region.get_or_create("k", || {
+        server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        // The news of it has to arrive.
+        std::thread::sleep(Duration::from_millis(20));
+        Ok::<_, Infallible>(1_u64)
+    });
+    assert_eq!(value.unwrap(), 1);
+    assert_eq!(region.get("k").unwrap(), Some(1_u64));
+    assert_eq!((server.ask_int(&["EXISTS", "_lok.k"]), region.stats().failed_writes), (0, 0));
+}
+
+#[test]
+fn a_store_that_the_server_refuses_releases_all_the_same() {
+    let server = Server::start();
+    server.ask(&["SET", "h", "no hash"]);
+    let proxy = Proxy::before(&server);
+    let redis = || Redis::builder(&proxy.url()).connections(1).build().unwrap();
+    let stores = Region::builder(redis()).lock(RedisLock::new()).build().unwrap();
+    let discards = Region::builder(redis()).lock(RedisLock::new().when_lost(Discard)).build().unwrap();
+    let create = || Ok::<_, Infallible>(1_u64);
+    for warm in [&"a", &"b"] {
+        stores.get::<u64>(warm).unwrap();
+        discards.get::<u64>(warm).unwrap();
+    }
+    assert_eq!(proxy.count(|| assert_eq!(stores.get_or_create(("h", "f"), create).unwrap(), 1)), 3);
+    assert_eq!(proxy.count(|| assert_eq!(discards.get_or_create(("h", "f"), create).unwrap(), 1)), 3);
+    assert_eq!((stores.stats().failed_writes, discards.stats().failed_writes), (1, 1));
+    assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0");
+}
+
+#[test]
+fn nothing_to_lock_is_nothing_to_ask() {
+    let server = Server::start();
+    let redis = server.redis();
+    let begun = Instant::now();
+    assert!(redis.lease(&[], Duration::from_secs(1)).unwrap().is_empty());
+    assert!(redis.release(&[]).unwrap().is_empty());
+    assert!(redis.set_and_release(&[], &Batch::new(), None, true).unwrap().is_empty());
+    assert!(begun.elapsed() < Duration::from_millis(500));
+}
+
+#[test]
+fn what_a_leader_found_is_judged_by_who_gets_it() {
+    // The replica lags behind: it knows nothing of an entry that the primary has, and that is half an hour old.
+    let (primary, replica) = (Server::start(), Server::start());
+    let clock = Clock::manual(Timestamp::from_secs(1_700_000_000));
+    let redis = Redis::builder(&primary.url()).reader(&replica.url()).build().unwrap();
+    let slow = SlowLock(RedisLock::new());
+    let region = Region::builder(redis).lock(slow).clock(clock.clone()).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    clock.advance(Duration::from_secs(1800));
+    std::thread::scope(|scope| {
+        let patient = scope
+            .spawn(|| region.with_expiry(Duration::from_secs(3600)).get_or_create("k", || Ok::<_, Infallible>(2_u64)));
+        eventually("somebody leads", || region.is_locked("k").unwrap());
+        let strict = region.with_expiry(Duration::from_secs(5)).get_or_create("k", || Ok::<_, Infallible>(3_u64));
+        assert_eq!(strict.unwrap(), 3);
+        assert_eq!(patient.join().unwrap().unwrap(), 1);
+    });
+}
+
+/// Takes its time to lock.
+struct SlowLock(RedisLock);
+
+impl Lock<Redis> for SlowLock {
+    type Guard = <RedisLock as Lock<Redis>>::Guard;
+
+    fn try_lock(&self, backend: &Redis, key: Key<'_>) -> Result<Option<Self::Guard>, dogpile::Error> {
+        self.0.try_lock(backend, key)
+    }
+
+    fn try_lock_and_read(
+        &self,
+        backend: &Redis,
+        keys: &[Key<'_>],
+    ) -> Result<Vec<dogpile::Attempt<Self::Guard>>, dogpile::Error> {
+        std::thread::sleep(Duration::from_millis(100));
+        self.0.try_lock_and_read(backend, keys)
+    }
+
+    fn is_locked(&self, backend: &Redis, key: Key<'_>) -> Result<bool, dogpile::Error> {
+        self.0.is_locked(backend, key)
+    }
 }

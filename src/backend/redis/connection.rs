@@ -118,6 +118,10 @@ impl Wire for Connection {
         &mut self.output
     }
 
+    fn is_closed(&mut self) -> bool {
+        self.stream.is_closed()
+    }
+
     #[inline]
     fn exchange(
         &mut self,
@@ -296,6 +300,18 @@ impl Stream {
             #[cfg(not(unix))]
             Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
         }
+    }
+
+    /// Whether the end has come, an error, or bytes that nobody asked for.
+    fn is_closed(&self) -> bool {
+        let socket = match self {
+            Stream::Tcp(stream) => socket2::SockRef::from(stream),
+            #[cfg(unix)]
+            Stream::Unix(stream) => socket2::SockRef::from(stream),
+        };
+        let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
+        let nothing_there = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        !nothing_there || socket.set_nonblocking(false).is_err()
     }
 
     #[inline]
