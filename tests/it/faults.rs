@@ -251,6 +251,25 @@ fn a_peer_that_takes_a_request_too_slowly_is_given_up() {
 }
 
 #[test]
+fn a_large_answer_may_take_longer_than_the_timeout_while_it_moves() {
+    let url = stranger(|stream| {
+        let _ = stream.write_all(b"+OK\r\n");
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"$8388608\r\n");
+        for piece in 0..8 {
+            std::thread::sleep(Duration::from_millis(100));
+            let _ = stream.write_all(&vec![piece; 1 << 20]);
+        }
+        let _ = stream.write_all(b"\r\n");
+    });
+    let redis = Redis::builder(&url).response_timeout(Duration::from_millis(300)).build().unwrap();
+    let begun = Instant::now();
+    let entry = redis.get(Key::from("k")).unwrap().unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+    assert!(entry.len() == 8 << 20 && entry.chunks(1 << 20).zip(0..).all(|(piece, at)| piece == [at; 1 << 20]));
+}
+
+#[test]
 #[cfg(unix)]
 fn a_unix_socket_that_nobody_accepts_from_is_given_up() {
     let server = Server::with(&["--tcp-backlog", "1"]);
