@@ -221,6 +221,12 @@ parts! {
 
 integer_parts!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);
 
+/// A byte as two hex digits, as they stand in digests and tokens.
+pub(crate) fn hex(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
+}
+
 /// A key that owns its bytes, and the buffer to build one in: up to [`KeyBuf::INLINE`] bytes without allocating.
 ///
 /// Text and integers are appended; [`KeyBuf::next_field`] ends the hash's name and begins the field's.

@@ -1,6 +1,6 @@
 //! From the keys that callers use to those that the server sees: prefixes, digests, and maps of your own.
 
-use crate::key::{Key, KeyBuf};
+use crate::key::{Key, KeyBuf, hex};
 
 /// How a region's keys become the server's. It applies to entries and to the locks on them.
 ///
@@ -81,8 +81,7 @@ impl Digest {
             return;
         }
         for byte in sha1_smol::Sha1::from(part).digest().bytes() {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            room.push(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            room.push(&hex(byte));
         }
     }
 }

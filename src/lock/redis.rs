@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{AfterLoss, Attempt, Lock, LostLease, Store};
 use crate::backend::Leases;
 use crate::error::{Error, ErrorKind};
-use crate::key::{Key, KeyBuf};
+use crate::key::{Key, KeyBuf, hex};
 use crate::request::{Batch, Lease};
 
 /// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
@@ -126,8 +126,7 @@ fn token() -> Result<[u8; 32], Error> {
     })?;
     let mut token = [0; 32];
     for (digits, byte) in token.chunks_exact_mut(2).zip(random) {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        digits.copy_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        digits.copy_from_slice(&hex(byte));
     }
     Ok(token)
 }

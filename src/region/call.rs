@@ -112,10 +112,9 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         S: Codec<V>,
     {
         let region = self.shared();
-        self.with_key(&key, |key| match region.backend.get(key) {
-            Ok(Some(entry)) => Ok(region.fresh(Slice::from(&entry), self.expiry, &Now::of(&region.clock))),
-            Ok(None) => Ok(None),
-            Err(error) => region.miss_if_wrong_type(error).map(|_| None),
+        self.with_key(&key, |key| {
+            let entry = self.read(key)?;
+            Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.expiry, &Now::of(&region.clock))))
         })
     }
 
@@ -218,20 +217,15 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let entry = region.backend.get(key);
-            if let Ok(Some(entry)) = &entry {
-                let understood = region.understand(Slice::from(entry), self.expiry, &Now::of(&region.clock));
-                match understood {
+            let first = match self.read(key) {
+                Ok(Some(entry)) => match region.understand(Slice::from(&entry), self.expiry, &Now::of(&region.clock)) {
                     Some(Understood { value, freshness: Freshness::Fresh, .. }) => return Ok(value),
-                    Some(Understood { value, freshness, .. }) => {
-                        let stale = Reading { value, entry: entry.clone(), freshness };
-                        return self.create_one(key, Ok(Some(stale)), create);
-                    }
-                    None => return self.create_one(key, Ok(None), create),
-                }
-            }
-            let absent = entry.or_else(|error| region.miss_if_wrong_type(error)).map(|_| None);
-            self.create_one(key, absent, create)
+                    other => Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness })),
+                },
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
+            };
+            self.create_one(key, first, create)
         })
     }
 
@@ -320,6 +314,8 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         then(self.shared().map.map(key.as_key(&mut scratch), &mut room))
     }
 
+    /// The entry of a key; one of another type is none.
+    #[inline]
     fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let region = self.shared();
         region.backend.get(key).or_else(|error| region.miss_if_wrong_type(error))

@@ -81,10 +81,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
         match line.join(key, IfBusy::Leave, thread) {
-            Some(Joined::Leads(leader)) => {
-                self.place = Some(Place::Leads(leader));
-                self.machine.on(Event::Leads);
-            }
+            Some(Joined::Leads(leader)) => self.lead(leader),
             _ => self.machine.on(Event::Busy),
         }
     }
@@ -95,10 +92,7 @@ impl<'r, V, G> Flight<'r, V, G> {
             return Ok(());
         }
         match line.join(key, IfBusy::Wait, thread) {
-            Some(Joined::Leads(leader)) => {
-                self.place = Some(Place::Leads(leader));
-                self.machine.on(Event::Leads);
-            }
+            Some(Joined::Leads(leader)) => self.lead(leader),
             Some(Joined::Waits(waiter)) => self.place = Some(Place::Waits(waiter)),
             Some(Joined::Recursion) | None => {
                 let message = format!("creating {key}: its creator asks for the value that it is to create");
@@ -106,6 +100,11 @@ impl<'r, V, G> Flight<'r, V, G> {
             }
         }
         Ok(())
+    }
+
+    fn lead(&mut self, leader: Leader<'r>) {
+        self.place = Some(Place::Leads(leader));
+        self.machine.on(Event::Leads);
     }
 
     /// Gives up the lead while the lock is held in another process, to create something else: those who wait for this key
@@ -133,8 +132,8 @@ impl<'r, V, G> Flight<'r, V, G> {
             let Poll::Ready(woken) = waiter.poll(context, thread) else { return Poll::Pending };
             let event = match woken {
                 Woken::Leads(leader) => {
-                    self.place = Some(Place::Leads(leader));
-                    Event::Leads
+                    self.lead(leader);
+                    return Poll::Ready(());
                 }
                 Woken::Ended => {
                     self.place = None;

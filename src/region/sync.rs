@@ -17,7 +17,7 @@ use crate::engine::dogpile::Step;
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::Key;
 use crate::keymap::KeyMap;
-use crate::lock::{Attempt, Lock};
+use crate::lock::Lock;
 use crate::policy::{Freshness, Invalidation};
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
@@ -254,16 +254,16 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         return Ok(());
     }
     let attempts = match region.lock.try_lock_and_read(&region.backend, &of(keys, &locking)) {
-        Ok(attempts) => attempts.into_iter().map(Some).collect(),
+        Ok(attempts) => attempts,
         Err(error) => {
             region.tolerate(error, &region.counters.failed_locks)?;
             Vec::new()
         }
     };
     // A lock that answers for too few keys is as good as none for the others.
-    let mut attempts: std::vec::IntoIter<Option<Attempt<L::Guard>>> = attempts.into_iter();
+    let mut attempts = attempts.into_iter();
     for at in locking {
-        flights[at].locked(region, call.expiry, attempts.next().flatten());
+        flights[at].locked(region, call.expiry, attempts.next());
     }
     Ok(())
 }

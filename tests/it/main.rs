@@ -1,6 +1,7 @@
 //! The crate as its users see it, against real servers.
 
 mod conformance;
+mod creation;
 mod faults;
 mod locks;
 mod redis;

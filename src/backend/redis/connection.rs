@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
-use super::super::pool::{Failed, Wire, from_now};
 use super::config::{Address, Server};
+use crate::backend::pool::{Failed, Wire, from_now};
 use crate::engine::batch::server_error;
 use crate::engine::plan;
 use crate::engine::replies::{Next, Replies, Token};
@@ -30,7 +30,7 @@ const KEEP: usize = 256 * 1024;
 /// How long a connection is idle before the system asks whether its other end is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// A reply that takes longer than the response timeout may go on as long as so many bytes arrive within each.
+/// A request or reply that takes longer than the response timeout may go on as long as so many bytes move within each.
 const PROGRESS: u64 = 1 << 20;
 
 pub(super) struct Connection {
