@@ -117,7 +117,7 @@ impl Clock {
     pub fn now(&self) -> Timestamp {
         match &self.0 {
             None => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let Ok(since) = SystemTime::now().duration_since(UNIX_EPOCH) else { return Timestamp::EPOCH };
                 Timestamp(since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()))
             }
             Some(manual) => Timestamp(manual.load(Ordering::Acquire)),

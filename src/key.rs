@@ -138,18 +138,36 @@ impl Default for Digits {
 pub trait AsKey {
     /// This value as a key, borrowed from itself or from `scratch`.
     fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k>;
+
+    /// The same key, if it can be borrowed without any scratch: many keys then need no room. `None`, the default, is
+    /// never wrong.
+    #[inline]
+    fn as_borrowed_key(&self) -> Option<Key<'_>> {
+        None
+    }
 }
 
 /// What can be the hash or the field of a key: text, bytes and integers. Each of these is a plain key by itself.
 pub trait KeyPart {
     /// This value as bytes, borrowed from itself or written into `digits`.
     fn as_part<'k>(&'k self, digits: &'k mut Digits) -> &'k [u8];
+
+    /// The same bytes, if they can be borrowed without any digits. `None`, the default, is never wrong.
+    #[inline]
+    fn as_borrowed_part(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl<H: KeyPart, F: KeyPart> AsKey for (H, F) {
     #[inline]
     fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
         Key::Field { hash: self.0.as_part(&mut scratch.first), field: self.1.as_part(&mut scratch.second) }
+    }
+
+    #[inline]
+    fn as_borrowed_key(&self) -> Option<Key<'_>> {
+        Some(Key::Field { hash: self.0.as_borrowed_part()?, field: self.1.as_borrowed_part()? })
     }
 }
 
@@ -158,12 +176,22 @@ impl<K: AsKey + ?Sized> AsKey for &K {
     fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
         (**self).as_key(scratch)
     }
+
+    #[inline]
+    fn as_borrowed_key(&self) -> Option<Key<'_>> {
+        (**self).as_borrowed_key()
+    }
 }
 
 impl AsKey for Key<'_> {
     #[inline]
     fn as_key<'k>(&'k self, _: &'k mut Scratch) -> Key<'k> {
         *self
+    }
+
+    #[inline]
+    fn as_borrowed_key(&self) -> Option<Key<'_>> {
+        Some(*self)
     }
 }
 
@@ -172,6 +200,11 @@ impl AsKey for KeyBuf {
     fn as_key<'k>(&'k self, _: &'k mut Scratch) -> Key<'k> {
         KeyBuf::as_key(self)
     }
+
+    #[inline]
+    fn as_borrowed_key(&self) -> Option<Key<'_>> {
+        Some(KeyBuf::as_key(self))
+    }
 }
 
 impl<P: KeyPart + ?Sized> KeyPart for &P {
@@ -179,16 +212,27 @@ impl<P: KeyPart + ?Sized> KeyPart for &P {
     fn as_part<'k>(&'k self, digits: &'k mut Digits) -> &'k [u8] {
         (**self).as_part(digits)
     }
+
+    #[inline]
+    fn as_borrowed_part(&self) -> Option<&[u8]> {
+        (**self).as_borrowed_part()
+    }
 }
 
-// Each is a part, and by itself a plain key.
+// Each is a part, and by itself a plain key: text and bytes are borrowed, integers need digits.
 macro_rules! parts {
-    ($(($($generics:tt)*) $type:ty, |$part:ident, $digits:ident| $bytes:expr;)+) => {$(
+    ($(($($generics:tt)*) $type:ty, |$part:ident, $digits:ident| $bytes:expr, $borrowed:expr;)+) => {$(
         impl<$($generics)*> KeyPart for $type {
             #[inline]
             fn as_part<'k>(&'k self, $digits: &'k mut Digits) -> &'k [u8] {
                 let $part = self;
                 $bytes
+            }
+
+            #[inline]
+            fn as_borrowed_part(&self) -> Option<&[u8]> {
+                let $part = self;
+                $borrowed
             }
         }
 
@@ -197,26 +241,37 @@ macro_rules! parts {
             fn as_key<'k>(&'k self, scratch: &'k mut Scratch) -> Key<'k> {
                 Key::Plain(self.as_part(&mut scratch.first))
             }
+
+            #[inline]
+            fn as_borrowed_key(&self) -> Option<Key<'_>> {
+                self.as_borrowed_part().map(Key::Plain)
+            }
         }
     )+};
 }
 
-macro_rules! integer_parts {
-    ($($type:ty)+) => {
-        parts! { $(() $type, |int, digits| digits.0.format(*int).as_bytes();)+ }
+macro_rules! borrowed_parts {
+    ($(($($generics:tt)*) $type:ty, |$part:ident| $bytes:expr;)+) => {
+        parts! { $(($($generics)*) $type, |$part, _digits| $bytes, Some($bytes);)+ }
     };
 }
 
-parts! {
-    () str, |text, _digits| text.as_bytes();
-    () String, |text, _digits| text.as_bytes();
-    () Box<str>, |text, _digits| text.as_bytes();
-    () std::borrow::Cow<'_, str>, |text, _digits| text.as_bytes();
-    () bytestring::ByteString, |text, _digits| text.as_bytes();
-    () [u8], |bytes, _digits| bytes;
-    () Vec<u8>, |bytes, _digits| bytes;
-    () bytes::Bytes, |bytes, _digits| bytes;
-    (const N: usize) [u8; N], |bytes, _digits| bytes;
+macro_rules! integer_parts {
+    ($($type:ty)+) => {
+        parts! { $(() $type, |_int, digits| digits.0.format(*_int).as_bytes(), None;)+ }
+    };
+}
+
+borrowed_parts! {
+    () str, |text| text.as_bytes();
+    () String, |text| text.as_bytes();
+    () Box<str>, |text| text.as_bytes();
+    () std::borrow::Cow<'_, str>, |text| text.as_bytes();
+    () bytestring::ByteString, |text| text.as_bytes();
+    () [u8], |bytes| bytes;
+    () Vec<u8>, |bytes| bytes;
+    () bytes::Bytes, |bytes| bytes;
+    (const N: usize) [u8; N], |bytes| bytes;
 }
 
 integer_parts!(u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize);

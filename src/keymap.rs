@@ -16,6 +16,14 @@ use crate::key::{Key, KeyBuf, hex};
 pub trait KeyMap: Send + Sync {
     /// The server's key for `key`, borrowed from `key` or built in `room`, whatever that held before.
     fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k>;
+
+    /// Whether [`map`](KeyMap::map) returns `key` as it is: many keys then need no room. `false`, the default, is never
+    /// wrong.
+    #[inline]
+    fn keeps(&self, key: Key<'_>) -> bool {
+        let _ = key;
+        false
+    }
 }
 
 /// Keys as they are. The default; costs nothing.
@@ -26,6 +34,11 @@ impl KeyMap for Unmapped {
     #[inline]
     fn map<'k>(&self, key: Key<'k>, _: &'k mut KeyBuf) -> Key<'k> {
         key
+    }
+
+    #[inline]
+    fn keeps(&self, _: Key<'_>) -> bool {
+        true
     }
 }
 
@@ -88,21 +101,22 @@ impl Digest {
 
 impl KeyMap for Digest {
     fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k> {
-        let long = |part: &[u8]| part.len() >= self.from;
-        match key {
-            Key::Plain(name) if long(name) => {
-                room.clear();
-                self.push(name, room);
-            }
-            Key::Field { hash, field } if long(hash) || long(field) => {
-                room.clear();
-                self.push(hash, room);
-                room.begin_field();
-                self.push(field, room);
-            }
-            _ => return key,
+        if self.keeps(key) {
+            return key;
+        }
+        room.clear();
+        self.push(key.server_key(), room);
+        if let Key::Field { field, .. } = key {
+            room.begin_field();
+            self.push(field, room);
         }
         room.as_key()
+    }
+
+    #[inline]
+    fn keeps(&self, key: Key<'_>) -> bool {
+        let short = |part: &[u8]| part.len() < self.from;
+        short(key.server_key()) && !matches!(key, Key::Field { field, .. } if !short(field))
     }
 }
 
@@ -113,6 +127,11 @@ impl<A: KeyMap, B: KeyMap> KeyMap for (A, B) {
         room.set(self.1.map(self.0.map(key, &mut first), &mut second));
         room.as_key()
     }
+
+    #[inline]
+    fn keeps(&self, key: Key<'_>) -> bool {
+        self.0.keeps(key) && self.1.keeps(key)
+    }
 }
 
 #[cfg(test)]
@@ -121,7 +140,9 @@ mod tests {
 
     fn mapped(map: &impl KeyMap, key: Key<'_>) -> String {
         let mut room = KeyBuf::from("what was there before");
-        map.map(key, &mut room).to_string()
+        let mapped = map.map(key, &mut room);
+        assert_eq!(map.keeps(key), mapped == key, "{key:?}");
+        mapped.to_string()
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
 pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LostLease, RedisGuard, RedisLock, Store};
 pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
 pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
-pub use request::{Batch, Found, HashExpiry, Lease};
+pub use request::{Batch, Found, HashExpiry, Lease, Parts};
 pub use slice::Slice;
 
 /// The decisions behind this crate and the measurements behind them.

@@ -113,6 +113,23 @@ impl Invalidation for LocalInvalidation {
     }
 }
 
+/// An [`Expiry`] in the unit that ages are compared in: whole microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MaxAge(u64);
+
+impl MaxAge {
+    pub(crate) const ANY: MaxAge = MaxAge(u64::MAX);
+}
+
+impl From<Expiry> for MaxAge {
+    fn from(expiry: Expiry) -> Self {
+        match expiry {
+            Expiry::Never => MaxAge::ANY,
+            Expiry::After(age) => MaxAge(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
 /// An entry from further ahead than this was written by a clock that is wrong, so it would never expire.
 /// In microseconds.
 const SKEW: u64 = 60_000_000;
@@ -121,22 +138,32 @@ const SKEW: u64 = 60_000_000;
 #[inline]
 pub(crate) fn judge(
     created: Option<Timestamp>,
-    expiry: Expiry,
+    max_age: MaxAge,
     now: &Now<'_>,
     invalidation: &impl Invalidation,
 ) -> Freshness {
     let Some(created) = created else { return Freshness::Fresh };
     let valid = invalidation.judge(created);
-    match expiry {
-        Expiry::After(age) if valid == Freshness::Fresh => {
-            let (now, created) = (now.get().as_micros(), created.as_micros());
-            // A whole second stands for any moment in it: an entry must not be old before it is.
-            let at_latest = if created % 1_000_000 == 0 { created.saturating_add(999_999) } else { created };
-            let is_old = now >= created && u128::from(now.saturating_sub(at_latest)) >= age.as_micros();
-            if is_old || created > now.saturating_add(SKEW) { Freshness::Stale } else { Freshness::Fresh }
-        }
-        _ => valid,
+    if valid != Freshness::Fresh || max_age == MaxAge::ANY {
+        return valid;
     }
+    let (now, created) = (now.get().as_micros(), created.as_micros());
+    // One from ahead is older than anything here.
+    if now.wrapping_sub(created) < max_age.0 {
+        return Freshness::Fresh;
+    }
+    judge_border(created, max_age, now)
+}
+
+/// The same for what looks old, or lies ahead.
+#[cold]
+fn judge_border(created: u64, max_age: MaxAge, now: u64) -> Freshness {
+    if created > now {
+        return if created - now > SKEW { Freshness::Stale } else { Freshness::Fresh };
+    }
+    // A whole second stands for any moment in it: an entry must not be old before it is.
+    let at_latest = if created.is_multiple_of(1_000_000) { created.saturating_add(999_999) } else { created };
+    if now.saturating_sub(at_latest) >= max_age.0 { Freshness::Stale } else { Freshness::Fresh }
 }
 
 #[cfg(test)]
@@ -154,7 +181,7 @@ mod tests {
     fn age_decides() {
         let clock = Clock::manual(at(100 * SECOND));
         let valid = LocalInvalidation::default();
-        let judge = |created, expiry| judge(created, expiry, &Now::of(&clock), &valid);
+        let judge = |created, expiry| judge(created, MaxAge::from(expiry), &Now::of(&clock), &valid);
         let minute = Expiry::After(Duration::from_secs(60));
         assert_eq!(judge(Some(at(40 * SECOND + 1)), minute), Freshness::Fresh);
         assert_eq!(judge(Some(at(40 * SECOND - 1)), minute), Freshness::Stale);
@@ -173,8 +200,9 @@ mod tests {
         let invalidation = LocalInvalidation::default();
         invalidation.invalidate(at(80 * SECOND), Invalidate::Hard);
         invalidation.invalidate(at(90 * SECOND), Invalidate::Soft);
-        let judge =
-            |created| judge(Some(at(created)), Expiry::After(Duration::from_secs(5)), &Now::of(&clock), &invalidation);
+        let judge = |created| {
+            judge(Some(at(created)), Expiry::After(Duration::from_secs(5)).into(), &Now::of(&clock), &invalidation)
+        };
         assert_eq!(judge(80 * SECOND), Freshness::Absent);
         assert_eq!(judge(90 * SECOND), Freshness::Stale);
         assert_eq!(judge(99 * SECOND), Freshness::Fresh);

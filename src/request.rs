@@ -162,13 +162,13 @@ impl Batch {
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::{Found, Slice};
+/// use dogpile::Found;
 ///
 /// let mut found = Found::new();
 /// found.reset(3);
 /// found.put(0, Bytes::from_static(b"one"));
 /// let buffer = Bytes::from_static(b"two three");
-/// found.put_slice(2, Slice::from(&buffer).part(&buffer[4..]));
+/// found.parts(&buffer).put(2, 4..9);
 /// let entries: Vec<_> = found.iter().map(|entry| entry.map(|entry| entry.to_bytes())).collect();
 /// assert_eq!(entries, [Some("one".into()), None, Some("three".into())]);
 /// ```
@@ -188,6 +188,12 @@ struct FoundAt {
 
 impl FoundAt {
     const NOWHERE: FoundAt = FoundAt { buffer: u32::MAX, start: 0, end: 0 };
+
+    #[inline]
+    fn slice(self, buffers: &[Bytes]) -> Option<Slice<'_>> {
+        let buffer = buffers.get(self.buffer as usize)?;
+        Some(Slice::from(buffer).part(&buffer[self.start as usize..self.end as usize]))
+    }
 }
 
 impl Found {
@@ -209,38 +215,37 @@ impl Found {
     /// # Panics
     /// When there are not so many keys, or the entry has 4 GiB or more, eight times of what a server keeps.
     pub fn put(&mut self, index: usize, entry: Bytes) {
-        let length = entry.len();
         if self.buffers.len() == self.buffers.capacity() {
             // One buffer an entry, so there will be as many as there are keys left.
             self.buffers.reserve(self.entries.len().saturating_sub(index));
         }
+        let length = entry.len();
         self.buffers.push(entry);
-        self.place(index, 0, length);
+        self.parts_of_last().put(index, 0..length);
     }
 
-    /// Puts the entry of the key at `index`, which shares its buffer with others.
+    /// To put entries that are parts of one buffer.
     ///
     /// # Panics
-    /// When there are not so many keys, or the entry stands beyond 4 GiB in its buffer.
+    /// When the buffer has 4 GiB or more.
     #[inline]
-    pub fn put_slice(&mut self, index: usize, entry: Slice<'_>) {
-        let buffer = entry.buffer();
+    pub fn parts(&mut self, buffer: &Bytes) -> Parts<'_> {
         // Entries come in the order in which they stand, so the buffer is most often the last one.
         if !matches!(self.buffers.last(), Some(last) if last.as_ptr() == buffer.as_ptr() && last.len() == buffer.len())
         {
             self.buffers.push(buffer.clone());
         }
-        let start = if entry.is_empty() { 0 } else { entry.as_ptr() as usize - buffer.as_ptr() as usize };
-        self.place(index, start, start + entry.len());
+        self.parts_of_last()
     }
 
     #[inline]
-    fn place(&mut self, index: usize, start: usize, end: usize) {
-        let end = u32::try_from(end).expect("a buffer of entries has less than 4 GiB");
-        // The start is not beyond the end, and each of the buffers takes memory.
+    fn parts_of_last(&mut self) -> Parts<'_> {
+        let length = self.buffers.last().map_or(0, Bytes::len);
+        let length = u32::try_from(length).expect("a buffer of entries has less than 4 GiB");
+        // There are no more buffers than entries, and each of those takes memory.
         #[allow(clippy::cast_possible_truncation)]
-        let (buffer, start) = ((self.buffers.len() - 1) as u32, start as u32);
-        self.entries[index] = FoundAt { buffer, start, end };
+        let buffer = (self.buffers.len() - 1) as u32;
+        Parts { entries: &mut self.entries, buffer, length }
     }
 
     /// The entry of the key at `index`, if one was found.
@@ -250,9 +255,7 @@ impl Found {
     #[inline]
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Slice<'_>> {
-        let FoundAt { buffer, start, end } = self.entries[index];
-        let buffer = self.buffers.get(buffer as usize)?;
-        Some(Slice::from(buffer).part(&buffer[start as usize..end as usize]))
+        self.entries[index].slice(&self.buffers)
     }
 
     /// How many keys were asked for.
@@ -270,6 +273,29 @@ impl Found {
     /// The entries in the keys' order.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<Slice<'_>>> {
-        (0..self.len()).map(|index| self.get(index))
+        let buffers = &self.buffers[..];
+        self.entries.iter().map(move |at| at.slice(buffers))
+    }
+}
+
+/// Puts entries that are parts of one buffer, made by [`Found::parts`].
+#[derive(Debug)]
+pub struct Parts<'f> {
+    entries: &'f mut [FoundAt],
+    buffer: u32,
+    length: u32,
+}
+
+impl Parts<'_> {
+    /// Puts the entry of the key at `index`, which is this part of the buffer.
+    ///
+    /// # Panics
+    /// When there are not so many keys, or the buffer does not go so far.
+    #[inline]
+    pub fn put(&mut self, index: usize, part: Range<usize>) {
+        assert!(part.start <= part.end && part.end <= self.length as usize, "a part is inside of its buffer");
+        #[allow(clippy::cast_possible_truncation)]
+        let (start, end) = (part.start as u32, part.end as u32);
+        self.entries[index] = FoundAt { buffer: self.buffer, start, end };
     }
 }

@@ -1,7 +1,7 @@
 //! The reply reader: any bytes, cut anywhere, give the same tokens as the bytes in one piece, and never panic.
 #![no_main]
 
-use dogpile::engine::replies::{Malformed, Next, Replies};
+use dogpile::engine::replies::{Fed, Malformed, Replies};
 use libfuzzer_sys::fuzz_target;
 
 /// All tokens as text, and how it ended: nothing but the pieces' sizes may differ.
@@ -16,15 +16,15 @@ fn read(
     let mut tokens = Vec::new();
     loop {
         let mut piece = &input[at..fed];
-        let next = match reader.next(&mut piece) {
-            Ok(next) => next,
-            Err(error) => return (tokens, Err(error)),
-        };
+        let came = reader.feed(&mut piece, |token| {
+            tokens.push(format!("{token:?}"));
+            Ok(())
+        });
         at = fed - piece.len();
-        match next {
-            Next::Token(token) => tokens.push(format!("{token:?}")),
-            Next::Done => return (tokens, Ok(Some(at))),
-            Next::More(missing) => {
+        match came {
+            Err(error) => return (tokens, Err(error)),
+            Ok(Fed::Done) => return (tokens, Ok(Some(at))),
+            Ok(Fed::More(missing)) => {
                 assert!(missing > 0);
                 if fed == input.len() {
                     return (tokens, Ok(None));

@@ -9,7 +9,8 @@ use redis::{ConnectionLike, RedisError, Value};
 
 use super::pool::{Failed, Pool, Wire};
 use super::{Access, Exchange};
-use crate::engine::replies::Token;
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::{Receive, Token};
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
@@ -75,9 +76,9 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+        receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        self.0.pool.exchange(access, || self.connect(), write, take)
+        self.0.pool.exchange(access, || self.connect(), write, receive)
     }
 
     fn hash_expiry(&self) -> HashExpiry {
@@ -98,11 +99,7 @@ impl<C: ConnectionLike> Wire for Connection<C> {
         !self.inner.is_open()
     }
 
-    fn exchange(
-        &mut self,
-        replies: usize,
-        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
-    ) -> Result<(), Failed> {
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let fail = |error, broke_early| Failed { error, broke_early };
         let values = self
             .inner
@@ -112,13 +109,14 @@ impl<C: ConnectionLike> Wire for Connection<C> {
             let message = format!("{} replies came to {replies} commands", values.len());
             return Err(fail(Error::new(ErrorKind::Protocol, message), false));
         }
-        values.into_iter().try_for_each(|value| flatten(value, &mut take)).map_err(|error| fail(error, false))
+        values.into_iter().try_for_each(|value| flatten(value, receive)).map_err(|error| fail(error, false))
     }
 }
 
-/// Gives `take` the tokens that make up `value`.
-fn flatten(value: Value, take: &mut impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>) -> Result<(), Error> {
-    let mut give = |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| take(token(&bytes), &bytes);
+/// Gives `receive` the tokens that make up `value`.
+fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
+    let mut give =
+        |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| receive.token(token(&bytes), &mut Chunk::sharing(&bytes));
     let simple = match value {
         Value::Nil => Token::Nil,
         Value::Int(int) => Token::Int(int),
@@ -133,22 +131,22 @@ fn flatten(value: Value, take: &mut impl FnMut(Token<'_>, &Bytes) -> Result<(), 
             return give(|text| Token::Error(text), message.into());
         }
         Value::Array(members) | Value::Set(members) => {
-            take(Token::Array(members.len()), &Bytes::new())?;
-            return members.into_iter().try_for_each(|member| flatten(member, take));
+            receive.token(Token::Array(members.len()), &mut Chunk::sharing(&Bytes::new()))?;
+            return members.into_iter().try_for_each(|member| flatten(member, receive));
         }
         Value::Map(pairs) => {
-            take(Token::Array(2 * pairs.len()), &Bytes::new())?;
+            receive.token(Token::Array(2 * pairs.len()), &mut Chunk::sharing(&Bytes::new()))?;
             return pairs.into_iter().try_for_each(|(key, value)| {
-                flatten(key, take)?;
-                flatten(value, take)
+                flatten(key, receive)?;
+                flatten(value, receive)
             });
         }
-        Value::Attribute { data, .. } => return flatten(*data, take),
+        Value::Attribute { data, .. } => return flatten(*data, receive),
         other => {
             return Err(Error::new(ErrorKind::Protocol, format!("the reply {other:?} is none to a cache's command")));
         }
     };
-    take(simple, &Bytes::new())
+    receive.token(simple, &mut Chunk::sharing(&Bytes::new()))
 }
 
 /// The `redis` crate's error as ours. Its text names no password.

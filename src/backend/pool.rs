@@ -1,12 +1,11 @@
 //! A bounded pool of blocking connections: the last one used is the first one taken.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Access;
-use crate::engine::replies::Token;
+use crate::engine::replies::Receive;
 use crate::error::{Error, ErrorKind};
 
 /// A connection that sends what stands in its output buffer.
@@ -17,13 +16,9 @@ pub(super) trait Wire {
     /// Whether the other end has closed the connection, as far as is known without asking it.
     fn is_closed(&mut self) -> bool;
 
-    /// Sends the output, and hands the tokens of so many replies to `take`. After a failure the connection must not be
+    /// Sends the output, and hands the tokens of so many replies to `receive`. After a failure the connection must not be
     /// used again, since its replies would be taken for those of the next request.
-    fn exchange(
-        &mut self,
-        replies: usize,
-        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
-    ) -> Result<(), Failed>;
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
 }
 
 impl<W: Wire> Wire for Box<W> {
@@ -37,12 +32,8 @@ impl<W: Wire> Wire for Box<W> {
     }
 
     #[inline]
-    fn exchange(
-        &mut self,
-        replies: usize,
-        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
-    ) -> Result<(), Failed> {
-        (**self).exchange(replies, take)
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+        (**self).exchange(replies, receive)
     }
 }
 
@@ -83,8 +74,9 @@ impl<C> Pool<C> {
     }
 
     /// An idle connection, or a new one by `connect`.
-    #[inline]
+    #[inline(always)]
     fn take(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
+        // The guard must go before a slow connect.
         let idle = self.lock().idle.pop();
         match idle {
             Some(connection) => Ok(Taken { pool: self, connection: Some(connection), is_new: false }),
@@ -116,7 +108,7 @@ impl<C> Pool<C> {
                 ));
             }
             state.waiting += 1;
-            state = self.returned.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.returned.wait_for(&mut state, left);
             state.waiting -= 1;
         }
     }
@@ -129,7 +121,7 @@ impl<C> Pool<C> {
         access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+        receive: &mut impl Receive,
     ) -> Result<(), Error>
     where
         C: Wire,
@@ -146,25 +138,43 @@ impl<C> Pool<C> {
             taken.give_back();
             return Ok(());
         }
-        let Err(failed) = taken.get().exchange(replies, &mut take) else {
-            taken.give_back();
-            return Ok(());
-        };
-        let (is_new, output) = (taken.is_new, std::mem::take(taken.get().output()));
-        drop(taken);
+        let mut twice = access != Access::Once;
+        loop {
+            match taken.get().exchange(replies, receive) {
+                Ok(()) => {
+                    taken.give_back();
+                    return Ok(());
+                }
+                Err(failed) => taken = self.replace(failed, taken, std::mem::take(&mut twice), &connect)?,
+            }
+        }
+    }
+
+    /// What follows a failed exchange: another connection to send the same over, if it may go twice and that may help.
+    #[cold]
+    fn replace(
+        &self,
+        failed: Failed,
+        mut broken: Taken<'_, C>,
+        twice: bool,
+        connect: impl Fn() -> Result<C, Error>,
+    ) -> Result<Taken<'_, C>, Error>
+    where
+        C: Wire,
+    {
+        let (was_new, output) = (broken.is_new, std::mem::take(broken.get().output()));
+        drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
         if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
             self.close_idle();
         }
         // A connection that was opened just now says something about the server; one that had been idle does not.
-        if is_new || !failed.broke_early || access == Access::Once {
+        if was_new || !failed.broke_early || !twice {
             return Err(failed.error);
         }
-        let mut taken = self.take(&connect)?;
+        let mut taken = self.take(connect)?;
         *taken.get().output() = output;
-        taken.get().exchange(replies, &mut take).map_err(|failed| failed.error)?;
-        taken.give_back();
-        Ok(())
+        Ok(taken)
     }
 
     /// Closes the idle connections: one of them was found broken, so the others are of the same broken server.
@@ -176,9 +186,9 @@ impl<C> Pool<C> {
         self.returned.notify_all();
     }
 
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State<C>> {
-        // Nothing of ours panics while the lock is held, so a poisoned state is a sound one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -198,10 +208,10 @@ impl<C> Taken<'_, C> {
     }
 
     /// Returns the connection to the pool, for others to use.
-    #[inline]
+    #[inline(always)]
     fn give_back(mut self) {
         let mut state = self.pool.lock();
-        state.idle.extend(self.connection.take());
+        state.idle.push(self.connection.take().expect("is there until it is given back or dropped"));
         let wanted = state.waiting > 0;
         drop(state);
         if wanted {

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::{Backend, Leases};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
+use crate::engine::chunk::Chunk;
 use crate::engine::plan;
-use crate::engine::replies::Token;
+use crate::engine::replies::{Receive, Strings, Token};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::request::{Batch, Found, HashExpiry, Lease};
@@ -30,16 +31,15 @@ pub enum Access {
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
 /// [`Leases`].
 pub trait Exchange: Clone + Send + Sync + 'static {
-    /// Sends the commands that `write` appends in RESP, and gives `take` the replies, token by token, each with the chunk
-    /// that it is part of, to be kept by [`Bytes::slice_ref`]. `write` returns how many replies will come. When `take` fails, the connection is given up.
+    /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write` returns how many replies will come. When `receive` fails, the connection is given up.
     ///
     /// # Errors
-    /// When the server cannot be reached, does not answer in time or not in RESP, and what `take` failed with.
+    /// When the server cannot be reached, does not answer in time or not in RESP, and what `receive` failed with.
     fn exchange(
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+        receive: &mut impl Receive,
     ) -> Result<(), Error>;
 
     /// When hashes get their TTL.
@@ -52,21 +52,13 @@ pub trait Exchange: Clone + Send + Sync + 'static {
 impl<X: Exchange> Backend for X {
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        let mut found = None;
-        let mut failed = None;
-        let take = |token: Token<'_>, chunk: &Bytes| {
-            match token {
-                Token::Bulk(entry) => found = Some(chunk.slice_ref(entry)),
-                Token::Nil => {}
-                Token::Error(error) => failed = Some(server_error(error)),
-                other => return Err(unexpected(other)),
-            }
-            Ok(())
+        let mut one = One { found: None, failed: None };
+        let failed = match self.exchange(Access::Read, |out| plan::get(out, key), &mut one) {
+            Ok(()) if one.failed.is_none() => return Ok(one.found),
+            Ok(()) => one.failed,
+            Err(error) => Some(error),
         };
-        self.exchange(Access::Read, |out| plan::get(out, key), take)
-            .and_then(|()| failed.map_or(Ok(()), Err))
-            .map_err(|error| error.during(format_args!("reading {key}")))?;
-        Ok(found)
+        failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
@@ -75,14 +67,10 @@ impl<X: Exchange> Backend for X {
             return Ok(());
         }
         let groups = Groups::of(keys.len(), |at| keys[at]);
-        let mut gather = Gather::new(&groups);
-        self.exchange(
-            Access::Read,
-            |out| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]),
-            |token, chunk| gather.take(token, chunk, found),
-        )
-        .and_then(|()| gather.finish())
-        .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
+        let mut gather = Gather::new(&groups, found);
+        self.exchange(Access::Read, |out| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]), &mut gather)
+            .and_then(|()| gather.finish())
+            .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
     }
 
     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
@@ -92,7 +80,7 @@ impl<X: Exchange> Backend for X {
                 self.exchange(
                     Access::Write,
                     |out| plan::set(out, key, entry, ttl, self.hash_expiry()),
-                    |token, _| acknowledged.take(token),
+                    &mut acknowledged,
                 )
             })
             .and_then(|()| acknowledged.finish())
@@ -110,7 +98,7 @@ impl<X: Exchange> Backend for X {
                 self.exchange(
                     Access::Write,
                     |out| write_batch(out, &groups, batch, ttl, self.hash_expiry()),
-                    |token, _| acknowledged.take(token),
+                    &mut acknowledged,
                 )
             })
             .and_then(|()| acknowledged.finish())
@@ -130,7 +118,7 @@ impl<X: Exchange> Backend for X {
         self.exchange(
             Access::Write,
             |out| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]),
-            |token, _| acknowledged.take(token),
+            &mut acknowledged,
         )
         .and_then(|()| acknowledged.finish())
         .map_err(|error| match keys {
@@ -143,18 +131,18 @@ impl<X: Exchange> Backend for X {
 impl<X: Exchange> Leases for X {
     fn lease(&self, wanted: &[Lease<'_>], life: Duration) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
         let groups = Groups::of(wanted.len(), |at| wanted[at].key);
-        let mut gather = Gather::new(&groups);
-        let mut leased = Vec::with_capacity(wanted.len());
-        let mut failed = None;
         let mut found = Found::new();
         found.reset(wanted.len());
+        let mut gather = Gather::new(&groups, &mut found);
+        let mut leased = Vec::with_capacity(wanted.len());
+        let mut failed = None;
         let write = |out: &mut Vec<u8>| {
             let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
             leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
         };
-        let take = |reply: Token<'_>, chunk: &Bytes| {
+        let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
             match reply {
-                reply if leased.len() == wanted.len() => return gather.take(reply, chunk, &mut found),
+                reply if leased.len() == wanted.len() => return gather.token(reply, chunk),
                 Token::Nil => leased.push(true),
                 Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
                 Token::Error(error) => {
@@ -165,7 +153,7 @@ impl<X: Exchange> Leases for X {
             }
             Ok(())
         };
-        self.exchange(Access::Write, write, take)
+        self.exchange(Access::Write, write, &mut receive)
             .and_then(|()| failed.map_or(Ok(()), Err))
             .and_then(|()| gather.finish())
             .map_err(|error| error.during(Of("locking", wanted)))?;
@@ -176,7 +164,7 @@ impl<X: Exchange> Leases for X {
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
         let mut released = Flags::default();
         let write = |out: &mut Vec<u8>| held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum();
-        self.exchange(Access::Write, write, |reply, _| released.take(reply))
+        self.exchange(Access::Write, write, &mut released)
             .and_then(|()| released.finish())
             .map_err(|error| error.during(Of("unlocking", held)))
     }
@@ -204,15 +192,15 @@ impl<X: Exchange> Leases for X {
             writes.set(write_batch(out, &groups, batch, ttl, expiry));
             writes.get() + held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum::<usize>()
         };
-        let take = |reply: Token<'_>, _: &Bytes| match writes.get() {
-            0 => released.take(reply),
+        let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.get() {
+            0 => released.token(reply, chunk),
             left => {
                 writes.set(left - 1);
-                acknowledged.take(reply)
+                acknowledged.token(reply, chunk)
             }
         };
         check_sizes(self, batch)
-            .and_then(|()| self.exchange(if only_if_held { Access::Once } else { Access::Write }, write, take))
+            .and_then(|()| self.exchange(if only_if_held { Access::Once } else { Access::Write }, write, &mut receive))
             .and_then(|()| acknowledged.finish())
             .and_then(|()| released.finish())
             .map_err(|error| error.during(Of("writing and unlocking", held)))
@@ -221,7 +209,7 @@ impl<X: Exchange> Leases for X {
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
         let mut leased = Flags::default();
         // The primary knows, so this is no read.
-        self.exchange(Access::Write, |out| plan::is_leased(out, lock), |reply, _| leased.take(reply))
+        self.exchange(Access::Write, |out| plan::is_leased(out, lock), &mut leased)
             .and_then(|()| leased.finish())
             .map(|leased| leased == [true])
             .map_err(|error| error.during(format_args!("asking for the lock {}", lock.escape_ascii())))
@@ -240,15 +228,42 @@ impl fmt::Display for Of<'_> {
     }
 }
 
-/// Takes replies that are 0 or 1.
+/// Receives the one entry that was asked for.
+struct One {
+    found: Option<Bytes>,
+    failed: Option<Error>,
+}
+
+impl Receive for One {
+    #[cold]
+    fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        match token {
+            Token::Bulk(entry) => self.found = Some(chunk.keep(entry)),
+            Token::Nil => {}
+            Token::Error(error) => self.failed = Some(server_error(error)),
+            other => return Err(unexpected(other)),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn strings(&mut self, strings: &mut Strings<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        if let Some(entry) = strings.next() {
+            self.found = Some(chunk.keep(entry));
+        }
+        Ok(())
+    }
+}
+
+/// Receives replies that are 0 or 1.
 #[derive(Default)]
 struct Flags {
     flags: Vec<bool>,
     failed: Option<Error>,
 }
 
-impl Flags {
-    fn take(&mut self, reply: Token<'_>) -> Result<(), Error> {
+impl Receive for Flags {
+    fn token(&mut self, reply: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
         match reply {
             Token::Int(int) => self.flags.push(int == 1),
             Token::Error(error) if self.failed.is_none() => self.failed = Some(server_error(error)),
@@ -257,7 +272,9 @@ impl Flags {
         }
         Ok(())
     }
+}
 
+impl Flags {
     fn finish(self) -> Result<Vec<bool>, Error> {
         self.failed.map_or(Ok(self.flags), Err)
     }

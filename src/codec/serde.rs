@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds};
-use super::msgpack::{Reader, read_entry, write_entry};
+use super::msgpack::{Reader, close_entry, open_entry, write_entry};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
 use crate::slice::Slice;
@@ -74,7 +74,9 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Serde<E> {
     }
 
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
-        read_entry(E::SHAPE, self.version, entry, read_payload)
+        let mut reader = open_entry(E::SHAPE, entry)?;
+        let payload = read_payload(&mut reader);
+        close_entry(E::SHAPE, self.version, entry, &mut reader, payload)
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::engine::replies::Token;
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::{Receive, Strings, Token};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::request::Found;
-use crate::slice::Slice;
 
 /// More keys than these go into several commands of the same pipeline, so that no single one holds up the server.
 const MOST_IN_COMMAND: usize = 10_000;
@@ -73,12 +72,8 @@ impl Groups {
 
     /// The positions of each group's members.
     pub(crate) fn iter(&self) -> impl Iterator<Item = impl ExactSizeIterator<Item = usize> + Clone> {
-        self.groups.iter().map(|group| (group.start..group.start + group.count).map(|at| self.position(at)))
-    }
-
-    #[inline]
-    fn position(&self, at: usize) -> usize {
-        self.order.get(at).map_or(at, |&position| position as usize)
+        let order = &self.order[..];
+        self.groups.iter().map(move |group| (group.start..group.start + group.count).map(move |at| place(order, at)))
     }
 }
 
@@ -124,28 +119,29 @@ fn assign<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> (SmallVec<[u32; 1
 
 /// Puts the replies to grouped `MGET`s and `HMGET`s where their caller wants them.
 pub(crate) struct Gather<'g> {
-    groups: &'g Groups,
-    group: usize,
+    /// Positions in the caller's list, in the order of the replies. Empty when they are the same.
+    order: &'g [u32],
+    /// Groups whose replies have not begun.
+    groups: std::slice::Iter<'g, Group>,
     /// Members of the current array still to come; none before an array.
     left: usize,
-    /// Position in the groups' order.
+    /// Position in the order of the replies.
     at: usize,
+    /// Has a place for each key.
+    found: &'g mut Found,
     failed: Option<Error>,
 }
 
-impl<'g> Gather<'g> {
-    pub(crate) fn new(groups: &'g Groups) -> Self {
-        Gather { groups, group: 0, left: 0, at: 0, failed: None }
-    }
-
-    /// Takes the next token, which is part of `chunk`. `found` has a place for each key.
-    #[inline]
-    pub(crate) fn take(&mut self, token: Token<'_>, chunk: &Bytes, found: &mut Found) -> Result<(), Error> {
-        if self.left == 0 {
-            return self.begin(token);
-        }
+impl Receive for Gather<'_> {
+    #[cold]
+    fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
         match token {
-            Token::Bulk(entry) => found.put_slice(self.groups.position(self.at), Slice::from(chunk).part(entry)),
+            token if self.left == 0 => return self.begin(token),
+            Token::Bulk(entry) => {
+                let start = entry.as_ptr() as usize - chunk.start();
+                let mut parts = self.found.parts(chunk.whole());
+                parts.put(place(self.order, self.at), start..start + entry.len());
+            }
             Token::Nil => {}
             other => return Err(unexpected(other)),
         }
@@ -154,25 +150,58 @@ impl<'g> Gather<'g> {
         Ok(())
     }
 
+    #[inline]
+    fn strings(&mut self, strings: &mut Strings<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        if self.left == 0 {
+            return Ok(());
+        }
+        let Some(mut entry) = strings.next() else { return Ok(()) };
+        let begin = chunk.start();
+        let mut parts = self.found.parts(chunk.whole());
+        // Counted here, so that for each nothing but its place is written.
+        let end = self.at + self.left;
+        let mut at = self.at;
+        loop {
+            let start = entry.as_ptr() as usize - begin;
+            parts.put(place(self.order, at), start..start + entry.len());
+            at += 1;
+            if at == end {
+                break;
+            }
+            let Some(next) = strings.next() else { break };
+            entry = next;
+        }
+        (self.at, self.left) = (at, end - at);
+        Ok(())
+    }
+}
+
+/// The caller's place for the entry at `at` in the order of the replies.
+#[inline]
+fn place(order: &[u32], at: usize) -> usize {
+    order.get(at).map_or(at, |&place| place as usize)
+}
+
+impl<'g> Gather<'g> {
+    pub(crate) fn new(groups: &'g Groups, found: &'g mut Found) -> Self {
+        Gather { order: &groups.order, groups: groups.groups.iter(), left: 0, at: 0, found, failed: None }
+    }
+
     /// Takes the token that comes before a group's members.
+    #[cold]
     fn begin(&mut self, token: Token<'_>) -> Result<(), Error> {
-        match (token, self.current()) {
-            (Token::Array(members), Some(expected)) if members == expected => self.left = members,
-            (Token::Error(error), Some(expected)) => {
+        match (token, self.groups.next()) {
+            (Token::Array(members), Some(group)) if members == group.count => self.left = members,
+            (Token::Error(error), Some(group)) => {
                 // A key that is no hash has no fields: each is a miss, as `MGET` answers for a key that is no string.
                 if !error.starts_with(b"WRONGTYPE") && self.failed.is_none() {
                     self.failed = Some(server_error(error));
                 }
-                self.at += expected;
+                self.at += group.count;
             }
             (token, _) => return Err(unexpected(token)),
         }
-        self.group += 1;
         Ok(())
-    }
-
-    fn current(&self) -> Option<usize> {
-        self.groups.groups.get(self.group).map(|group| group.count)
     }
 
     /// The first error among the replies, when all are there.
@@ -181,12 +210,12 @@ impl<'g> Gather<'g> {
     }
 }
 
-/// Takes replies of which only errors matter, and keeps the first.
+/// Receives replies of which only errors matter, and keeps the first.
 #[derive(Default)]
 pub(crate) struct Acknowledged(Option<Error>);
 
-impl Acknowledged {
-    pub(crate) fn take(&mut self, token: Token<'_>) -> Result<(), Error> {
+impl Receive for Acknowledged {
+    fn token(&mut self, token: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
         match token {
             Token::Error(error) if self.0.is_none() => self.0 = Some(server_error(error)),
             Token::Array(_) | Token::Bulk(_) => return Err(unexpected(token)),
@@ -194,7 +223,9 @@ impl Acknowledged {
         }
         Ok(())
     }
+}
 
+impl Acknowledged {
     pub(crate) fn finish(self) -> Result<(), Error> {
         self.0.map_or(Ok(()), Err)
     }
@@ -227,7 +258,10 @@ pub(crate) fn unexpected(token: Token<'_>) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::slice::Slice;
 
     fn field<'a>(hash: &'a str, field: &'a str) -> Key<'a> {
         Key::from((hash, field))
@@ -265,9 +299,10 @@ mod tests {
         let groups = Groups::of(keys.len(), |at| keys[at]);
         let mut found = Found::new();
         found.reset(keys.len());
-        let mut gather = Gather::new(&groups);
-        let chunk = Bytes::from_static(b"h1h2b");
-        let bulk = |range: std::ops::Range<usize>| Token::Bulk(&chunk[range]);
+        let mut gather = Gather::new(&groups, &mut found);
+        let input = Bytes::from_static(b"h1h2b");
+        let mut chunk = Chunk::sharing(&input);
+        let bulk = |range: std::ops::Range<usize>| Token::Bulk(&input[range]);
         for token in [
             Token::Array(2),
             bulk(0..2),
@@ -277,7 +312,7 @@ mod tests {
             bulk(4..5),
             Token::Error(b"WRONGTYPE Operation against a key holding the wrong kind of value"),
         ] {
-            gather.take(token, &chunk, &mut found).unwrap();
+            gather.token(token, &mut chunk).unwrap();
         }
         gather.finish().unwrap();
         let texts: Vec<_> =
@@ -297,15 +332,16 @@ mod tests {
             &[Token::Array(2), Token::Array(0)],
             &[Token::Array(2), Token::Nil, Token::Nil, Token::Nil],
         ] {
-            let mut gather = Gather::new(&groups);
             let mut found = Found::new();
             found.reset(2);
+            let mut gather = Gather::new(&groups, &mut found);
             let taken: Result<Vec<()>, _> =
-                tokens.iter().map(|token| gather.take(*token, &Bytes::new(), &mut found)).collect();
+                tokens.iter().map(|token| gather.token(*token, &mut Chunk::sharing(&Bytes::new()))).collect();
             assert_eq!(taken.unwrap_err().kind(), ErrorKind::Protocol, "{tokens:?}");
         }
-        let mut gather = Gather::new(&groups);
-        gather.take(Token::Error(b"LOADING busy"), &Bytes::new(), &mut Found::new()).unwrap();
+        let mut found = Found::new();
+        let mut gather = Gather::new(&groups, &mut found);
+        gather.token(Token::Error(b"LOADING busy"), &mut Chunk::sharing(&Bytes::new())).unwrap();
         assert_eq!(gather.finish().unwrap_err().to_string(), "the server answered \"LOADING busy\"");
     }
 }

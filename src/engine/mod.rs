@@ -1,10 +1,11 @@
 //! What is decided and what is said on the wire: pure, without sockets, clocks or locks.
 //!
 //! `dogpile` decides who creates a value and who waits, `plan` turns keys into commands, [`replies`] cuts what a
-//! server sends into tokens, `batch` brings the answers to many keys into their caller's order. Blocking and
-//! asynchronous drivers use the same four.
+//! server sends into tokens, [`chunk`] keeps what they borrow, `batch` brings the answers to many keys into their caller's order. Blocking and
+//! asynchronous drivers use the same.
 
 pub(crate) mod batch;
+pub mod chunk;
 pub(crate) mod dogpile;
 pub(crate) mod plan;
 pub mod replies;

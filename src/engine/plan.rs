@@ -16,19 +16,32 @@ fn command(out: &mut Vec<u8>, name: &str, arguments: usize) {
 /// Writes one argument.
 #[inline]
 fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
-    header(out, b'$', bytes.len());
+    argument_after(out, b"$00\r\n", bytes);
+}
+
+/// Writes one argument and the constant that comes before it: `head`, which ends with the head of an argument of two
+/// digits. Most have as many, and are then written in one piece.
+#[inline(always)]
+fn argument_after<const N: usize>(out: &mut Vec<u8>, head: &[u8; N], bytes: &[u8]) {
+    match u8::try_from(bytes.len()) {
+        Ok(length @ 10..100) => {
+            let mut head = *head;
+            (head[N - 4], head[N - 3]) = (b'0' + length / 10, b'0' + length % 10);
+            out.extend_from_slice(&head);
+        }
+        _ => {
+            out.extend_from_slice(&head[..N - 5]);
+            header(out, b'$', bytes.len());
+        }
+    }
     out.extend_from_slice(bytes);
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes a type and a length. Most lengths have one or two digits, and are written in one piece.
-#[inline]
+/// Writes a type and a length.
 fn header(out: &mut Vec<u8>, kind: u8, length: usize) {
     match u8::try_from(length) {
         Ok(length @ 0..10) => out.extend_from_slice(&[kind, b'0' + length, b'\r', b'\n']),
-        Ok(length @ 10..100) => {
-            out.extend_from_slice(&[kind, b'0' + length / 10, b'0' + length % 10, b'\r', b'\n']);
-        }
         _ => {
             out.push(kind);
             out.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
@@ -52,13 +65,11 @@ fn millis(ttl: Duration) -> u64 {
 pub(crate) fn get(out: &mut Vec<u8>, key: Key<'_>) -> usize {
     match key {
         Key::Plain(key) => {
-            out.extend_from_slice(b"*2\r\n$3\r\nGET\r\n");
-            argument(out, key);
+            argument_after(out, b"*2\r\n$3\r\nGET\r\n$00\r\n", key);
         }
         Key::Field { hash, field } => {
-            out.extend_from_slice(b"*3\r\n$4\r\nHGET\r\n");
-            argument(out, hash);
-            argument(out, field);
+            argument_after(out, b"*3\r\n$4\r\nHGET\r\n$00\r\n", hash);
+            argument_after(out, b"$00\r\n", field);
         }
     }
     1
@@ -132,10 +143,15 @@ pub(crate) fn group<'k>(
 
 fn names<'k>(out: &mut Vec<u8>, members: impl Iterator<Item = Key<'k>>) {
     for member in members {
-        match member {
-            Key::Plain(name) | Key::Field { field: name, .. } => argument(out, name),
-        }
+        argument_after(out, b"$00\r\n", name_of(member));
     }
+}
+
+/// What names an entry in a command that is about one hash, or about plain keys.
+#[inline]
+fn name_of(key: Key<'_>) -> &[u8] {
+    let (Key::Plain(name) | Key::Field { field: name, .. }) = key;
+    name
 }
 
 /// `SET`s of plain keys (one `MSET` where there is no TTL), or one `HSET` of fields of one hash with its expiry.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use super::chunk::Chunk;
+use crate::error::{Error, ErrorKind};
+
 /// One piece of a reply, borrowed from the input. An array is its length, followed by its members as tokens of their
 /// own.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,12 +23,61 @@ pub enum Token<'a> {
     Array(usize),
 }
 
-/// What [`Replies::next`] found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Next<'a> {
-    /// The next token.
-    Token(Token<'a>),
-    /// The input ends inside a token. At least so many more bytes must follow what is left of it.
+/// What is done with the tokens of replies. Any `FnMut(Token<'_>, &mut Chunk<'_>) -> Result<(), Error>` is one.
+pub trait Receive {
+    /// Takes the next token, which is cut from `chunk`.
+    ///
+    /// # Errors
+    /// When it is none that can come. The connection is then given up.
+    fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error>;
+
+    /// Takes as many of the strings that come next as it likes: the same as [`token`](Receive::token) with each, and
+    /// quicker where nearly every token is a string.
+    ///
+    /// # Errors
+    /// As [`token`](Receive::token).
+    #[inline]
+    fn strings(&mut self, strings: &mut Strings<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        strings.try_for_each(|string| self.token(Token::Bulk(string), chunk))
+    }
+}
+
+impl<F: FnMut(Token<'_>, &mut Chunk<'_>) -> Result<(), Error>> Receive for F {
+    #[inline]
+    fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        self(token, chunk)
+    }
+}
+
+/// Strings that come one after the other. It ends with the first token that is something else, or that has not all come,
+/// or that is longer than 999 bytes: what it does not find is read the long way.
+#[derive(Debug)]
+pub struct Strings<'a> {
+    rest: &'a [u8],
+    /// How many there may be.
+    left: usize,
+    max_bulk: usize,
+}
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.left == 0 {
+            return None;
+        }
+        let (string, rest) = cut_short_bulk(self.rest, self.max_bulk)?;
+        self.rest = rest;
+        self.left -= 1;
+        Some(string)
+    }
+}
+
+/// How far [`Replies::feed`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// The chunk ends inside a token. At least so many more bytes must follow what is left of it.
     More(usize),
     /// All replies that were asked for have been read.
     Done,
@@ -43,6 +95,13 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
+impl From<Malformed> for Error {
+    #[cold]
+    fn from(malformed: Malformed) -> Self {
+        Error::new(ErrorKind::Protocol, format!("reading the server's answer: {malformed}"))
+    }
+}
+
 /// The longest line (status, error, number) that is read.
 const MAX_LINE: usize = 64 * 1024;
 
@@ -52,16 +111,27 @@ const MAX_LINE: usize = 64 * 1024;
 /// RESP3 between and inside replies are read over.
 ///
 /// ```
-/// use dogpile::engine::replies::{Next, Replies, Token};
+/// use bytes::Bytes;
+/// use dogpile::engine::chunk::Chunk;
+/// use dogpile::engine::replies::{Fed, Replies, Token};
 ///
+/// let mut strings = Vec::new();
+/// let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
+///     if let Token::Bulk(bytes) = token {
+///         strings.push(chunk.keep(bytes));
+///     }
+///     Ok(())
+/// };
 /// let mut replies = Replies::new(512 * 1024 * 1024);
-/// replies.expect(1);
-/// let mut input = &b"$5\r\nhel"[..];
-/// assert_eq!(replies.next(&mut input)?, Next::More(4));
-/// let mut input = &b"$5\r\nhello\r\n"[..];
-/// assert_eq!(replies.next(&mut input)?, Next::Token(Token::Bulk(b"hello")));
-/// assert_eq!(replies.next(&mut input)?, Next::Done);
-/// # Ok::<(), dogpile::engine::replies::Malformed>(())
+/// replies.expect(2);
+/// let input = Bytes::from_static(b":7\r\n$5\r\nhel");
+/// let mut chunk = Chunk::sharing(&input);
+/// assert_eq!(replies.feed(&mut chunk, &mut receive)?, Fed::More(4));
+/// assert_eq!(chunk.rest(), b"$5\r\nhel");
+/// let input = Bytes::from_static(b"$5\r\nhello\r\n");
+/// assert_eq!(replies.feed(&mut Chunk::sharing(&input), &mut receive)?, Fed::Done);
+/// assert_eq!(strings, ["hello"]);
+/// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Replies {
@@ -85,46 +155,63 @@ impl Replies {
         self.pending = replies;
     }
 
-    /// Takes the next token off the front of `input`. What is left of an incomplete one must be given again, with more.
+    /// Cuts tokens off the front of `chunk` and hands them to `receive`, until the chunk or the replies end. The
+    /// [rest](Chunk::rest), the start of an incomplete token, must be given again, with more.
     ///
     /// # Errors
-    /// When `input` does not begin with RESP. The reader is then of no further use.
+    /// When the chunk does not go on with RESP, or `receive` fails. The reader is then of no further use.
     #[inline]
-    pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Next<'a>, Malformed> {
-        // Nearly every token of a cache's replies is a short string that is all there.
-        if self.skipping == 0 {
-            if self.pending == 0 {
-                return Ok(Next::Done);
-            }
-            if let Some((bytes, rest)) = cut_short_bulk(input, self.max_bulk) {
-                *input = rest;
-                self.pending -= 1;
-                return Ok(Next::Token(Token::Bulk(bytes)));
-            }
-        }
-        self.next_of_any_kind(input)
-    }
-
-    fn next_of_any_kind<'a>(&mut self, input: &mut &'a [u8]) -> Result<Next<'a>, Malformed> {
+    pub fn feed(&mut self, chunk: &mut Chunk<'_>, receive: &mut impl Receive) -> Result<Fed, Error> {
         loop {
-            if self.pending == 0 && self.skipping == 0 {
-                return Ok(Next::Done);
-            }
-            let (piece, values, rest) = match self.cut(input)? {
-                Cut::More(bytes) => return Ok(Next::More(bytes)),
-                Cut::Piece(piece, values, rest) => (piece, values, rest),
-            };
-            *input = rest;
-            match piece {
-                // What is pushed, or said about the next value, is not part of the replies.
-                None => self.skipping = add(self.skipping, values)?,
-                Some(_) if self.skipping > 0 => self.skipping = add(self.skipping - 1, values)?,
-                Some(token) => {
-                    self.pending = add(self.pending - 1, values)?;
-                    return Ok(Next::Token(token));
+            if self.skipping == 0 {
+                let mut strings = Strings { rest: chunk.rest, left: self.pending, max_bulk: self.max_bulk };
+                receive.strings(&mut strings, chunk)?;
+                (chunk.rest, self.pending) = (strings.rest, strings.left);
+                if self.pending == 0 {
+                    return Ok(Fed::Done);
                 }
             }
+            if let Some(missing) = self.feed_other(chunk, receive)? {
+                return Ok(Fed::More(missing));
+            }
         }
+    }
+
+    /// Hands on one token of any kind, or reads over it. How many bytes are missing, if there is not all of it.
+    #[inline]
+    fn feed_other(&mut self, chunk: &mut Chunk<'_>, receive: &mut impl Receive) -> Result<Option<usize>, Error> {
+        let mut rest = chunk.rest;
+        let next = self.cut_next(&mut rest)?;
+        chunk.rest = rest;
+        match next {
+            Ok(Some(token)) => receive.token(token, chunk).map(|()| None),
+            Ok(None) => Ok(None),
+            Err(missing) => Ok(Some(missing)),
+        }
+    }
+
+    /// The next token of any kind; `None` when it is not part of the replies. `Err` when so many bytes are missing.
+    fn cut_next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Result<Option<Token<'a>>, usize>, Malformed> {
+        let (piece, values, rest) = match self.cut(input)? {
+            Cut::More(bytes) => return Ok(Err(bytes)),
+            Cut::Piece(piece, values, rest) => (piece, values, rest),
+        };
+        *input = rest;
+        Ok(Ok(match piece {
+            // What is pushed, or said about the next value, is not part of the replies.
+            None => {
+                self.skipping = add(self.skipping, values)?;
+                None
+            }
+            Some(_) if self.skipping > 0 => {
+                self.skipping = add(self.skipping - 1, values)?;
+                None
+            }
+            Some(token) => {
+                self.pending = add(self.pending - 1, values)?;
+                Some(token)
+            }
+        }))
     }
 
     fn cut<'a>(&self, input: &'a [u8]) -> Result<Cut<'a>, Malformed> {
@@ -191,19 +278,29 @@ impl Replies {
 /// the long way.
 #[inline]
 fn cut_short_bulk(input: &[u8], max_bulk: usize) -> Option<(&[u8], &[u8])> {
-    let digit = |byte: u8| usize::from(byte - b'0');
-    let (length, rest) = match input {
-        [b'$', a @ b'0'..=b'9', b'\r', b'\n', rest @ ..] => (digit(*a), rest),
-        [b'$', a @ b'0'..=b'9', b @ b'0'..=b'9', b'\r', b'\n', rest @ ..] => (10 * digit(*a) + digit(*b), rest),
-        [b'$', a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b'\r', b'\n', rest @ ..] => {
-            (100 * digit(*a) + 10 * digit(*b) + digit(*c), rest)
+    // The head, of four to six bytes, is compared in one piece; the least string that follows makes it eight in most.
+    let head = u64::from_le_bytes(*input.first_chunk()?);
+    let digit = |at: u32| usize::from((head >> (8 * at)) as u8 ^ b'0');
+    let (length, head) = if head & 0xff_ff00_00ff == u64::from_le_bytes(*b"$\0\0\r\n\0\0\0") {
+        let (a, b) = (digit(1), digit(2));
+        if a.max(b) >= 10 {
+            return None;
         }
-        _ => return None,
+        (10 * a + b, 5)
+    } else if head & 0xffff_0000_00ff == u64::from_le_bytes(*b"$\0\0\0\r\n\0\0") {
+        let (a, b, c) = (digit(1), digit(2), digit(3));
+        if a.max(b).max(c) >= 10 {
+            return None;
+        }
+        (100 * a + 10 * b + c, 6)
+    } else if head & 0xffff_00ff == u64::from_le_bytes(*b"$\0\r\n\0\0\0\0") && digit(1) < 10 {
+        (digit(1), 4)
+    } else {
+        return None;
     };
-    match rest.split_at_checked(length)? {
-        (bytes, [b'\r', b'\n', rest @ ..]) if length <= max_bulk => Some((bytes, rest)),
-        _ => None,
-    }
+    let end = head + length;
+    let [b'\r', b'\n'] = input.get(end..end + 2)? else { return None };
+    (length <= max_bulk).then_some((&input[head..end], &input[end + 2..]))
 }
 
 /// A token, `None` for a push or an attribute; how many values follow as its members; and the input after it.
@@ -281,26 +378,31 @@ fn cut_line(input: &[u8]) -> Result<Option<Line<'_>>, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::{Bytes, BytesMut};
+
     use super::*;
 
-    /// Reads `replies` replies, handing the input over in pieces that end at `cuts`.
-    fn read<'a>(input: &'a [u8], replies: usize, cuts: &[usize]) -> Result<Vec<Token<'a>>, Malformed> {
+    /// Reads `replies` replies, handing the input over in pieces that end at `cuts`. The tokens as text.
+    fn read(input: &[u8], replies: usize, cuts: &[usize]) -> Result<Vec<String>, Error> {
         let mut reader = Replies::new(1024);
         reader.expect(replies);
         let mut cuts = cuts.iter().copied().chain([input.len()]);
         let (mut at, mut fed) = (0, 0);
         let mut tokens = Vec::new();
+        let mut arena = BytesMut::new();
         loop {
-            let mut piece = &input[at..fed];
-            let next = reader.next(&mut piece)?;
-            at = fed - piece.len();
-            match next {
-                Next::Token(token) => tokens.push(token),
-                Next::Done => {
+            let mut chunk = Chunk::copying(&input[at..fed], &mut arena);
+            let came = reader.feed(&mut chunk, &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+                tokens.push(format!("{token:?}"));
+                Ok(())
+            })?;
+            at = fed - chunk.rest().len();
+            match came {
+                Fed::Done => {
                     assert_eq!(at, input.len(), "nothing is left over");
                     return Ok(tokens);
                 }
-                Next::More(bytes) => {
+                Fed::More(bytes) => {
                     assert!(bytes > 0 && fed + bytes <= input.len().max(fed + 1), "no more than needed is asked for");
                     fed = cuts.next().ok_or(Malformed("cut short"))?;
                 }
@@ -314,11 +416,11 @@ mod tests {
         >2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n*2\r\n*1\r\n:1\r\n|1\r\n+ttl\r\n:3\r\n$1\r\nv\r\n\
         %1\r\n+a\r\n#t\r\n~1\r\n#f\r\n,1.5\r\n(123\r\n=7\r\ntxt:abc\r\n!5\r\nERR x\r\n*0\r\n";
 
-    fn all_tokens() -> Vec<Token<'static>> {
+    fn all_tokens() -> Vec<String> {
         let status = |text: &'static str| Token::Status(text.as_bytes());
         let error = |text: &'static str| Token::Error(text.as_bytes());
         let bulk = |bytes: &'static [u8]| Token::Bulk(bytes);
-        vec![
+        let tokens = [
             bulk(b"hello"),
             bulk(b""),
             Token::Nil,
@@ -342,7 +444,8 @@ mod tests {
             bulk(b"abc"),
             error("ERR x"),
             Token::Array(0),
-        ]
+        ];
+        tokens.iter().map(|token| format!("{token:?}")).collect()
     }
 
     #[test]
@@ -383,9 +486,13 @@ mod tests {
             b"+a\rb",
         ] {
             let got = read(bad, 1, &[]);
-            assert!(matches!(&got, Err(error) if error.0 != "cut short"), "{}: {got:?}", bad.escape_ascii());
+            assert!(
+                matches!(&got, Err(error) if !error.to_string().ends_with("cut short")),
+                "{}: {got:?}",
+                bad.escape_ascii()
+            );
         }
-        assert!(read(&vec![b'+'; MAX_LINE + 1], 1, &[]).unwrap_err().0.contains("64 KiB"));
+        assert!(read(&vec![b'+'; MAX_LINE + 1], 1, &[]).unwrap_err().to_string().contains("64 KiB"));
     }
 
     #[test]
@@ -393,24 +500,23 @@ mod tests {
         let deep = b"*1\r\n".repeat(1_000_000);
         let mut reader = Replies::new(1024);
         reader.expect(1);
-        let mut input = &deep[..];
         let mut arrays = 0;
-        while let Next::Token(token) = reader.next(&mut input).unwrap() {
+        let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
             assert_eq!(token, Token::Array(1));
             arrays += 1;
-        }
+            Ok(())
+        };
+        assert_eq!(reader.feed(&mut Chunk::sharing(&deep.into()), &mut receive).unwrap(), Fed::More(1));
         assert_eq!(arrays, 1_000_000);
-        let mut input = &b"*4294967295\r\n*4294967296\r\n"[..];
-        reader.expect(1);
-        assert_eq!(reader.next(&mut input).unwrap(), Next::Token(Token::Array(4_294_967_295)));
-        assert!(reader.next(&mut input).is_err());
+        assert!(read(b"*4294967295\r\n*4294967296\r\n", 1, &[]).unwrap_err().to_string().contains("impossible"));
     }
 
     #[test]
     fn the_missing_bytes_of_a_string_are_announced() {
         let mut reader = Replies::new(1024);
         reader.expect(1);
-        let mut input = &b"$1000\r\n"[..];
-        assert_eq!(reader.next(&mut input).unwrap(), Next::More(1002));
+        let input = Bytes::from_static(b"$1000\r\n");
+        let fed = reader.feed(&mut Chunk::sharing(&input), &mut |_: Token<'_>, _: &mut Chunk<'_>| Ok(()));
+        assert_eq!(fed.unwrap(), Fed::More(1002));
     }
 }

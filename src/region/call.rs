@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, GetError};
 use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
-use crate::policy::{Expiry, Freshness, Invalidation};
+use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
 
@@ -40,7 +40,7 @@ use crate::slice::Slice;
 pub struct Call<'r, B, S, L, M, I, F = StoreAll> {
     pub(super) region: &'r Region<B, S, L, M, I>,
     /// `None`: entries of any age.
-    pub(super) expiry: Option<Expiry>,
+    pub(super) max_age: Option<MaxAge>,
     pub(super) ttl: Option<Duration>,
     pub(super) rule: F,
 }
@@ -74,20 +74,20 @@ impl<V, F: Fn(&V) -> bool> StoreRule<V> for StoreIf<F> {
 impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Call<'r, B, S, L, M, I> {
     #[inline]
     pub(super) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
-        Call { region, expiry: Some(region.shared.expiry), ttl: region.shared.ttl, rule: StoreAll }
+        Call { region, max_age: Some(region.shared.max_age), ttl: region.shared.ttl, rule: StoreAll }
     }
 }
 
 impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S, L, M, I, F> {
     /// See [`Region::with_expiry`].
     pub fn with_expiry(mut self, expiry: impl Into<Expiry>) -> Self {
-        self.expiry = Some(expiry.into());
+        self.max_age = Some(MaxAge::from(expiry.into()));
         self
     }
 
     /// See [`Region::ignoring_expiry`].
     pub fn ignoring_expiry(mut self) -> Self {
-        self.expiry = None;
+        self.max_age = None;
         self
     }
 
@@ -99,7 +99,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
 
     /// See [`Region::store_if`].
     pub fn store_if<V, G: Fn(&V) -> bool>(self, rule: G) -> Call<'r, B, S, L, M, I, StoreIf<G>> {
-        Call { region: self.region, expiry: self.expiry, ttl: self.ttl, rule: StoreIf(rule) }
+        Call { region: self.region, max_age: self.max_age, ttl: self.ttl, rule: StoreIf(rule) }
     }
 
     /// See [`Region::get`].
@@ -114,7 +114,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         let region = self.shared();
         self.with_key(&key, |key| {
             let entry = self.read(key)?;
-            Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.expiry, &Now::of(&region.clock))))
+            Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.max_age, &Now::of(&region.clock))))
         })
     }
 
@@ -129,7 +129,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         let region = self.shared();
         let now = Now::of(&region.clock);
         let entry = self.with_key(&key, |key| self.read(key))?;
-        let understood = entry.and_then(|entry| region.understand(Slice::from(&entry), self.expiry, &now));
+        let understood = entry.and_then(|entry| region.understand(Slice::from(&entry), self.max_age, &now));
         let fresh = understood.filter(|understood| understood.freshness == Freshness::Fresh);
         Ok(fresh.map(|Understood { value, meta, .. }| Entry {
             value,
@@ -153,7 +153,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         let mut found = Found::new();
         region.backend.get_many(&keys, &mut found)?;
         let now = Now::of(&region.clock);
-        Ok(found.iter().map(|entry| entry.and_then(|entry| region.fresh(entry, self.expiry, &now))).collect())
+        Ok(found.iter().map(|entry| entry.and_then(|entry| region.fresh(entry, self.max_age, &now))).collect())
     }
 
     /// See [`Region::set`].
@@ -218,10 +218,14 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         let region = self.shared();
         self.with_key(&key, |key| {
             let first = match self.read(key) {
-                Ok(Some(entry)) => match region.understand(Slice::from(&entry), self.expiry, &Now::of(&region.clock)) {
-                    Some(Understood { value, freshness: Freshness::Fresh, .. }) => return Ok(value),
-                    other => Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness })),
-                },
+                Ok(Some(entry)) => {
+                    match region.understand(Slice::from(&entry), self.max_age, &Now::of(&region.clock)) {
+                        Some(Understood { value, freshness: Freshness::Fresh, .. }) => return Ok(value),
+                        other => {
+                            Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness }))
+                        }
+                    }
+                }
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
@@ -310,15 +314,24 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
 
     #[inline]
     fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
-        let (mut scratch, mut room) = (Scratch::new(), KeyBuf::new());
-        then(self.shared().map.map(key.as_key(&mut scratch), &mut room))
+        let map = &self.shared().map;
+        match key.as_borrowed_key() {
+            Some(key) if map.keeps(key) => then(key),
+            _ => {
+                let (mut scratch, mut room) = (Scratch::new(), KeyBuf::new());
+                then(map.map(key.as_key(&mut scratch), &mut room))
+            }
+        }
     }
 
     /// The entry of a key; one of another type is none.
     #[inline]
     fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let region = self.shared();
-        region.backend.get(key).or_else(|error| region.miss_if_wrong_type(error))
+        match region.backend.get(key) {
+            Err(error) => region.miss_if_wrong_type(error),
+            found => found,
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::key::Key;
 use crate::keymap::KeyMap;
 use crate::lock::line::{self, IfBusy, Joined, Leader, Line, Waiter, Woken};
 use crate::lock::{Attempt, Lock};
-use crate::policy::{Expiry, Freshness, Invalidation};
+use crate::policy::{Freshness, Invalidation, MaxAge};
 use crate::request::Batch;
 
 /// One caller's way to the value of one key. Dropped at any point, it releases what it holds.
@@ -123,7 +123,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     pub(super) fn poll_queue<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
-        expiry: Option<Expiry>,
+        max_age: Option<MaxAge>,
         context: &Context<'_>,
         thread: Option<ThreadId>,
     ) -> Poll<()> {
@@ -144,10 +144,10 @@ impl<'r, V, G> Flight<'r, V, G> {
                         // It was created just now, so its age does not matter; but it may have been invalidated
                         // meanwhile, and this caller may have asked after that.
                         line::Shared::Made(entry) => region
-                            .reading(Some(entry), Some(Expiry::Never))
+                            .reading(Some(entry), Some(MaxAge::ANY))
                             .filter(|reading| reading.freshness != Freshness::Absent),
                         line::Shared::Found(entry) => {
-                            region.reading(Some(entry), expiry).filter(|reading| reading.freshness == Freshness::Fresh)
+                            region.reading(Some(entry), max_age).filter(|reading| reading.freshness == Freshness::Fresh)
                         }
                     };
                     let Some(reading) = reading else {
@@ -167,7 +167,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     pub(super) fn locked<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
-        expiry: Option<Expiry>,
+        max_age: Option<MaxAge>,
         attempt: Option<Attempt<G>>,
     ) {
         let Some(Attempt { guard, entry }) = attempt else {
@@ -176,7 +176,7 @@ impl<'r, V, G> Flight<'r, V, G> {
         };
         let is_ours = guard.is_some();
         self.guard = guard;
-        let freshness = self.keep(region.reading(entry, expiry));
+        let freshness = self.keep(region.reading(entry, max_age));
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 

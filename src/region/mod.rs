@@ -28,7 +28,7 @@ use crate::key::AsKey;
 use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::Line;
 use crate::lock::{LocalLock, Lock};
-use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, judge};
+use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
 use crate::slice::Slice;
 
 pub use self::builder::RegionBuilder;
@@ -70,7 +70,7 @@ struct Shared<B, S, L, M, I> {
     invalidation: I,
     line: Line,
     clock: Clock,
-    expiry: Expiry,
+    max_age: MaxAge,
     ttl: Option<Duration>,
     patience: Option<Duration>,
     fail_closed: bool,
@@ -299,14 +299,14 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
 
 impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     /// Decodes and judges an entry. One that cannot be decoded is none.
-    #[inline]
-    fn understand<V>(&self, entry: Slice<'_>, expiry: Option<Expiry>, now: &Now<'_>) -> Option<Understood<V>>
+    #[inline(always)]
+    fn understand<V>(&self, entry: Slice<'_>, max_age: Option<MaxAge>, now: &Now<'_>) -> Option<Understood<V>>
     where
         S: Codec<V>,
     {
         match self.codec.decode(entry) {
             Ok((value, meta)) => {
-                let freshness = self.freshness(meta.created, expiry, now);
+                let freshness = self.freshness(meta.created, max_age, now);
                 Some(Understood { value, meta, freshness })
             }
             Err(_) => {
@@ -318,18 +318,18 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
 
     /// What an entry that was created then is good for.
     #[inline]
-    fn freshness(&self, created: Option<Timestamp>, expiry: Option<Expiry>, now: &Now<'_>) -> Freshness {
-        expiry.map_or(Freshness::Fresh, |expiry| judge(created, expiry, now, &self.invalidation))
+    fn freshness(&self, created: Option<Timestamp>, max_age: Option<MaxAge>, now: &Now<'_>) -> Freshness {
+        max_age.map_or(Freshness::Fresh, |max_age| judge(created, max_age, now, &self.invalidation))
     }
 
     /// The value of an entry that is fresh.
-    #[inline]
-    fn fresh<V>(&self, entry: Slice<'_>, expiry: Option<Expiry>, now: &Now<'_>) -> Option<V>
+    #[inline(always)]
+    fn fresh<V>(&self, entry: Slice<'_>, max_age: Option<MaxAge>, now: &Now<'_>) -> Option<V>
     where
         S: Codec<V>,
     {
         match self.codec.decode(entry) {
-            Ok((value, meta)) if self.freshness(meta.created, expiry, now) == Freshness::Fresh => Some(value),
+            Ok((value, meta)) if self.freshness(meta.created, max_age, now) == Freshness::Fresh => Some(value),
             Ok(_) => None,
             Err(_) => {
                 self.counters.undecodable.add(1);
@@ -339,17 +339,18 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     }
 
     /// An entry with what it says, kept for those who wait for it.
-    fn reading<V>(&self, entry: Option<Bytes>, expiry: Option<Expiry>) -> Option<Reading<V>>
+    fn reading<V>(&self, entry: Option<Bytes>, max_age: Option<MaxAge>) -> Option<Reading<V>>
     where
         S: Codec<V>,
     {
         let entry = entry?;
         let Understood { value, freshness, .. } =
-            self.understand(Slice::from(&entry), expiry, &Now::of(&self.clock))?;
+            self.understand(Slice::from(&entry), max_age, &Now::of(&self.clock))?;
         Some(Reading { value, entry, freshness })
     }
 
     /// A reading of a key of another type is a miss.
+    #[cold]
     fn miss_if_wrong_type(&self, error: Error) -> Result<Option<Bytes>, Error> {
         if error.kind() != ErrorKind::WrongType {
             return Err(error);
@@ -369,7 +370,7 @@ impl<B: fmt::Debug, S, L, M, I> fmt::Debug for Region<B, S, L, M, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region")
             .field("backend", &self.shared.backend)
-            .field("expiry", &self.shared.expiry)
+            .field("max_age", &self.shared.max_age)
             .field("ttl", &self.shared.ttl)
             .field("stats", &self.shared.counters.read())
             .finish_non_exhaustive()

@@ -150,7 +150,7 @@ fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation,
             if flights[at].step() != Step::Queue {
                 continue;
             }
-            if flights[at].poll_queue(region, call.expiry, &Context::from_waker(waker_of(at)), thread).is_ready() {
+            if flights[at].poll_queue(region, call.max_age, &Context::from_waker(waker_of(at)), thread).is_ready() {
                 if !flights[at].has_ended() {
                     return;
                 }
@@ -231,7 +231,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     });
     match answered {
         Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
-            flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.expiry)))
+            flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
         }),
         Err(error) => {
             // Counted once; each flight only learns of it.
@@ -263,7 +263,7 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     // A lock that answers for too few keys is as good as none for the others.
     let mut attempts = attempts.into_iter();
     for at in locking {
-        flights[at].locked(region, call.expiry, attempts.next());
+        flights[at].locked(region, call.max_age, attempts.next());
     }
     Ok(())
 }

@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use super::config::{Address, Server};
 use crate::backend::pool::{Failed, Wire, from_now};
 use crate::engine::batch::server_error;
+use crate::engine::chunk::Chunk;
 use crate::engine::plan;
-use crate::engine::replies::{Next, Replies, Token};
+use crate::engine::replies::{Fed, Receive, Replies, Token};
 use crate::error::{Error, ErrorKind};
 
 /// What a connection is given to work with.
@@ -93,13 +94,13 @@ impl Connection {
         let mut refused = None;
         self.output.clear();
         let replies = write(&mut self.output);
-        let take = |token: Token<'_>, chunk: &Bytes| {
+        let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
             if let Token::Error(error) = token {
-                refused.get_or_insert_with(|| chunk.slice_ref(error));
+                refused.get_or_insert_with(|| chunk.keep(error));
             }
             Ok(())
         };
-        self.exchange(replies, take).map_err(|failed| failed.error)?;
+        self.exchange(replies, &mut receive).map_err(|failed| failed.error)?;
         Ok(refused.map_or(Ok(()), Err))
     }
 
@@ -123,83 +124,77 @@ impl Wire for Connection {
     }
 
     #[inline]
-    fn exchange(
-        &mut self,
-        replies: usize,
-        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
-    ) -> Result<(), Failed> {
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let mut untouched = true;
         let fail = |error: Error, untouched: bool| {
             let broke_early = untouched && error.kind() == ErrorKind::Connection;
             Failed { error, broke_early }
         };
-        self.stream.write_all(&self.output, self.response).map_err(|error| fail(error, true))?;
+        self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))?;
         self.replies.expect(replies);
-        let mut patience = None;
+        let mut patience = Patience::new();
         let mut missing = 1;
         loop {
-            // Tokens are borrowed from what is here by now, and who keeps one shares it.
-            let chunk = self
-                .input
-                .read(&mut self.stream, missing, &mut patience, self.response)
+            self.input
+                .read(&mut self.stream, missing, &mut patience, &self.response)
                 .map_err(|error| fail(error, untouched))?;
-            let mut rest = &chunk[..];
-            missing = loop {
-                match self.replies.next(&mut rest) {
-                    Ok(Next::Token(token)) => {
-                        untouched = false;
-                        take(token, &chunk).map_err(|error| fail(error, false))?;
-                    }
-                    Ok(Next::More(missing)) => break missing,
-                    Ok(Next::Done) => {
-                        self.shrink();
-                        // What was not asked for would be taken for the answer to the next request.
-                        return if rest.is_empty() { Ok(()) } else { Err(fail(surplus(rest.len()), false)) };
-                    }
-                    Err(malformed) => {
-                        let message = format!("reading the server's answer: {malformed}");
-                        return Err(fail(Error::new(ErrorKind::Protocol, message), false));
-                    }
+            let mut chunk = self.input.chunk();
+            let came = chunk.rest().len();
+            let fed = self.replies.feed(&mut chunk, receive).map_err(|error| fail(error, false))?;
+            let left = chunk.rest().len();
+            match fed {
+                Fed::Done if left == 0 => {
+                    self.input.clear();
+                    self.shrink();
+                    return Ok(());
                 }
-            };
-            self.input.put_back(rest);
+                // What was not asked for would be taken for the answer to the next request.
+                Fed::Done => return Err(fail(surplus(left), false)),
+                Fed::More(more) => {
+                    missing = more;
+                    untouched &= left == came;
+                    self.input.put_back(left);
+                }
+            }
         }
     }
 }
 
-/// What was read. It goes into a piece of memory that was written before, as safe code needs, and what came is copied
-/// from there: a reply is small, and writing zeros to where it stays would cost more than copying it.
+/// What was read. It goes into a piece of memory that was written before, as safe code needs, and what is kept of it is
+/// copied from there: entries are small, and writing zeros to where they stay would cost more than copying them.
 struct Input {
-    piece: Box<[u8]>,
-    /// What came and was not yet shared. Its memory is used again as soon as nobody holds what was shared from it.
-    came: BytesMut,
+    piece: Vec<u8>,
+    /// How much of the piece holds what came and was not yet cut into tokens.
+    filled: usize,
+    /// What did not fit the piece.
+    large: Option<Bytes>,
+    /// Where kept entries stand one behind the other. Its memory is used again as soon as nobody holds any of it.
+    arena: BytesMut,
 }
 
 impl Input {
     fn new() -> Self {
-        Input { piece: vec![0; PIECE].into(), came: BytesMut::with_capacity(PIECE) }
+        Input { piece: vec![0; PIECE], filled: 0, large: None, arena: BytesMut::with_capacity(PIECE) }
     }
 
-    /// What there is once at least `missing` more bytes have come.
-    #[inline]
+    /// Reads at least `missing` more bytes. They are in the piece then; or in memory of their own, if they are too many.
+    #[inline(always)]
     fn read(
         &mut self,
         stream: &mut Stream,
         missing: usize,
-        patience: &mut Option<Patience>,
-        response: Duration,
-    ) -> Result<Bytes, Error> {
-        let needed = self.came.len() + missing;
-        if missing <= self.piece.len() {
-            while self.came.len() < needed {
-                let read = check_read(stream.read(&mut self.piece), patience, response)?;
-                self.came.extend_from_slice(&self.piece[..read]);
+        patience: &mut Patience,
+        response: &Duration,
+    ) -> Result<(), Error> {
+        let needed = self.filled + missing;
+        if needed > self.piece.len() {
+            return self.read_large(stream, needed, patience, response);
+        }
+        loop {
+            self.filled += check_read(stream.read(&mut self.piece[self.filled..]), patience, response)?;
+            if self.filled >= needed {
+                return Ok(());
             }
-            Ok(self.came.split().freeze())
-        } else {
-            self.read_large(stream, needed, patience, response)?;
-            // Its memory is not kept for later.
-            Ok(std::mem::replace(&mut self.came, BytesMut::with_capacity(PIECE)).freeze())
         }
     }
 
@@ -209,33 +204,64 @@ impl Input {
         &mut self,
         stream: &mut Stream,
         needed: usize,
-        patience: &mut Option<Patience>,
-        response: Duration,
+        patience: &mut Patience,
+        response: &Duration,
     ) -> Result<(), Error> {
-        let mut filled = self.came.len();
+        // A long line does not say how long it is.
+        let wanted = needed.max(2 * self.filled);
+        let mut came = self.piece[..self.filled].to_vec();
+        let mut filled = self.filled;
         while filled < needed {
-            if filled == self.came.len() {
-                self.came.resize(needed.min(2 * filled.max(PIECE)), 0);
+            if filled == came.len() {
+                came.resize(wanted.min(2 * filled.max(PIECE)), 0);
             }
-            filled += check_read(stream.read(&mut self.came[filled..]), patience, response)?;
+            filled += check_read(stream.read(&mut came[filled..]), patience, response)?;
         }
+        came.truncate(filled);
+        self.large = Some(came.into());
         Ok(())
     }
 
-    /// Keeps the start of a token whose end has not come yet.
-    fn put_back(&mut self, rest: &[u8]) {
-        self.came.extend_from_slice(rest);
+    /// What was read and not yet cut.
+    #[inline]
+    fn chunk(&mut self) -> Chunk<'_> {
+        match &self.large {
+            Some(large) => Chunk::sharing(large),
+            None => Chunk::copying(&self.piece[..self.filled], &mut self.arena),
+        }
+    }
+
+    /// Of what was read, only the last `left` bytes are still to be cut: a token whose end has not come yet.
+    #[cold]
+    fn put_back(&mut self, left: usize) {
+        match self.large.take() {
+            None => self.piece.copy_within(self.filled - left..self.filled, 0),
+            Some(large) => {
+                // No more than a line has.
+                self.piece.resize(self.piece.len().max(left), 0);
+                self.piece[..left].copy_from_slice(&large[large.len() - left..]);
+            }
+        }
+        self.filled = left;
+    }
+
+    /// All of what was read has been cut.
+    #[inline]
+    fn clear(&mut self) {
+        self.filled = 0;
+        if self.large.is_some() {
+            self.large = None;
+        }
     }
 }
 
 /// How much was read, if anything was and it is not too late.
 #[inline]
-fn check_read(read: io::Result<usize>, patience: &mut Option<Patience>, response: Duration) -> Result<usize, Error> {
+fn check_read(read: io::Result<usize>, patience: &mut Patience, response: &Duration) -> Result<usize, Error> {
     match read {
         Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
         Ok(read) => {
-            Patience::check_some(patience, read, response)
-                .map_err(|error| error.during("waiting for the server's answer"))?;
+            patience.check(read, response).map_err(|error| error.during("waiting for the server's answer"))?;
             Ok(read)
         }
         Err(error) => Err(io_error(&error, "waiting for the server's answer")),
@@ -246,31 +272,36 @@ fn check_read(read: io::Result<usize>, patience: &mut Option<Patience>, response
 struct Patience {
     /// Told from the second piece on.
     until: Option<Instant>,
+    /// Nothing before the first piece.
     moved: u64,
 }
 
 impl Patience {
-    /// Begins with the first piece, which is bounded by the socket's own timeout; most need no second one, and so no
-    /// clock.
     #[inline]
-    fn check_some(patience: &mut Option<Self>, moved: usize, response: Duration) -> Result<(), Error> {
-        match patience {
-            None => {
-                *patience = Some(Patience { until: None, moved: moved as u64 });
-                Ok(())
-            }
-            Some(patience) => patience.check(moved, response),
-        }
+    fn new() -> Self {
+        Patience { until: None, moved: 0 }
     }
 
-    fn check(&mut self, moved: usize, response: Duration) -> Result<(), Error> {
+    /// Looks at the clock from the second piece on: the first is bounded by the socket's own timeout, and most requests
+    /// and replies need no second one.
+    #[inline]
+    fn check(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
+        if self.moved == 0 {
+            self.moved = moved as u64;
+            return Ok(());
+        }
+        self.check_clock(moved, response)
+    }
+
+    #[cold]
+    fn check_clock(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
         let now = Instant::now();
         self.moved += moved as u64;
         if self.moved >= PROGRESS {
-            self.moved = 0;
+            self.moved = 1;
             self.until = None;
         }
-        if now > *self.until.get_or_insert_with(|| from_now(response)) {
+        if now > *self.until.get_or_insert_with(|| from_now(*response)) {
             return Err(Error::new(ErrorKind::Timeout, format!("it took more than {response:?}")));
         }
         Ok(())
@@ -329,8 +360,8 @@ impl Stream {
         }
     }
 
-    #[inline]
-    fn write_all(&mut self, mut bytes: &[u8], response: Duration) -> Result<(), Error> {
+    #[inline(always)]
+    fn write_all(&mut self, mut bytes: &[u8], response: &Duration) -> Result<(), Error> {
         let mut patience = None;
         loop {
             let written = match self {
@@ -342,8 +373,8 @@ impl Stream {
                 Ok(written) if written == bytes.len() => return Ok(()),
                 Ok(written) => {
                     bytes = &bytes[written..];
-                    Patience::check_some(&mut patience, written, response)
-                        .map_err(|error| error.during("sending the request"))?;
+                    let patience = patience.get_or_insert_with(Patience::new);
+                    patience.check(written, response).map_err(|error| error.during("sending the request"))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_error(&error, "sending the request")),

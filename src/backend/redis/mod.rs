@@ -7,14 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use self::config::Server;
 use self::connection::{Connection, Limits};
 use super::pool::Pool;
 use super::{Access, Exchange};
+use crate::engine::chunk::Chunk;
 use crate::engine::plan;
-use crate::engine::replies::Token;
+use crate::engine::replies::{Receive, Token};
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
@@ -95,7 +94,7 @@ impl Redis {
     pub fn ping(&self) -> Result<(), Error> {
         for access in [Access::Write, Access::Read] {
             let mut answer = Ok(());
-            self.exchange(access, plan::ping, |token, _| {
+            self.exchange(access, plan::ping, &mut |token: Token<'_>, _: &mut Chunk<'_>| {
                 if let Token::Error(error) = token {
                     answer = Err(crate::engine::batch::server_error(error));
                 }
@@ -113,13 +112,13 @@ impl Exchange for Redis {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+        receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let node = match (access, &self.0.reader) {
             (Access::Read, Some(reader)) => reader,
             _ => &self.0.writer,
         };
-        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, take)
+        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, receive)
     }
 
     fn hash_expiry(&self) -> HashExpiry {

@@ -34,19 +34,26 @@ pub(in crate::codec) fn write_entry(
     }
 }
 
-/// Reads an entry whose payload, one msgpack value, is read by `payload`.
+/// Begins to read an entry: its payload, one msgpack value, comes next.
 #[inline(always)]
-pub(in crate::codec) fn read_entry<V>(
-    shape: Shape,
-    version: u64,
-    entry: Slice<'_>,
-    payload: impl FnOnce(&mut Reader<'_>) -> Result<V, CodecError>,
-) -> Result<(V, Meta), CodecError> {
+pub(in crate::codec) fn open_entry(shape: Shape, entry: Slice<'_>) -> Result<Reader<'_>, CodecError> {
     let mut reader = Reader::new(entry);
     if shape != Shape::Bare {
         read_pair(&mut reader)?;
     }
-    let value = match payload(&mut reader) {
+    Ok(reader)
+}
+
+/// Reads what comes after the payload. `payload` is what reading that gave.
+#[inline(always)]
+pub(in crate::codec) fn close_entry<V>(
+    shape: Shape,
+    version: u64,
+    entry: Slice<'_>,
+    reader: &mut Reader<'_>,
+    payload: Result<V, CodecError>,
+) -> Result<(V, Meta), CodecError> {
+    let value = match payload {
         Ok(value) => value,
         Err(error) if shape == Shape::Full => return Err(blame_version(version, entry, error)),
         Err(error) => return Err(error),
@@ -60,7 +67,7 @@ pub(in crate::codec) fn read_entry<V>(
             };
             Meta::created(Timestamp::from_secs(seconds))
         }
-        Shape::Full => read_full(version, &mut reader)?,
+        Shape::Full => read_full(version, reader)?,
     };
     reader.finish()?;
     Ok((value, meta))

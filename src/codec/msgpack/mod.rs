@@ -8,7 +8,7 @@ mod values;
 use std::marker::PhantomData;
 
 #[cfg(feature = "serde")]
-pub(super) use self::entry::{read_entry, write_entry};
+pub(super) use self::entry::{close_entry, open_entry, write_entry};
 pub(super) use self::reader::Number;
 pub use self::reader::{Kind, Reader};
 pub use self::structs::{__field, __key};
@@ -77,9 +77,12 @@ impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
         entry::write_entry(E::SHAPE, self.version, created, out, |out| value.pack(out))
     }
 
-    #[inline]
+    /// Always inline: value and time then go straight to where they are judged, not through memory.
+    #[inline(always)]
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
-        entry::read_entry(E::SHAPE, self.version, entry, |reader| V::unpack(reader))
+        let mut reader = entry::open_entry(E::SHAPE, entry)?;
+        let payload = V::unpack(&mut reader);
+        entry::close_entry(E::SHAPE, self.version, entry, &mut reader, payload)
     }
 }
 

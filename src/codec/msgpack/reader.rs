@@ -160,7 +160,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the header of an array of two, in its short form, and says whether it came.
-    #[inline]
+    #[inline(always)]
     pub(in crate::codec) fn try_pair(&mut self) -> bool {
         let [0x92, rest @ ..] = self.rest else { return false };
         self.rest = rest;
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads what is left, if that is one integer of 32 bits: the seconds at the end of most entries.
-    #[inline]
+    #[inline(always)]
     pub(in crate::codec) fn read_last_u32(&mut self) -> Option<u32> {
         let [0xce, a, b, c, d] = *self.rest else { return None };
         self.rest = &[];
@@ -202,12 +202,16 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When something else comes.
-    #[inline]
+    #[inline(always)]
     pub fn read_bin(&mut self) -> Result<&'a [u8], CodecError> {
         if let [0xc4, len, rest @ ..] = self.rest {
             self.rest = rest;
             return self.take(usize::from(*len));
         }
+        self.read_long_bin()
+    }
+
+    fn read_long_bin(&mut self) -> Result<&'a [u8], CodecError> {
         let len = match self.marker()? {
             Marker::Bin8 => self.len8()?,
             Marker::Bin16 => self.len16()?,
@@ -221,7 +225,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// When something else comes.
-    #[inline]
+    #[inline(always)]
     pub fn read_bytes(&mut self) -> Result<Bytes, CodecError> {
         self.read_bin().map(|data| self.share(data))
     }
@@ -367,7 +371,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `part`, which was read from the entry, sharing its memory.
-    #[inline]
+    #[inline(always)]
     pub(in crate::codec) fn share(&self, part: &'a [u8]) -> Bytes {
         self.entry.part(part).to_bytes()
     }

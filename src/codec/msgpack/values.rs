@@ -205,7 +205,7 @@ impl Pack for Bytes {
 
 /// Shares the entry's memory.
 impl Unpack for Bytes {
-    #[inline]
+    #[inline(always)]
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         reader.read_bytes()
     }
