@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
-use bytes::Bytes;
-use dogpile::engine::replies::{Next, Replies, Token};
+use bytes::{Bytes, BytesMut};
+use dogpile::engine::chunk::Chunk;
+use dogpile::engine::replies::{Fed, Receive, Replies};
 use dogpile::{Access, Backend, Batch, Error, Exchange, Found, HashExpiry, Key, KeyBuf, Memory};
 use libfuzzer_sys::fuzz_target;
 
@@ -139,7 +140,7 @@ impl Exchange for Wire {
         &self,
         _: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-        mut take: impl FnMut(Token<'_>, &Bytes) -> Result<(), Error>,
+        receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let mut commands = Vec::new();
         let replies = write(&mut commands);
@@ -161,13 +162,18 @@ impl Exchange for Wire {
         assert_eq!(count, replies, "as many replies are announced as commands are sent");
         let mut reader = Replies::new(1 << 30);
         reader.expect(replies);
-        let chunk = Bytes::from(answers);
-        let mut rest = &chunk[..];
+        // Arrives in pieces; what is kept of them must not change when their memory is used again.
+        let (mut piece, mut arena) = (Vec::new(), BytesMut::with_capacity(64));
+        let mut answers = answers.chunks(1 + answers.len() / 3);
         loop {
-            match reader.next(&mut rest).expect("is RESP") {
-                Next::Token(token) => take(token, &chunk)?,
-                Next::Done => return Ok(()),
-                Next::More(_) => panic!("all replies are there"),
+            piece.extend_from_slice(answers.next().expect("not more than there is"));
+            let mut chunk = Chunk::copying(&piece, &mut arena);
+            let fed = reader.feed(&mut chunk, receive)?;
+            let left = chunk.rest().len();
+            piece.drain(..piece.len() - left);
+            if fed == Fed::Done {
+                assert_eq!((left, answers.len()), (0, 0));
+                return Ok(());
             }
         }
     }
