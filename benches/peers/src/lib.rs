@@ -1,9 +1,17 @@
 //! The work that dogpile and its peers are measured by.
 
+pub mod meter;
+pub mod report;
+pub mod subjects;
+
+#[allow(dead_code)]
+#[path = "../../../tests/it/support.rs"]
+mod support;
+
 use serde::{Deserialize, Serialize};
 
 /// A value as services cache it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, hitbox_fn::CacheableResponse)]
 pub struct Profile {
     pub id: u64,
     pub name: String,
@@ -28,9 +36,35 @@ impl Profile {
 }
 
 /// The server that measurements run against.
+pub struct Target {
+    url: String,
+    /// Stopped when this is dropped.
+    _ours: Option<support::Server>,
+}
+
+impl Target {
+    /// The server of `REDIS_URL`, or one of our own.
+    #[must_use]
+    pub fn find() -> Self {
+        match std::env::var("REDIS_URL") {
+            Ok(url) => Target { url, _ours: None },
+            Err(_) => {
+                let ours = support::Server::start();
+                Target { url: ours.url(), _ours: Some(ours) }
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+/// The server of `REDIS_URL`.
 ///
 /// # Panics
-/// When `REDIS_URL` is not set.
+/// When that is not set.
 #[must_use]
 pub fn redis_url() -> String {
     std::env::var("REDIS_URL").expect("REDIS_URL names the server to measure against")

@@ -1,0 +1,70 @@
+//! What an operation costs: how long it takes, the CPU time of this process, and its allocations.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use cpu_time::ProcessTime;
+
+/// Some operations in a row.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// How long each of them took.
+    pub took: Vec<Duration>,
+    /// The CPU time that they took together, of all threads of the process.
+    pub cpu: Duration,
+    /// How often they allocated together. `None` where that cannot be counted.
+    pub allocations: Option<u64>,
+}
+
+impl Sample {
+    /// Does something so many times and measures it.
+    pub fn of(times: u32, mut operation: impl FnMut()) -> Sample {
+        let mut took = Vec::with_capacity(times as usize);
+        let (cpu, allocations) = (ProcessTime::now(), ALLOCATIONS.load(Ordering::Relaxed));
+        for _ in 0..times {
+            let start = Instant::now();
+            operation();
+            took.push(start.elapsed());
+        }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations) }
+    }
+
+    /// The same for an asynchronous operation.
+    pub async fn of_async(times: u32, mut operation: impl AsyncFnMut()) -> Sample {
+        let mut took = Vec::with_capacity(times as usize);
+        let (cpu, allocations) = (ProcessTime::now(), ALLOCATIONS.load(Ordering::Relaxed));
+        for _ in 0..times {
+            let start = Instant::now();
+            operation().await;
+            took.push(start.elapsed());
+        }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations) }
+    }
+}
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The system's allocator, counting. A program that measures makes it its global one.
+pub struct Counting;
+
+// SAFETY: all requests go to the system's allocator as they are.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        unsafe { System.realloc(old, layout, size) }
+    }
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(old, layout) }
+    }
+}

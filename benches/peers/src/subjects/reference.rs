@@ -1,0 +1,106 @@
+//! The reference in Python, in a process and an environment of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Subject, Work};
+use crate::meter::Sample;
+
+/// The reference, if Python is found and its packages can be installed.
+pub(super) fn subject(url: &str) -> Option<Box<dyn Subject>> {
+    match Reference::start(url) {
+        Ok(reference) => Some(Box::new(reference)),
+        Err(why) => {
+            eprintln!("without the reference in Python: {why}");
+            None
+        }
+    }
+}
+
+struct Reference {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+/// What its script answers with. Times are in nanoseconds.
+#[derive(Deserialize)]
+struct Answer {
+    took: Vec<u64>,
+    cpu: u64,
+}
+
+impl Reference {
+    fn start(url: &str) -> Result<Self, String> {
+        let python = environment()?;
+        let mut child = Command::new(python)
+            .args(["-c", include_str!("reference.py"), url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        let (to, from) = (child.stdin.take().expect("is piped"), child.stdout.take().expect("is piped"));
+        let mut reference = Reference { child, to, from: BufReader::new(from) };
+        reference.ask("get_hit", 1).ok_or("its script does not work here")?;
+        Ok(reference)
+    }
+
+    fn ask(&mut self, work: &str, times: u32) -> Option<Answer> {
+        writeln!(self.to, "{work} {times}").and_then(|()| self.to.flush()).ok()?;
+        let mut line = String::new();
+        self.from.read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
+}
+
+impl Subject for Reference {
+    fn name(&self) -> &'static str {
+        "python"
+    }
+
+    fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
+        let answer = self.ask(work.name(), times)?;
+        let took = answer.took.into_iter().map(Duration::from_nanos).collect();
+        Some(Sample { took, cpu: Duration::from_nanos(answer.cpu), allocations: None })
+    }
+}
+
+impl Drop for Reference {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The Python of a virtual environment that has the reference, made where it is not there yet.
+fn environment() -> Result<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python");
+    let python = root.join("bin/python");
+    let has_it = |python: &Path| {
+        let mut import = Command::new(python);
+        import.args(["-c", "import dogpile_backend_redis_advanced, msgpack"]).stderr(Stdio::null());
+        import.status().is_ok_and(|status| status.success())
+    };
+    if has_it(&python) {
+        return Ok(python);
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(&root))?;
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args([
+        "dogpile.cache==1.5.0",
+        "dogpile_backend_redis_advanced==0.5.0",
+        "msgpack",
+    ]))?;
+    if has_it(&python) { Ok(python) } else { Err("its packages cannot be imported".into()) }
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let ran = command.stdout(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+    if ran.status.success() {
+        return Ok(());
+    }
+    Err(format!("{command:?}: {}", String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default()))
+}
