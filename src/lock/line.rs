@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::ThreadId;
@@ -17,6 +18,8 @@ use crate::key::{Key, KeyBuf};
 pub(crate) struct Line {
     shards: Box<[Mutex<Places>]>,
     hasher: ahash::RandomState,
+    /// How many lines have ended.
+    ended: AtomicU64,
 }
 
 type Places = HashMap<KeyBuf, Arc<Mutex<Place>>, ahash::RandomState>;
@@ -69,7 +72,18 @@ pub(crate) enum IfBusy {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Line { shards: (0..64).map(|_| Mutex::default()).collect(), hasher: ahash::RandomState::new() }
+        Line {
+            shards: (0..64).map(|_| Mutex::default()).collect(),
+            hasher: ahash::RandomState::new(),
+            ended: AtomicU64::new(0),
+        }
+    }
+
+    /// How many lines have ended. If a caller that begins to lead finds the same number as before its last reading, nobody
+    /// in this process created what it did not find.
+    #[inline]
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
@@ -143,6 +157,8 @@ fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
     state.leader = None;
     state.elected = None;
     if state.shared.is_some() || state.waiting.is_empty() {
+        // Under the lock that the next one to lead takes, and so seen by it.
+        line.ended.fetch_add(1, Ordering::Release);
         places.remove(key);
         state.ended = true;
         // Those who refused what was shared.

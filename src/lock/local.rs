@@ -14,6 +14,8 @@ pub struct LocalLock;
 impl<B: Backend> Lock<B> for LocalLock {
     type Guard = ();
 
+    const ONLY_THIS_REGION: bool = true;
+
     fn try_lock(&self, _: &B, _: Key<'_>) -> Result<Option<()>, Error> {
         Ok(Some(()))
     }

@@ -60,6 +60,11 @@ pub trait Lock<B: Backend>: Send + Sync {
     /// Holds the lock until it is dropped.
     type Guard: Send;
 
+    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a lock
+    /// need not read again when it knows from the line that nobody created since it read: a miss has two round trips
+    /// then, and not three. `false`, the default, is never wrong.
+    const ONLY_THIS_REGION: bool = false;
+
     /// Takes the lock on `key` if nobody has it. Does not wait.
     ///
     /// # Errors

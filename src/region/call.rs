@@ -217,6 +217,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let region = self.shared();
         self.with_key(&key, |key| {
+            let ended = region.line.ended();
             let first = match self.read(key) {
                 Ok(Some(entry)) => {
                     match region.understand(Slice::from(&entry), self.max_age, &Now::of(&region.clock)) {
@@ -229,7 +230,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
-            self.create_one(key, first, create)
+            self.create_one(key, ended, first, create)
         })
     }
 
@@ -237,6 +238,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     fn create_one<V, E>(
         &self,
         key: Key<'_>,
+        ended: u64,
         first: Result<Option<Reading<V>>, Error>,
         create: impl FnOnce() -> Result<V, E>,
     ) -> Result<V, GetError<E>>
@@ -245,7 +247,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         F: StoreRule<V>,
     {
         let mut flight = Flight::new();
-        flight.read(self.shared(), first)?;
+        flight.read(self.shared(), ended, first)?;
         let mut flights = [flight];
         let mut create = Some(create);
         sync::drive(self, &[key], &mut flights, |_| {

@@ -32,6 +32,8 @@ pub(super) struct Flight<'r, V, G> {
     // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
     guard: Option<G>,
     place: Option<Place<'r>>,
+    /// How many lines had ended before the last reading. `None` when that does not say whether somebody created since.
+    read_after: Option<u64>,
     /// How often the holder of the lock in another process was waited for.
     pub(super) rounds: u32,
 }
@@ -44,7 +46,15 @@ enum Place<'r> {
 
 impl<'r, V, G> Flight<'r, V, G> {
     pub(super) fn new() -> Self {
-        Flight { machine: Dogpile::new(), found: None, made: None, guard: None, place: None, rounds: 0 }
+        Flight {
+            machine: Dogpile::new(),
+            found: None,
+            made: None,
+            guard: None,
+            place: None,
+            read_after: None,
+            rounds: 0,
+        }
     }
 
     /// What the driver does next.
@@ -52,12 +62,14 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.step()
     }
 
-    /// Takes what reading the entry came to.
+    /// Takes what reading the entry came to; `ended` lines had ended before that.
     pub(super) fn read<B: Backend, S, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
+        ended: u64,
         read: Result<Option<Reading<V>>, Error>,
     ) -> Result<(), Error> {
+        self.read_after = Some(ended);
         match read {
             Ok(found) => {
                 let freshness = self.keep(found);
@@ -93,7 +105,11 @@ impl<'r, V, G> Flight<'r, V, G> {
         }
         match line.join(key, IfBusy::Wait, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
-            Some(Joined::Waits(waiter)) => self.place = Some(Place::Waits(waiter)),
+            Some(Joined::Waits(waiter)) => {
+                // Whoever leads now may store without ending the line.
+                self.read_after = None;
+                self.place = Some(Place::Waits(waiter));
+            }
             Some(Joined::Recursion) | None => {
                 let message = format!("creating {key}: its creator asks for the value that it is to create");
                 return Err(Error::new(ErrorKind::Creator, message));
@@ -177,6 +193,19 @@ impl<'r, V, G> Flight<'r, V, G> {
         let is_ours = guard.is_some();
         self.guard = guard;
         let freshness = self.keep(region.reading(entry, max_age));
+        self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
+    }
+
+    /// Whether nobody in this process can have created what was not found, though this caller leads only since then.
+    pub(super) fn knows_entry(&self, line: &Line) -> bool {
+        self.read_after == Some(line.ended())
+    }
+
+    /// Takes the lock, where the entry is known to be as it was read.
+    pub(super) fn locked_as_read(&mut self, guard: Option<G>) {
+        let is_ours = guard.is_some();
+        self.guard = guard;
+        let freshness = self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness);
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 

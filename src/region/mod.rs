@@ -182,8 +182,9 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// `create`. While a value is stale the others get it as it is; while there is none they wait for the new one. If
     /// `create` fails or panics, the lock is released and the next caller's `create` runs.
     ///
-    /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. When the backend
-    /// is out of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value
+    /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. With a lock that
+    /// no other process knows (the default) it is two, unless others create at the same time. When the backend is out of
+    /// reach, `create` runs all the same, once per key at a time in this region and its clones, and its value
     /// is returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
     /// cannot be shared, so those who wait create theirs one after the other.
     ///

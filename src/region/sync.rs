@@ -222,6 +222,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         return Ok(());
     }
     let mut found = Found::new();
+    let ended = region.line.ended();
     let answered = region.backend.get_many(&of(keys, &reading), &mut found).and_then(|()| {
         if found.len() == reading.len() {
             return Ok(());
@@ -231,7 +232,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     });
     match answered {
         Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
-            flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
+            flights[at].read(region, ended, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
         }),
         Err(error) => {
             // Counted once; each flight only learns of it.
@@ -249,7 +250,10 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     flights: &mut [Flight<'_, V, L::Guard>],
 ) -> Result<(), Error> {
     let region = call.shared();
-    let locking = which(flights, Step::TryLock);
+    let mut locking = which(flights, Step::TryLock);
+    if L::ONLY_THIS_REGION {
+        lock_as_read(region, keys, flights, &mut locking)?;
+    }
     if locking.is_empty() {
         return Ok(());
     }
@@ -266,6 +270,31 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         flights[at].locked(region, call.max_age, attempts.next());
     }
     Ok(())
+}
+
+/// Locks without another reading where nobody can have created since the last one, and leaves the others in `locking`.
+fn lock_as_read<B: Backend, S, L: Lock<B>, M, I: Invalidation, V>(
+    region: &Shared<B, S, L, M, I>,
+    keys: &[Key<'_>],
+    flights: &mut [Flight<'_, V, L::Guard>],
+    locking: &mut SmallVec<[usize; 4]>,
+) -> Result<(), Error> {
+    let mut failed = Ok(());
+    locking.retain(|&mut at| {
+        if !flights[at].knows_entry(&region.line) {
+            return true;
+        }
+        match region.lock.try_lock(&region.backend, keys[at]) {
+            Ok(guard) => flights[at].locked_as_read(guard),
+            Err(error) => {
+                let tolerated = region.tolerate(error, &region.counters.failed_locks);
+                failed = std::mem::replace(&mut failed, Ok(())).and(tolerated);
+                flights[at].unreachable();
+            }
+        }
+        false
+    });
+    failed
 }
 
 /// Creates what is to be created, in one call; the batch is what is to be stored of it.

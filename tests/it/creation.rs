@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
@@ -663,4 +663,53 @@ fn a_backend_that_is_down_does_not_stop_creation_and_one_still_creates() {
     assert!(matches!(error, GetError::Cache(error) if error.kind() == ErrorKind::Connection));
     assert!(closed.get_or_create_many(&["k"], |_| -> Result<Vec<u64>, Infallible> { panic!("fails closed") }).is_err());
     eventually("the line is empty", || !closed.is_locked("k").unwrap());
+}
+
+/// Does something between the reading of an entry and its return, once.
+struct Between<F> {
+    inner: Memory,
+    then: Mutex<Option<F>>,
+}
+
+impl<F: FnOnce() + Send> Backend for Between<F> {
+    fn get(&self, key: Key<'_>) -> Result<Option<bytes::Bytes>, dogpile::Error> {
+        let found = self.inner.get(key);
+        let then = self.then.lock().unwrap().take();
+        then.into_iter().for_each(|then| then());
+        found
+    }
+    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
+        let read = self.inner.get_many(keys, found);
+        let then = self.then.lock().unwrap().take();
+        then.into_iter().for_each(|then| then());
+        read
+    }
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), dogpile::Error> {
+        self.inner.set(key, entry, ttl)
+    }
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), dogpile::Error> {
+        self.inner.set_many(batch, ttl)
+    }
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), dogpile::Error> {
+        self.inner.delete_many(keys)
+    }
+}
+
+#[test]
+fn who_leads_after_another_created_does_not_create_again() {
+    type Then = Box<dyn FnOnce() + Send>;
+    for many in [false, true] {
+        let backend = Between { inner: Memory::new(1 << 20), then: Mutex::<Option<Then>>::new(None) };
+        let region = Region::builder(backend).build().unwrap();
+        let other = region.clone();
+        let create_first = move || assert_eq!(other.get_or_create("k", || fine(1_u64)).unwrap(), 1);
+        *region.backend().then.lock().unwrap() = Some(Box::new(create_first));
+        let value = if many {
+            region.get_or_create_many(&["k"], |_| fine(vec![2_u64])).unwrap()[0]
+        } else {
+            region.get_or_create("k", || fine(2_u64)).unwrap()
+        };
+        assert_eq!(value, 1, "it had missed the entry before the other one created it");
+        assert_eq!(region.stats().created, 1);
+    }
 }
