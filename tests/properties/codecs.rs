@@ -488,6 +488,21 @@ fn raw_comes_back() {
 }
 
 #[test]
+fn raw_tells_types_apart() {
+    fn is_other<V: RawValue>(entry: &Bytes) -> bool {
+        Codec::<V>::decode(&Raw, Slice::from(entry)).is_err()
+    }
+    check((octets(300), any::<i64>()), |(data, int)| {
+        let (mut as_data, mut as_int) = (Vec::new(), Vec::new());
+        Raw.encode(&data, Timestamp::EPOCH, &mut as_data).unwrap();
+        Raw.encode(&int, Timestamp::EPOCH, &mut as_int).unwrap();
+        let (as_data, as_int) = (Bytes::from(as_data), Bytes::from(as_int));
+        assert!(is_other::<String>(&as_data) && is_other::<ByteString>(&as_data) && is_other::<i64>(&as_data));
+        assert!(is_other::<String>(&as_int) && is_other::<ByteString>(&as_int) && is_other::<Bytes>(&as_int));
+    });
+}
+
+#[test]
 fn any_bytes_are_a_value_or_an_error() {
     fn decode<V>(codec: &impl Codec<V>, entry: &Bytes) {
         drop(codec.decode(Slice::from(entry)));
