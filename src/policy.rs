@@ -152,14 +152,16 @@ pub(crate) fn judge(
     if now.wrapping_sub(created) < max_age.0 {
         return Freshness::Fresh;
     }
-    judge_border(created, max_age, now)
+    judge_border(created, max_age, now, invalidation)
 }
 
 /// The same for what looks old, or lies ahead.
 #[cold]
-fn judge_border(created: u64, max_age: MaxAge, now: u64) -> Freshness {
+fn judge_border(created: u64, max_age: MaxAge, now: u64, invalidation: &impl Invalidation) -> Freshness {
     if created > now {
-        return if created - now > SKEW { Freshness::Stale } else { Freshness::Fresh };
+        // Invalidations that follow each other quickly move our own stamps ahead, by any number of seconds.
+        let latest = invalidation.stamp(Timestamp::from_micros(now)).as_micros().max(now);
+        return if created.saturating_sub(latest) > SKEW { Freshness::Stale } else { Freshness::Fresh };
     }
     // A whole second stands for any moment in it: an entry must not be old before it is.
     let at_latest = if created.is_multiple_of(1_000_000) { created.saturating_add(999_999) } else { created };

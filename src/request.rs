@@ -66,6 +66,12 @@ impl Batch {
         Self::default()
     }
 
+    /// An empty batch with room for so many entries; their bytes take theirs as they come.
+    #[must_use]
+    pub fn with_capacity(entries: usize) -> Self {
+        Batch { bytes: Vec::new(), places: Vec::with_capacity(entries) }
+    }
+
     /// Adds what `write` appends to the buffer as the entry of `key`.
     pub fn push(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let written: Result<(), std::convert::Infallible> = self.try_push(key, |out| {

@@ -144,17 +144,19 @@ impl Memory {
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
         // An entry that gets no larger is replaced in place; a larger one goes through the door, where others make room.
-        let replaced = self.cache.entry(&key, None, |_, stored| {
+        let replace = |_: &KeyBuf, stored: &mut Stored| {
             let fits = entry.len() <= stored.entry.len();
             if fits {
                 let old = std::mem::take(&mut stored.entry);
                 *stored = Stored { entry: copy_into(old, entry), expires };
             }
             EntryAction::Retain(fits)
-        });
-        if !matches!(replaced, EntryResult::Retained(true)) {
-            // A place that was kept for it is given up: what is put there may be evicted before anything else.
-            drop(replaced);
+        };
+        // Where there is none, `entry` would keep a place for it, which allocates; and what is put in such a place may be
+        // evicted before anything else, so it is given up.
+        let replaced = self.cache.contains_key(&Lookup(key.as_key()))
+            && matches!(self.cache.entry(&key, None, replace), EntryResult::Retained(true));
+        if !replaced {
             self.cache.insert(key, Stored { entry: copy_into(Bytes::new(), entry), expires });
         }
         Ok(())
@@ -166,7 +168,12 @@ fn copy_into(old: Bytes, entry: &[u8]) -> Bytes {
     let mut room = match old.try_into_mut() {
         // Memory much larger than the entry would weigh more than was accounted for.
         Ok(old) if old.capacity() >= entry.len() && old.capacity() <= 2 * entry.len() + 16 => old,
-        _ => BytesMut::with_capacity(entry.len()),
+        _ => {
+            let mut room = BytesMut::with_capacity(entry.len());
+            // Shared from the beginning; otherwise the first hit would allocate the count of its owners.
+            drop(room.split_off(room.capacity()));
+            room
+        }
     };
     room.clear();
     room.extend_from_slice(entry);

@@ -195,7 +195,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let region = self.shared();
         let now = region.invalidation.stamp(region.clock.now());
-        let mut batch = Batch::new();
+        let mut batch = Batch::with_capacity(entries.size_hint().0);
         for (key, value) in entries {
             self.with_key(key, |key| {
                 let pushed = batch.try_push(key, |out| region.codec.encode(value, now, out));

@@ -313,8 +313,8 @@ where
     F: StoreRule<V>,
 {
     let region = call.shared();
-    let mut batch = Batch::new();
     let missing = which(flights, Step::Create);
+    let mut batch = Batch::with_capacity(missing.len());
     if missing.is_empty() {
         return Ok(batch);
     }
