@@ -163,13 +163,19 @@ pub trait Unpack: Sized {
     }
 }
 
+// Short forms first, here and below: they are the most frequent, and the compiler does not see through rmp's markers.
+
 /// Appends the header of an array; its `len` items come after.
 ///
 /// # Errors
 /// When there are more than `u32::MAX` items.
 #[inline]
 pub fn pack_array_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    written(rmp::encode::write_array_len(out, length(len)?))
+    match u8::try_from(len) {
+        Ok(len @ 0..16) => out.push(0x90 | len),
+        _ => written(rmp::encode::write_array_len(out, length(len)?))?,
+    }
+    Ok(())
 }
 
 /// Appends the header of a map; its `len` keys, each with its value, come after.
@@ -178,7 +184,11 @@ pub fn pack_array_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError
 /// When there are more than `u32::MAX` keys.
 #[inline]
 pub fn pack_map_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    written(rmp::encode::write_map_len(out, length(len)?))
+    match u8::try_from(len) {
+        Ok(len @ 0..16) => out.push(0x80 | len),
+        _ => written(rmp::encode::write_map_len(out, length(len)?))?,
+    }
+    Ok(())
 }
 
 /// Appends a text.
@@ -187,7 +197,10 @@ pub fn pack_map_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> 
 /// When it is longer than `u32::MAX` bytes.
 #[inline]
 pub fn pack_str(text: &str, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    written(rmp::encode::write_str_len(out, length(text.len())?))?;
+    match u8::try_from(text.len()) {
+        Ok(len @ 0..32) => out.push(0xa0 | len),
+        _ => written(rmp::encode::write_str_len(out, length(text.len())?))?,
+    }
     out.extend_from_slice(text.as_bytes());
     Ok(())
 }
