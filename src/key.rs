@@ -231,6 +231,7 @@ macro_rules! parts {
 
             #[inline]
             fn as_borrowed_part(&self) -> Option<&[u8]> {
+                #[allow(unused_variables)] // by integers
                 let $part = self;
                 $borrowed
             }
@@ -258,7 +259,7 @@ macro_rules! borrowed_parts {
 
 macro_rules! integer_parts {
     ($($type:ty)+) => {
-        parts! { $(() $type, |_int, digits| digits.0.format(*_int).as_bytes(), None;)+ }
+        parts! { $(() $type, |int, digits| digits.0.format(*int).as_bytes(), None;)+ }
     };
 }
 

@@ -17,8 +17,8 @@ pub trait KeyMap: Send + Sync {
     /// The server's key for `key`, borrowed from `key` or built in `room`, whatever that held before.
     fn map<'k>(&self, key: Key<'k>, room: &'k mut KeyBuf) -> Key<'k>;
 
-    /// Whether [`map`](KeyMap::map) returns `key` as it is: many keys then need no room. `false`, the default, is never
-    /// wrong.
+    /// Whether [`map`](KeyMap::map) returns `key` as it is: it is then not called, and needs no room. `false`, the
+    /// default, is never wrong.
     #[inline]
     fn keeps(&self, key: Key<'_>) -> bool {
         let _ = key;

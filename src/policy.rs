@@ -148,8 +148,7 @@ pub(crate) fn judge(
         return valid;
     }
     let (now, created) = (now.get().as_micros(), created.as_micros());
-    // One from ahead is older than anything here.
-    if now.wrapping_sub(created) < max_age.0 {
+    if created <= now && now - created < max_age.0 {
         return Freshness::Fresh;
     }
     judge_border(created, max_age, now, invalidation)

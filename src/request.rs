@@ -248,7 +248,7 @@ impl Found {
     fn parts_of_last(&mut self) -> Parts<'_> {
         let length = self.buffers.last().map_or(0, Bytes::len);
         let length = u32::try_from(length).expect("a buffer of entries has less than 4 GiB");
-        // There are no more buffers than entries, and each of those takes memory.
+        // There is no memory for so many buffers.
         #[allow(clippy::cast_possible_truncation)]
         let buffer = (self.buffers.len() - 1) as u32;
         Parts { entries: &mut self.entries, buffer, length }

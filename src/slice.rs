@@ -49,8 +49,7 @@ impl<'a> Slice<'a> {
     /// Some of these bytes.
     ///
     /// # Panics
-    /// Not here, but when it is [kept](Slice::to_bytes) or [found](crate::Found), if `part` is not part of the same
-    /// buffer.
+    /// Not here, but when it is [kept](Slice::to_bytes), if `part` is not part of the same buffer.
     #[inline]
     #[must_use]
     pub fn part(self, part: &'a [u8]) -> Slice<'a> {

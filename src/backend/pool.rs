@@ -129,6 +129,8 @@ impl<C> Pool<C> {
         let mut taken = self.take(&connect)?;
         // What goes once only does not go to a connection that is known to be closed.
         while access == Access::Once && !taken.is_new && taken.get().is_closed() {
+            // Its place is needed for the next one.
+            drop(taken);
             taken = self.take(&connect)?;
         }
         let output = taken.get().output();

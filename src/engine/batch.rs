@@ -138,9 +138,8 @@ impl Receive for Gather<'_> {
         match token {
             token if self.left == 0 => return self.begin(token),
             Token::Bulk(entry) => {
-                let start = entry.as_ptr() as usize - chunk.start();
-                let mut parts = self.found.parts(chunk.whole());
-                parts.put(place(self.order, self.at), start..start + entry.len());
+                let part = chunk.place(entry);
+                self.found.parts(chunk.whole()).put(place(self.order, self.at), part);
             }
             Token::Nil => {}
             other => return Err(unexpected(other)),
@@ -156,13 +155,13 @@ impl Receive for Gather<'_> {
             return Ok(());
         }
         let Some(mut entry) = strings.next() else { return Ok(()) };
-        let begin = chunk.start();
+        let first = (entry.as_ptr() as usize, chunk.place(entry).start);
         let mut parts = self.found.parts(chunk.whole());
         // Counted here, so that for each nothing but its place is written.
         let end = self.at + self.left;
         let mut at = self.at;
         loop {
-            let start = entry.as_ptr() as usize - begin;
+            let start = first.1 + (entry.as_ptr() as usize - first.0);
             parts.put(place(self.order, at), start..start + entry.len());
             at += 1;
             if at == end {

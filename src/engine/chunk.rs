@@ -1,5 +1,7 @@
 //! [`Chunk`]: the piece of input that tokens are cut from, and how what they borrow from it is kept.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 /// A piece of a connection's input. Tokens borrow from it; what is to outlive it is kept by [`Chunk::keep`].
@@ -83,12 +85,15 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// The address where the chunk begins, to tell where a part of it stands.
+    /// Where `part` stands in [the whole](Chunk::whole). Means nothing when it is not part of it.
     #[inline]
-    pub(crate) fn start(&self) -> usize {
-        match &self.memory {
-            Memory::Shared(input) => input.as_ptr() as usize,
-            Memory::Lent { input, .. } => input.as_ptr() as usize,
-        }
+    #[must_use]
+    pub fn place(&self, part: &[u8]) -> Range<usize> {
+        let begin = match &self.memory {
+            Memory::Shared(input) => input.as_ptr(),
+            Memory::Lent { input, .. } => input.as_ptr(),
+        };
+        let start = (part.as_ptr() as usize).wrapping_sub(begin as usize);
+        start..start.wrapping_add(part.len())
     }
 }

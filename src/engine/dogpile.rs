@@ -19,7 +19,8 @@ pub(crate) enum Step {
     Join,
     /// Wait in the line until something happens: `Shared`, `Unusable` or `Leads`.
     Queue,
-    /// Take the lock that other processes see, and read the entry after that: `Locked`, `Taken` or `Unreachable`.
+    /// Take the lock that other processes see, and read the entry after that unless nobody can have created it since it
+    /// was read: `Locked`, `Taken` or `Unreachable`.
     TryLock,
     /// Wait for the holder of the lock in another process: `Woken`, `Unreachable`, or `Left` to do something else first.
     AwaitHolder,

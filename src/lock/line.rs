@@ -16,9 +16,15 @@ use crate::key::{Key, KeyBuf};
 
 /// All keys that somebody in this process is creating.
 pub(crate) struct Line {
-    shards: Box<[Mutex<Places>]>,
+    shards: Box<[Shard]>,
     hasher: ahash::RandomState,
-    /// How many lines have ended.
+}
+
+/// The keys whose hash ends alike.
+#[derive(Default)]
+struct Shard {
+    places: Mutex<Places>,
+    /// How many of its lines have ended.
     ended: AtomicU64,
 }
 
@@ -72,18 +78,14 @@ pub(crate) enum IfBusy {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Line {
-            shards: (0..64).map(|_| Mutex::default()).collect(),
-            hasher: ahash::RandomState::new(),
-            ended: AtomicU64::new(0),
-        }
+        Line { shards: (0..64).map(|_| Shard::default()).collect(), hasher: ahash::RandomState::new() }
     }
 
-    /// How many lines have ended. If a caller that begins to lead finds the same number as before its last reading, nobody
-    /// in this process created what it did not find.
+    /// How many lines of keys like this one have ended. If a caller that begins to lead finds the same number as before
+    /// its last reading, nobody who stood in this line stored meanwhile what it did not find.
     #[inline]
-    pub(crate) fn ended(&self) -> u64 {
-        self.ended.load(Ordering::Acquire)
+    pub(crate) fn ended(&self, key: Key<'_>) -> u64 {
+        self.shard(key).ended.load(Ordering::Acquire)
     }
 
     /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
@@ -118,10 +120,15 @@ impl Line {
         self.places(key).contains_key(&key.to_buf())
     }
 
-    fn places(&self, key: Key<'_>) -> MutexGuard<'_, Places> {
+    #[inline]
+    fn shard(&self, key: Key<'_>) -> &Shard {
         #[allow(clippy::cast_possible_truncation)] // any bits of the hash do
         let shard = self.hasher.hash_one(key) as usize % self.shards.len();
-        lock(&self.shards[shard])
+        &self.shards[shard]
+    }
+
+    fn places(&self, key: Key<'_>) -> MutexGuard<'_, Places> {
+        lock(&self.shard(key).places)
     }
 }
 
@@ -152,13 +159,14 @@ impl Drop for Leader<'_> {
 
 /// Ends the line if there is a value or nobody waits, or else elects the first waiter.
 fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
-    let mut places = line.places(key.as_key());
+    let shard = line.shard(key.as_key());
+    let mut places = lock(&shard.places);
     let mut state = lock(place);
     state.leader = None;
     state.elected = None;
     if state.shared.is_some() || state.waiting.is_empty() {
         // Under the lock that the next one to lead takes, and so seen by it.
-        line.ended.fetch_add(1, Ordering::Release);
+        shard.ended.fetch_add(1, Ordering::Release);
         places.remove(key);
         state.ended = true;
         // Those who refused what was shared.

@@ -217,7 +217,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = region.line.ended();
+            let ended = if L::ONLY_THIS_REGION { region.line.ended(key) } else { 0 };
             let first = match self.read(key) {
                 Ok(Some(entry)) => {
                     match region.understand(Slice::from(&entry), self.max_age, &Now::of(&region.clock)) {
@@ -247,7 +247,8 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         F: StoreRule<V>,
     {
         let mut flight = Flight::new();
-        flight.read(self.shared(), ended, first)?;
+        flight.reads_after(ended);
+        flight.read(self.shared(), first)?;
         let mut flights = [flight];
         let mut create = Some(create);
         sync::drive(self, &[key], &mut flights, |_| {

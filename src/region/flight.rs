@@ -32,7 +32,7 @@ pub(super) struct Flight<'r, V, G> {
     // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
     guard: Option<G>,
     place: Option<Place<'r>>,
-    /// How many lines had ended before the last reading. `None` when that does not say whether somebody created since.
+    /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether somebody created since.
     read_after: Option<u64>,
     /// How often the holder of the lock in another process was waited for.
     pub(super) rounds: u32,
@@ -62,14 +62,17 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.step()
     }
 
-    /// Takes what reading the entry came to; `ended` lines had ended before that.
+    /// The entry is about to be read, and so many lines of keys like this one have ended.
+    pub(super) fn reads_after(&mut self, ended: u64) {
+        self.read_after = Some(ended);
+    }
+
+    /// Takes what reading the entry came to.
     pub(super) fn read<B: Backend, S, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
-        ended: u64,
         read: Result<Option<Reading<V>>, Error>,
     ) -> Result<(), Error> {
-        self.read_after = Some(ended);
         match read {
             Ok(found) => {
                 let freshness = self.keep(found);
@@ -197,8 +200,8 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Whether nobody in this process can have created what was not found, though this caller leads only since then.
-    pub(super) fn knows_entry(&self, line: &Line) -> bool {
-        self.read_after == Some(line.ended())
+    pub(super) fn knows_entry(&self, line: &Line, key: Key<'_>) -> bool {
+        self.read_after == Some(line.ended(key))
     }
 
     /// Takes the lock, where the entry is known to be as it was read.

@@ -20,17 +20,20 @@ impl KeyRoom {
     /// The backend's form of each key.
     #[inline]
     pub(super) fn map_all<'k, K: AsKey>(&'k mut self, keys: &'k [K], map: &impl KeyMap) -> Keys<'k> {
-        let borrowed = |key: &'k K| key.as_borrowed_key().filter(|key| map.keeps(*key));
-        match keys {
-            [key] => borrowed(key).map(|key| Keys::from_buf([key])),
-            // Two passes: a list of known length is filled without looking at its capacity for each.
-            keys if keys.iter().all(|key| borrowed(key).is_some()) => {
-                let keys: Vec<_> = keys.iter().map(|key| borrowed(key).unwrap_or(Key::Plain(b""))).collect();
-                Some(Keys::from_vec(keys))
+        let kept = |key: &'k K| key.as_borrowed_key().filter(|key| map.keeps(*key));
+        // The first one most often tells for all.
+        match keys.first().and_then(kept) {
+            None => self.map_into_room(keys, map),
+            Some(first) if keys.len() == 1 => Keys::from_buf([first]),
+            Some(_) => {
+                let mut mapped = Vec::with_capacity(keys.len());
+                for key in keys {
+                    let Some(key) = kept(key) else { return self.map_into_room(keys, map) };
+                    mapped.push(key);
+                }
+                Keys::from_vec(mapped)
             }
-            _ => None,
         }
-        .unwrap_or_else(|| self.map_into_room(keys, map))
     }
 
     fn map_into_room<'k, K: AsKey>(&'k mut self, keys: &'k [K], map: &impl KeyMap) -> Keys<'k> {

@@ -70,6 +70,8 @@ struct Shared<B, S, L, M, I> {
     invalidation: I,
     line: Line,
     clock: Clock,
+    expiry: Expiry,
+    /// The same, as ages are compared.
     max_age: MaxAge,
     ttl: Option<Duration>,
     patience: Option<Duration>,
@@ -371,7 +373,7 @@ impl<B: fmt::Debug, S, L, M, I> fmt::Debug for Region<B, S, L, M, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region")
             .field("backend", &self.shared.backend)
-            .field("max_age", &self.shared.max_age)
+            .field("expiry", &self.shared.expiry)
             .field("ttl", &self.shared.ttl)
             .field("stats", &self.shared.counters.read())
             .finish_non_exhaustive()

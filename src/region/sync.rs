@@ -222,7 +222,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         return Ok(());
     }
     let mut found = Found::new();
-    let ended = region.line.ended();
+    reading.iter().for_each(|&at| flights[at].reads_after(region.line.ended(keys[at])));
     let answered = region.backend.get_many(&of(keys, &reading), &mut found).and_then(|()| {
         if found.len() == reading.len() {
             return Ok(());
@@ -232,7 +232,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     });
     match answered {
         Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
-            flights[at].read(region, ended, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
+            flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
         }),
         Err(error) => {
             // Counted once; each flight only learns of it.
@@ -281,7 +281,7 @@ fn lock_as_read<B: Backend, S, L: Lock<B>, M, I: Invalidation, V>(
 ) -> Result<(), Error> {
     let mut failed = Ok(());
     locking.retain(|&mut at| {
-        if !flights[at].knows_entry(&region.line) {
+        if !flights[at].knows_entry(&region.line, keys[at]) {
             return true;
         }
         match region.lock.try_lock(&region.backend, keys[at]) {

@@ -285,3 +285,46 @@ fn a_unix_socket_that_nobody_accepts_from_is_given_up() {
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     server.signal("CONT");
 }
+
+#[test]
+fn long_errors_and_pushes_do_not_get_in_the_way() {
+    let long = format!("-ERR {}\r\n", "x".repeat(40_000));
+    let url = stranger(move |stream| {
+        let mut request = [0; 4096];
+        let push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n";
+        let member = b"$1\r\n\x07\r\n";
+        let answers: [&[&[u8]]; 4] =
+            [&[b"+OK\r\n"], &[long.as_bytes()], &[push, member], &[b"*2\r\n", member, push, member]];
+        for answer in answers {
+            // In pieces, some of which arrive by themselves.
+            for piece in answer.concat().chunks(7_000) {
+                stream.write_all(piece).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let _ = stream.read(&mut request);
+        }
+    });
+    let redis = Redis::builder(&url).connections(1).build().unwrap();
+    let region = Region::builder(redis).codec(dogpile::Msgpack::<dogpile::Bare>::new()).build().unwrap();
+    let error = region.get::<u64>("k").unwrap_err();
+    assert_eq!((error.kind(), error.to_string().len() > 40_000), (ErrorKind::Server, true));
+    assert_eq!(region.get::<u64>("k").unwrap(), Some(7), "the connection is still in step");
+    assert_eq!(region.get_many::<_, u64>(&["k", "l"]).unwrap(), [Some(7), Some(7)]);
+}
+
+#[test]
+fn what_goes_once_only_does_not_wait_for_its_own_place() {
+    let server = Server::start();
+    let redis = Redis::builder(&server.url()).connections(1).build().unwrap();
+    let region = Region::builder(redis).lock(RedisLock::new().when_lost(dogpile::Discard)).build().unwrap();
+    let begun = Instant::now();
+    let create = || {
+        // The connection is idle while the creator runs, and is closed meanwhile.
+        assert!(server.ask(&["CLIENT", "KILL", "TYPE", "normal"]).starts_with(':'));
+        Ok::<_, Infallible>(1_u64)
+    };
+    assert_eq!(region.get_or_create("k", create).unwrap(), 1);
+    assert_eq!(region.stats().failed_writes, 0);
+    assert_eq!(region.get("k").unwrap(), Some(1_u64), "it was stored");
+    assert!(begun.elapsed() < Duration::from_millis(900));
+}

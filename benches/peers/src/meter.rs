@@ -9,26 +9,30 @@ use cpu_time::ProcessTime;
 /// Some operations in a row.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// How long each of them took.
+    /// How long each of them took; where several are timed together, the mean of those.
     pub took: Vec<Duration>,
     /// The CPU time that they took together, of all threads of the process.
     pub cpu: Duration,
     /// How often they allocated together. `None` where that cannot be counted.
     pub allocations: Option<u64>,
+    /// How many there were.
+    pub operations: u32,
 }
 
 impl Sample {
-    /// Does something so many times and measures it.
-    pub fn of(times: u32, mut operation: impl FnMut()) -> Sample {
+    /// Does something so many times and measures it, `group` of them together: where one takes no longer than reading
+    /// the clock, the clock would be measured.
+    pub fn of(times: u32, group: u32, mut operation: impl FnMut()) -> Sample {
         let mut took = Vec::with_capacity(times as usize);
         let (cpu, allocations) = (ProcessTime::now(), ALLOCATIONS.load(Ordering::Relaxed));
-        for _ in 0..times {
+        for _ in 0..times.div_ceil(group) {
             let start = Instant::now();
-            operation();
-            took.push(start.elapsed());
+            (0..group).for_each(|_| operation());
+            took.push(start.elapsed() / group);
         }
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations) }
+        let operations = times.div_ceil(group) * group;
+        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations), operations }
     }
 
     /// The same for an asynchronous operation.
@@ -41,7 +45,7 @@ impl Sample {
             took.push(start.elapsed());
         }
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations) }
+        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations), operations: times }
     }
 }
 

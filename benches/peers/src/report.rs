@@ -29,11 +29,11 @@ impl Row {
     #[must_use]
     pub fn of(work: &'static str, subject: &'static str, samples: &[Sample], first: &[Sample]) -> Row {
         let median = |value: &dyn Fn(&Sample) -> f64| median(samples.iter().map(value).collect());
-        let operations = |sample: &Sample| sample.took.len() as f64;
+        let operations = |sample: &Sample| f64::from(sample.operations);
         Row {
             work,
             subject,
-            ops_per_s: median(&|sample| operations(sample) / sample.took.iter().sum::<Duration>().as_secs_f64()),
+            ops_per_s: median(&|sample| sample.took.len() as f64 / sample.took.iter().sum::<Duration>().as_secs_f64()),
             p50_us: median(&|sample| percentile(sample, 50)),
             p99_us: median(&|sample| percentile(sample, 99)),
             cpu_us_per_op: median(&|sample| sample.cpu.as_secs_f64() * 1e6 / operations(sample)),
@@ -88,11 +88,11 @@ pub fn table(rows: &[Row]) -> String {
 const WIDTH: i32 = 820;
 const BAR: i32 = 18;
 const TITLE: i32 = 34;
-/// Where bars begin and end.
+/// Where the scale begins and ends.
 const LEFT: i32 = 130;
 const RIGHT: i32 = 740;
 
-/// Writes the medians as bars, on a logarithmic scale, since they go from a tenth of a microsecond to thousands.
+/// Writes the medians as points on a logarithmic scale, since they go from a tenth of a microsecond to hundreds.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -118,8 +118,10 @@ pub fn chart(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>
             let color =
                 if row.subject.starts_with("dogpile") { RGBColor(200, 80, 40) } else { RGBColor(120, 150, 190) };
             root.draw(&Text::new(row.subject, (8, y + 2), text(12)))?;
-            root.draw(&Rectangle::new([(LEFT, y + 2), (x(row.p50_us).max(LEFT + 1), y + BAR - 3)], color.filled()))?;
-            root.draw(&Text::new(format!("{:.2}", row.p50_us), (x(row.p50_us) + 6, y + 3), text(11)))?;
+            let (at, middle) = (x(row.p50_us), y + BAR / 2);
+            root.draw(&PathElement::new([(LEFT, middle), (RIGHT, middle)], RGBColor(240, 240, 240)))?;
+            root.draw(&Circle::new((at, middle), 5, color.filled()))?;
+            root.draw(&Text::new(format!("{:.2}", row.p50_us), (at + 10, y + 3), text(11)))?;
             y += BAR;
         }
     }

@@ -213,7 +213,9 @@ impl Input {
         let mut filled = self.filled;
         while filled < needed {
             if filled == came.len() {
-                came.resize(wanted.min(2 * filled.max(PIECE)), 0);
+                let room = wanted.min(2 * filled.max(PIECE));
+                came.reserve_exact(room - filled);
+                came.resize(room, 0);
             }
             filled += check_read(stream.read(&mut came[filled..]), patience, response)?;
         }
@@ -371,6 +373,7 @@ impl Stream {
             };
             match written {
                 Ok(written) if written == bytes.len() => return Ok(()),
+                Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), "sending the request")),
                 Ok(written) => {
                     bytes = &bytes[written..];
                     let patience = patience.get_or_insert_with(Patience::new);

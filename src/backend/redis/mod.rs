@@ -24,9 +24,9 @@ use crate::request::HashExpiry;
 /// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice is
 /// asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
 ///
-/// A hit makes one write and one read and allocates nothing: the entry is cut from the connection's read buffer. A
-/// value that keeps it (`Bytes`, `ByteString`, [`LazyMap`](crate::codec::LazyMap)) keeps that buffer's memory, 16 KiB
-/// or so, shared with its neighbours.
+/// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
+/// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,
+/// [`LazyMap`](crate::codec::LazyMap)) keeps 16 KiB of that memory or so, shared with its neighbours.
 ///
 /// ```no_run
 /// use std::time::Duration;

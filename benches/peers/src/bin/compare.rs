@@ -52,6 +52,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let target = Target::find();
     let mut subjects = subjects::all(target.url());
     if let Some(only) = &settings.only {
+        if let Some(unknown) = only.iter().find(|name| !subjects.iter().any(|subject| subject.name() == *name)) {
+            return Err(format!("--only {unknown}: there is no such subject, or it cannot be measured here").into());
+        }
         subjects.retain(|subject| only.iter().any(|name| name == subject.name()));
     }
     let rows = measure(&mut subjects, &settings);

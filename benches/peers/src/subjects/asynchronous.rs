@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fred::prelude::{ClientLike, Expiration, KeysInterface};
+use fred::types::MultipleKeys;
 use hitbox_fn::prelude::PolicyConfig;
 use hitbox_redis::{ConnectionMode, RedisBackend};
 use rustis::commands::{SetExpiration, StringCommands};
@@ -57,11 +58,13 @@ impl Subject for Fred {
                 value
             }
         };
+        let value = Profile::sample();
         Some(self.runtime.block_on(async {
             set(&keys.one, &Profile::sample()).await;
             for key in &keys.hundred {
                 set(key, &Profile::sample()).await;
             }
+            let hundred = MultipleKeys::from(keys.hundred.clone());
             match work {
                 Work::GetHit => {
                     Sample::of_async(times, async || {
@@ -70,10 +73,10 @@ impl Subject for Fred {
                     })
                     .await
                 }
-                Work::Set => Sample::of_async(times, async || set(&keys.one, &Profile::sample()).await).await,
+                Work::Set => Sample::of_async(times, async || set(&keys.one, &value).await).await,
                 Work::GetMany => {
                     Sample::of_async(times, async || {
-                        let entries: Vec<Option<Bytes>> = client.mget(keys.hundred.clone()).await.unwrap();
+                        let entries: Vec<Option<Bytes>> = client.mget(hundred.clone()).await.unwrap();
                         let found: Vec<_> = entries.iter().map(|entry| entry.as_deref().map(decode)).collect();
                         assert!(found.iter().all(Option::is_some));
                     })
@@ -121,6 +124,7 @@ impl Subject for Rustis {
                 value
             }
         };
+        let value = Profile::sample();
         Some(self.runtime.block_on(async {
             set(&keys.one, &Profile::sample()).await;
             for key in &keys.hundred {
@@ -134,7 +138,7 @@ impl Subject for Rustis {
                     })
                     .await
                 }
-                Work::Set => Sample::of_async(times, async || set(&keys.one, &Profile::sample()).await).await,
+                Work::Set => Sample::of_async(times, async || set(&keys.one, &value).await).await,
                 Work::GetMany => {
                     Sample::of_async(times, async || {
                         let entries: Vec<Option<BulkString>> = client.mget(&keys.hundred).await.unwrap();

@@ -17,8 +17,8 @@ pub(super) fn subjects(url: &str) -> Vec<Box<dyn Subject>> {
     let connection = redis::Client::open(url).and_then(|client| client.get_connection()).expect("the server is there");
     let cached = RedisCache::builder("cached").connection_string(url).ttl(Duration::from_secs(TTL)).build();
     vec![
-        Box::new(Dogpile::new("dogpile", Redis::open(url).expect("the URL is good"))),
-        Box::new(Dogpile::new("dogpile_driver", driver)),
+        Box::new(Dogpile::new("dogpile", Redis::open(url).expect("the URL is good"), 1)),
+        Box::new(Dogpile::new("dogpile_driver", driver, 1)),
         Box::new(ByHand { keys: Keys::of("redis"), connection }),
         Box::new(Cached { keys: Keys::of("cached"), cache: cached.expect("the server is there") }),
     ]
@@ -28,17 +28,15 @@ pub(super) fn subjects(url: &str) -> Vec<Box<dyn Subject>> {
 pub(super) struct Dogpile<B> {
     keys: Keys,
     region: Region<B>,
+    /// How many operations are timed together.
+    group: u32,
 }
 
 impl<B: Backend> Dogpile<B> {
-    pub(super) fn new(name: &'static str, backend: B) -> Self {
+    pub(super) fn new(name: &'static str, backend: B, group: u32) -> Self {
         let hour = Duration::from_secs(3600);
         let region = Region::builder(backend).expires_after(hour).ttl(Duration::from_secs(TTL)).build();
-        let (keys, region) = (Keys::of(name), region.expect("the settings are good"));
-        region.set(&keys.one, &Profile::sample()).expect("the server is there");
-        let hundred: Vec<_> = keys.hundred.iter().map(|key| (key, Profile::sample())).collect();
-        region.set_many(&hundred).expect("the server is there");
-        Dogpile { keys, region }
+        Dogpile { keys: Keys::of(name), region: region.expect("the settings are good"), group }
     }
 }
 
@@ -49,20 +47,23 @@ impl<B: Backend> Subject for Dogpile<B> {
 
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
         let (keys, region, value) = (&mut self.keys, &self.region, Profile::sample());
+        region.set(&keys.one, &value).unwrap();
+        let hundred: Vec<_> = keys.hundred.iter().map(|key| (key, Profile::sample())).collect();
+        region.set_many(&hundred).unwrap();
         Some(match work {
-            Work::GetHit => Sample::of(times, || {
+            Work::GetHit => Sample::of(times, self.group, || {
                 let found: Option<Profile> = region.get(&keys.one).unwrap();
                 assert!(found.is_some());
             }),
-            Work::Set => Sample::of(times, || region.set(&keys.one, &value).unwrap()),
-            Work::GetMany => Sample::of(times, || {
+            Work::Set => Sample::of(times, self.group, || region.set(&keys.one, &value).unwrap()),
+            Work::GetMany => Sample::of(times, self.group, || {
                 let found: Vec<Option<Profile>> = region.get_many(&keys.hundred).unwrap();
                 assert!(found.iter().all(Option::is_some));
             }),
-            Work::GetOrCreateHit => Sample::of(times, || {
+            Work::GetOrCreateHit => Sample::of(times, self.group, || {
                 let _: Profile = region.get_or_create(&keys.one, || Ok::<_, Infallible>(Profile::sample())).unwrap();
             }),
-            Work::GetOrCreateMiss => Sample::of(times, || {
+            Work::GetOrCreateMiss => Sample::of(times, self.group, || {
                 let _: Profile =
                     region.get_or_create(keys.unused(), || Ok::<_, Infallible>(Profile::sample())).unwrap();
             }),
@@ -83,7 +84,8 @@ impl Subject for ByHand {
 
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
         let (keys, connection) = (&mut self.keys, &mut self.connection);
-        let entry = super::encode(&Profile::sample());
+        let value = Profile::sample();
+        let entry = super::encode(&value);
         connection.set_ex::<_, _, ()>(&keys.one, &entry, TTL).unwrap();
         for key in &keys.hundred {
             connection.set_ex::<_, _, ()>(key, &entry, TTL).unwrap();
@@ -97,23 +99,23 @@ impl Subject for ByHand {
             }
         };
         Some(match work {
-            Work::GetHit => Sample::of(times, || {
+            Work::GetHit => Sample::of(times, 1, || {
                 let entry: Option<Vec<u8>> = connection.get(&keys.one).unwrap();
                 super::decode(&entry.unwrap());
             }),
-            Work::Set => Sample::of(times, || {
-                connection.set_ex::<_, _, ()>(&keys.one, super::encode(&Profile::sample()), TTL).unwrap();
+            Work::Set => Sample::of(times, 1, || {
+                connection.set_ex::<_, _, ()>(&keys.one, super::encode(&value), TTL).unwrap();
             }),
-            Work::GetMany => Sample::of(times, || {
+            Work::GetMany => Sample::of(times, 1, || {
                 let entries: Vec<Option<Vec<u8>>> = connection.mget(&keys.hundred).unwrap();
                 let found: Vec<Option<Profile>> =
                     entries.iter().map(|entry| entry.as_deref().map(super::decode)).collect();
                 assert!(found.iter().all(Option::is_some));
             }),
-            Work::GetOrCreateHit => Sample::of(times, || {
+            Work::GetOrCreateHit => Sample::of(times, 1, || {
                 get_or_create(connection, &keys.one);
             }),
-            Work::GetOrCreateMiss => Sample::of(times, || {
+            Work::GetOrCreateMiss => Sample::of(times, 1, || {
                 get_or_create(connection, &keys.unused());
             }),
         })
@@ -133,17 +135,18 @@ impl Subject for Cached {
 
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
         let (keys, cache) = (&mut self.keys, &self.cache);
-        cache.cache_set(keys.one.clone(), Profile::sample()).unwrap();
+        let value = Profile::sample();
+        cache.cache_set(keys.one.clone(), value.clone()).unwrap();
         Some(match work {
-            Work::GetHit => Sample::of(times, || assert!(cache.cache_get(&keys.one).unwrap().is_some())),
-            Work::Set => Sample::of(times, || {
-                cache.cache_set(keys.one.clone(), Profile::sample()).unwrap();
+            Work::GetHit => Sample::of(times, 1, || assert!(cache.cache_get(&keys.one).unwrap().is_some())),
+            Work::Set => Sample::of(times, 1, || {
+                cache.cache_set(keys.one.clone(), value.clone()).unwrap();
             }),
             Work::GetMany => return None,
-            Work::GetOrCreateHit => Sample::of(times, || {
+            Work::GetOrCreateHit => Sample::of(times, 1, || {
                 cache.cache_get_or_set_with(keys.one.clone(), Profile::sample).unwrap();
             }),
-            Work::GetOrCreateMiss => Sample::of(times, || {
+            Work::GetOrCreateMiss => Sample::of(times, 1, || {
                 cache.cache_get_or_set_with(keys.unused(), Profile::sample).unwrap();
             }),
         })

@@ -26,7 +26,14 @@ url = urlparse(sys.argv[1])
 region = make_region().configure(
     "dogpile_backend_redis_advanced.already_serialized",
     expiration_time=3600,
-    arguments={"host": url.hostname, "port": url.port or 6379, "redis_expiration_time": 300},
+    arguments={
+        "host": url.hostname,
+        "port": url.port or 6379,
+        "username": url.username or None,
+        "password": url.password,
+        "db": int(url.path.strip("/") or 0),
+        "redis_expiration_time": 300,
+    },
     wrap=[Msgpack],
 )
 
@@ -35,6 +42,7 @@ def profile():
     return {"id": 1234567, "name": "Ann Example", "score": 17.25, "active": True, "tags": ["reader", "editor"]}
 
 
+VALUE = profile()
 ONE = "python|one"
 HUNDRED = [f"python|many-{at}" for at in range(100)]
 missed = iter(f"python|missed-{time.time_ns()}-{at}" for at in range(10**9))
@@ -46,17 +54,17 @@ def get_many():
 
 WORK = {
     "get_hit": lambda: region.get(ONE)["id"],
-    "set": lambda: region.set(ONE, profile()),
+    "set": lambda: region.set(ONE, VALUE),
     "get_many_100": get_many,
     "get_or_create_hit": lambda: region.get_or_create(ONE, profile),
     "get_or_create_miss": lambda: region.get_or_create(next(missed), profile),
 }
 
-region.set(ONE, profile())
-region.set_multi({key: profile() for key in HUNDRED})
 for line in sys.stdin:
     name, times = line.split()
     work, took = WORK[name], []
+    region.set(ONE, VALUE)
+    region.set_multi({key: profile() for key in HUNDRED})
     cpu = time.process_time_ns()
     for _ in range(int(times)):
         start = time.perf_counter_ns()
