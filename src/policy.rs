@@ -23,8 +23,8 @@ pub enum Expiry {
     #[default]
     Never,
     /// Fresh until it is so old; up to a second more where the envelope keeps whole seconds, as
-    /// [`Seconds`](crate::codec::Seconds) does, so that values with a short expiry are fresh at all. Not to be confused with a TTL: the entry stays, to be served while one caller creates
-    /// the value anew.
+    /// [`Seconds`](crate::codec::Seconds) does, so that values with a short expiry are fresh at all. Not to be confused
+    /// with a TTL: the entry stays, to be served while one caller creates the value anew.
     After(Duration),
 }
 

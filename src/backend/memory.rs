@@ -75,8 +75,8 @@ impl Memory {
 
     /// A cache that holds entries of `max_weight` bytes together, keys and overhead included.
     ///
-    /// It has a shard for each 4 MiB, at least one and at most 64. An entry may weigh nine tenths of a shard; a larger one
-    /// is refused as [`ErrorKind::TooLarge`].
+    /// It has a shard for each 4 MiB, at least one and at most 64. An entry may weigh nine tenths of a shard; a larger
+    /// one is refused as [`ErrorKind::TooLarge`].
     #[must_use]
     pub fn new(max_weight: u64) -> Self {
         Self::with_clock(max_weight, Clock::system())
@@ -143,7 +143,8 @@ impl Memory {
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
-        // An entry that gets no larger is replaced in place; a larger one goes through the door, where others make room.
+        // An entry that gets no larger is replaced in place; a larger one goes through the door, where others make
+        // room.
         let replace = |_: &KeyBuf, stored: &mut Stored| {
             let fits = entry.len() <= stored.entry.len();
             if fits {
@@ -152,8 +153,8 @@ impl Memory {
             }
             EntryAction::Retain(fits)
         };
-        // Where there is none, `entry` would keep a place for it, which allocates; and what is put in such a place may be
-        // evicted before anything else, so it is given up.
+        // Where there is none, `entry` would keep a place for it, which allocates; and what is put in such a place may
+        // be evicted before anything else, so it is given up.
         let replaced = self.cache.contains_key(&Lookup(key.as_key()))
             && matches!(self.cache.entry(&key, None, replace), EntryResult::Retained(true));
         if !replaced {

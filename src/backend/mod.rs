@@ -66,8 +66,8 @@ pub trait Backend: Send + Sync {
     /// When the backend cannot tell. [`ErrorKind::WrongType`](crate::ErrorKind::WrongType) counts as a miss.
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error>;
 
-    /// The entries of `keys`, in their order, duplicates kept: afterwards `found` has a place for each of `keys`. What it
-    /// held before is dropped, its memory reused. One round trip, whatever the keys.
+    /// The entries of `keys`, in their order, duplicates kept: afterwards `found` has a place for each of `keys`. What
+    /// it held before is dropped, its memory reused. One round trip, whatever the keys.
     ///
     /// # Errors
     /// When the backend cannot tell for all of them. `found` then means nothing.

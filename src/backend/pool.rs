@@ -16,8 +16,8 @@ pub(super) trait Wire {
     /// Whether the other end has closed the connection, as far as is known without asking it.
     fn is_closed(&mut self) -> bool;
 
-    /// Sends the output, and hands the tokens of so many replies to `receive`. After a failure the connection must not be
-    /// used again, since its replies would be taken for those of the next request.
+    /// Sends the output, and hands the tokens of so many replies to `receive`. After a failure the connection must not
+    /// be used again, since its replies would be taken for those of the next request.
     fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
 }
 

@@ -31,7 +31,8 @@ pub enum Access {
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
 /// [`Leases`].
 pub trait Exchange: Clone + Send + Sync + 'static {
-    /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write` returns how many replies will come. When `receive` fails, the connection is given up.
+    /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write`
+    /// returns how many replies will come. When `receive` fails, the connection is given up.
     ///
     /// # Errors
     /// When the server cannot be reached, does not answer in time or not in RESP, and what `receive` failed with.

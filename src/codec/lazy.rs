@@ -10,8 +10,8 @@ use crate::slice::Slice;
 /// A map with text keys, still encoded: it shares the entry's memory and decodes a value when it is asked for.
 ///
 /// For large entries of which few fields are read. Decoding one looks once over the whole map, so that damaged bytes
-/// are a miss and not a surprise later, and allocates nothing; [`get`](LazyMap::get) looks over it again and decodes one
-/// value. Encoding copies the bytes as they are. Two are equal when their bytes are.
+/// are a miss and not a surprise later, and allocates nothing; [`get`](LazyMap::get) looks over it again and decodes
+/// one value. Encoding copies the bytes as they are. Two are equal when their bytes are.
 ///
 /// Where a key comes twice the last counts, as it does for structs and maps.
 ///
@@ -34,7 +34,8 @@ pub struct LazyMap {
 }
 
 impl LazyMap {
-    /// The map as which `value` is written: a struct of [`msgpack!`](crate::msgpack), a `BTreeMap`. Allocates its bytes.
+    /// The map as which `value` is written: a struct of [`msgpack!`](crate::msgpack), a `BTreeMap`. Allocates its
+    /// bytes.
     ///
     /// # Errors
     /// When `value` cannot be written, or not as a map with text keys.
@@ -206,7 +207,10 @@ mod tests {
         ] {
             assert_eq!(view(bytes), Err(kind), "{bytes:?}");
         }
-        assert_eq!(view([&b"\x81\xa1a"[..], &[0x91; 1 << 20]].concat()), Err(CodecErrorKind::Length));
+        assert_eq!(
+            view([&b"\x81\xa1a"[..], &vec![0x91; if cfg!(miri) { 1 << 10 } else { 1 << 20 }]].concat()),
+            Err(CodecErrorKind::Length)
+        );
         assert_eq!(LazyMap::of(&1).unwrap_err().kind(), CodecErrorKind::Type);
     }
 }

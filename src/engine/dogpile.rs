@@ -22,7 +22,8 @@ pub(crate) enum Step {
     /// Take the lock that other processes see, and read the entry after that unless nobody can have created it since it
     /// was read: `Locked`, `Taken` or `Unreachable`.
     TryLock,
-    /// Wait for the holder of the lock in another process: `Woken`, `Unreachable`, or `Left` to do something else first.
+    /// Wait for the holder of the lock in another process: `Woken`, `Unreachable`, or `Left` to do something else
+    /// first.
     AwaitHolder,
     /// Call the creator: `Created` or, when the value is not to be stored, `CreatedUnstored`. Its failure ends all.
     Create,
@@ -45,7 +46,8 @@ pub(crate) enum Event {
     Leads,
     Busy,
     Shared,
-    /// What the leader shared was of no use to this caller (of another type, or invalid by now), and the leader has left.
+    /// What the leader shared was of no use to this caller (of another type, or invalid by now), and the leader has
+    /// left.
     Unusable,
     Locked(Freshness),
     Taken(Freshness),

@@ -451,14 +451,14 @@ mod tests {
     #[test]
     fn every_type_under_every_cut() {
         assert_eq!(read(ALL, 17, &[]).unwrap(), all_tokens());
-        for first in 0..=ALL.len() {
+        // Miri is a thousand times slower.
+        for first in (0..=ALL.len()).step_by(if cfg!(miri) { 29 } else { 1 }) {
             assert_eq!(read(ALL, 17, &[first]).unwrap(), all_tokens(), "cut at {first}");
-            // Miri is a thousand times slower.
             for second in (first..=ALL.len()).filter(|_| !cfg!(miri)) {
                 assert_eq!(read(ALL, 17, &[first, second]).unwrap(), all_tokens(), "cut at {first} and {second}");
             }
         }
-        let every_byte: Vec<usize> = (0..ALL.len()).collect();
+        let every_byte: Vec<usize> = (0..ALL.len()).step_by(if cfg!(miri) { 7 } else { 1 }).collect();
         assert_eq!(read(ALL, 17, &every_byte).unwrap(), all_tokens());
     }
 

@@ -60,8 +60,8 @@ pub trait Lock<B: Backend>: Send + Sync {
     /// Holds the lock until it is dropped.
     type Guard: Send;
 
-    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a lock
-    /// need not read again when it knows from the line that nobody created since it read, and is asked by
+    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a
+    /// lock need not read again when it knows from the line that nobody created since it read, and is asked by
     /// [`try_lock`](Lock::try_lock) only: a miss has two round trips then, and not three. What is written meanwhile by
     /// [`Region::set`](crate::Region::set), or by other processes, is not known from the line, and is written over.
     /// `false`, the default, is never wrong.

@@ -12,9 +12,9 @@ use crate::request::{Batch, Lease};
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
 ///
 /// The lease is a key, prefix and entry's key in one (`hash,field` for a field), set by `SET NX PX` to a token that is
-/// new for each attempt, and deleted by a script that compares it. As in the reference, the plain key `a,b` and the field
-/// `b` of `a` share a lock: a creator of one must not ask for the other. A crashed holder blocks others until the lease
-/// ends, so it should be somewhat longer than the slowest creator takes.
+/// new for each attempt, and deleted by a script that compares it. As in the reference, the plain key `a,b` and the
+/// field `b` of `a` share a lock: a creator of one must not ask for the other. A crashed holder blocks others until the
+/// lease ends, so it should be somewhat longer than the slowest creator takes.
 ///
 /// A miss costs three round trips: read, lock and read again, store and release.
 ///
@@ -176,7 +176,8 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         drop(held);
         let still_held = match stored {
             Ok(still_held) => still_held,
-            // The server released them, whatever it said of the store; or it is out of reach, and they end by themselves.
+            // The server released them, whatever it said of the store; or it is out of reach, and they end by
+            // themselves.
             Err(error)
                 if is_out_of_reach(&error) || matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) =>
             {

@@ -102,8 +102,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> RegionBuilder<B, S, 
         self
     }
 
-    /// How long a caller waits, in all, for values that others create, before it gets an error; its own creator does not
-    /// count. Default: as long as it takes.
+    /// How long a caller waits, in all, for values that others create, before it gets an error; its own creator does
+    /// not count. Default: as long as it takes.
     pub fn patience(mut self, at_most: impl Into<Option<Duration>>) -> Self {
         self.patience = at_most.into();
         self

@@ -32,7 +32,8 @@ pub(super) struct Flight<'r, V, G> {
     // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
     guard: Option<G>,
     place: Option<Place<'r>>,
-    /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether somebody created since.
+    /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether
+    /// somebody created since.
     read_after: Option<u64>,
     /// How often the holder of the lock in another process was waited for.
     pub(super) rounds: u32,
@@ -91,8 +92,8 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.on(Event::Unreachable);
     }
 
-    /// Leads the line if nobody does. Does not stand in it: whoever has no value waits later, when there is nothing else
-    /// to do ([`Flight::stand`]).
+    /// Leads the line if nobody does. Does not stand in it: whoever has no value waits later, when there is nothing
+    /// else to do ([`Flight::stand`]).
     pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
         match line.join(key, IfBusy::Leave, thread) {
@@ -126,8 +127,8 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.on(Event::Leads);
     }
 
-    /// Gives up the lead while the lock is held in another process, to create something else: those who wait for this key
-    /// should not wait for that.
+    /// Gives up the lead while the lock is held in another process, to create something else: those who wait for this
+    /// key should not wait for that.
     pub(super) fn leave_lead(&mut self) {
         self.place = None;
         self.machine.on(Event::Left);

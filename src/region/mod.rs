@@ -153,7 +153,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// Stores many values, of duplicates the last, in one round trip.
     ///
     /// # Errors
-    /// When a value cannot be encoded, and then nothing was stored; when the backend fails, and then some may have been.
+    /// When a value cannot be encoded, and then nothing was stored; when the backend fails, and then some may have
+    /// been.
     pub fn set_many<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
     where
         S: Codec<V>,
@@ -185,9 +186,9 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// `create` fails or panics, the lock is released and the next caller's `create` runs.
     ///
     /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. With a lock that
-    /// no other process knows (the default) it is two, unless others create at the same time. When the backend is out of
-    /// reach, `create` runs all the same, once per key at a time in this region and its clones, and its value
-    /// is returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
+    /// no other process knows (the default) it is two, unless others create at the same time. When the backend is out
+    /// of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value is
+    /// returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
     /// cannot be shared, so those who wait create theirs one after the other.
     ///
     /// `create` may get and create other values, but values must not need each other in a circle: that waits for ever,
@@ -275,8 +276,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
     }
 
-    /// Makes all that was created up to now stale or absent, as far as the region's [`Invalidation`] reaches. Entries in
-    /// a [`Bare`](crate::codec::Bare) envelope have no time and stay.
+    /// Makes all that was created up to now stale or absent, as far as the region's [`Invalidation`] reaches. Entries
+    /// in a [`Bare`](crate::codec::Bare) envelope have no time and stay.
     pub fn invalidate(&self, how: Invalidate) {
         self.shared.invalidation.invalidate(self.shared.clock.now(), how);
     }

@@ -25,8 +25,8 @@ use crate::slice::Slice;
 /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
 ///
 /// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once; who
-/// waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits, and nobody
-/// is elected who is not looking.
+/// waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits, and
+/// nobody is elected who is not looking.
 pub(super) fn drive<'r, B, S, L, M, I, F, V, E>(
     call: &Call<'r, B, S, L, M, I, F>,
     keys: &[Key<'_>],
@@ -127,8 +127,8 @@ fn settle<B: Backend, S, L: Lock<B>, M, I, V>(region: &Shared<B, S, L, M, I>, fl
     flights.iter_mut().filter(|flight| flight.has_ended()).for_each(Flight::leave);
 }
 
-/// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the flights
-/// that were woken are looked at.
+/// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the
+/// flights that were woken are looked at.
 fn wait_in_line<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     call: &Call<'_, B, S, L, M, I, F>,
     flights: &mut [Flight<'_, V, L::Guard>],

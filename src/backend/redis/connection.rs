@@ -177,7 +177,8 @@ impl Input {
         Input { piece: vec![0; PIECE], filled: 0, large: None, arena: BytesMut::with_capacity(PIECE) }
     }
 
-    /// Reads at least `missing` more bytes. They are in the piece then; or in memory of their own, if they are too many.
+    /// Reads at least `missing` more bytes. They are in the piece then; or in memory of their own, if they are too
+    /// many.
     #[inline(always)]
     fn read(
         &mut self,

@@ -21,8 +21,8 @@ use crate::request::HashExpiry;
 ///
 /// A handle is cheap to clone, and clones share one pool of connections. Connections are opened when they are needed,
 /// so a server that is down shows at the first use; a region goes on without it, unless it
-/// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice is
-/// asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+/// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice
+/// is asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
 /// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,
