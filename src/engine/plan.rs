@@ -20,7 +20,7 @@ fn argument(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Writes one argument and the constant that comes before it: `head`, which ends with the head of an argument of two
-/// digits. Most have as many, and are then written in one piece.
+/// digits. Most have one or two, and are then written in one piece.
 #[inline(always)]
 fn argument_after<const N: usize>(out: &mut Vec<u8>, head: &[u8; N], bytes: &[u8]) {
     match u8::try_from(bytes.len()) {
@@ -28,6 +28,11 @@ fn argument_after<const N: usize>(out: &mut Vec<u8>, head: &[u8; N], bytes: &[u8
             let mut head = *head;
             (head[N - 4], head[N - 3]) = (b'0' + length / 10, b'0' + length % 10);
             out.extend_from_slice(&head);
+        }
+        Ok(length @ 0..10) => {
+            let mut head = *head;
+            (head[N - 4], head[N - 3], head[N - 2]) = (b'0' + length, b'\r', b'\n');
+            out.extend_from_slice(&head[..N - 1]);
         }
         _ => {
             out.extend_from_slice(&head[..N - 5]);
