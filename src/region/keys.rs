@@ -26,12 +26,15 @@ impl KeyRoom {
             None => self.map_into_room(keys, map),
             Some(first) if keys.len() == 1 => Keys::from_buf([first]),
             Some(_) => {
-                let mut mapped = Vec::with_capacity(keys.len());
-                for key in keys {
-                    let Some(key) = kept(key) else { return self.map_into_room(keys, map) };
-                    mapped.push(key);
-                }
-                Keys::from_vec(mapped)
+                let mut all = true;
+                // A list whose length is known is filled without looking at its capacity for each key.
+                let mapped = keys.iter().map(|key| {
+                    let key = kept(key);
+                    all &= key.is_some();
+                    key.unwrap_or(Key::Plain(b""))
+                });
+                let mapped: Vec<_> = mapped.collect();
+                if all { Keys::from_vec(mapped) } else { self.map_into_room(keys, map) }
             }
         }
     }
