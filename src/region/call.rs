@@ -217,7 +217,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = if L::ONLY_THIS_REGION { region.line.ended(key) } else { 0 };
+            let ended = region.lines_ended(key);
             let first = match self.read(key) {
                 Ok(Some(entry)) => {
                     match region.understand(Slice::from(&entry), self.max_age, &Now::of(&region.clock)) {
@@ -238,7 +238,7 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
     fn create_one<V, E>(
         &self,
         key: Key<'_>,
-        ended: u64,
+        ended: Option<u64>,
         first: Result<Option<Reading<V>>, Error>,
         create: impl FnOnce() -> Result<V, E>,
     ) -> Result<V, GetError<E>>

@@ -63,9 +63,9 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.machine.step()
     }
 
-    /// The entry is about to be read, and so many lines of keys like this one have ended.
-    pub(super) fn reads_after(&mut self, ended: u64) {
-        self.read_after = Some(ended);
+    /// The entry is about to be read, and so many lines of keys like this one have ended, as far as that is counted.
+    pub(super) fn reads_after(&mut self, ended: Option<u64>) {
+        self.read_after = ended;
     }
 
     /// Takes what reading the entry came to.
@@ -76,8 +76,8 @@ impl<'r, V, G> Flight<'r, V, G> {
     ) -> Result<(), Error> {
         match read {
             Ok(found) => {
-                let freshness = self.keep(found);
-                self.machine.on(Event::Found(freshness));
+                self.keep(found);
+                self.machine.on(Event::Found(self.freshness()));
             }
             Err(error) => {
                 region.tolerate(error, &region.counters.failed_reads)?;
@@ -194,10 +194,8 @@ impl<'r, V, G> Flight<'r, V, G> {
             self.unreachable();
             return;
         };
-        let is_ours = guard.is_some();
-        self.guard = guard;
-        let freshness = self.keep(region.reading(entry, max_age));
-        self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
+        self.keep(region.reading(entry, max_age));
+        self.locked_as_read(guard);
     }
 
     /// Whether nobody in this process can have created what was not found, though this caller leads only since then.
@@ -205,11 +203,10 @@ impl<'r, V, G> Flight<'r, V, G> {
         self.read_after == Some(line.ended(key))
     }
 
-    /// Takes the lock, where the entry is known to be as it was read.
+    /// Takes the lock, where the entry is known to be as it was read last.
     pub(super) fn locked_as_read(&mut self, guard: Option<G>) {
-        let is_ours = guard.is_some();
+        let (is_ours, freshness) = (guard.is_some(), self.freshness());
         self.guard = guard;
-        let freshness = self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness);
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 
@@ -300,9 +297,13 @@ impl<'r, V, G> Flight<'r, V, G> {
         value.expect("the machine ends where there is a value")
     }
 
-    fn keep(&mut self, found: Option<Reading<V>>) -> Freshness {
+    fn keep(&mut self, found: Option<Reading<V>>) {
         // An entry that was invalidated is as good as none.
         self.found = found.filter(|found| found.freshness != Freshness::Absent);
+    }
+
+    /// What the entry that was read last is good for.
+    fn freshness(&self) -> Freshness {
         self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness)
     }
 }

@@ -24,7 +24,7 @@ use crate::backend::Backend;
 use crate::codec::{Codec, Meta, Msgpack, Seconds};
 use crate::entry::{Clock, Entry, Now, Timestamp};
 use crate::error::{Error, ErrorKind, GetError};
-use crate::key::AsKey;
+use crate::key::{AsKey, Key};
 use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::Line;
 use crate::lock::{LocalLock, Lock};
@@ -351,6 +351,15 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
         let Understood { value, freshness, .. } =
             self.understand(Slice::from(&entry), max_age, &Now::of(&self.clock))?;
         Some(Reading { value, entry, freshness })
+    }
+
+    /// How many lines of keys like this one have ended, where that may save a reading.
+    #[inline]
+    fn lines_ended(&self, key: Key<'_>) -> Option<u64>
+    where
+        L: Lock<B>,
+    {
+        L::ONLY_THIS_REGION.then(|| self.line.ended(key))
     }
 
     /// A reading of a key of another type is a miss.

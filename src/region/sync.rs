@@ -222,7 +222,7 @@ fn read<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
         return Ok(());
     }
     let mut found = Found::new();
-    reading.iter().for_each(|&at| flights[at].reads_after(region.line.ended(keys[at])));
+    reading.iter().for_each(|&at| flights[at].reads_after(region.lines_ended(keys[at])));
     let answered = region.backend.get_many(&of(keys, &reading), &mut found).and_then(|()| {
         if found.len() == reading.len() {
             return Ok(());
@@ -252,7 +252,7 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     let region = call.shared();
     let mut locking = which(flights, Step::TryLock);
     if L::ONLY_THIS_REGION {
-        lock_as_read(region, keys, flights, &mut locking)?;
+        locking = lock_as_read(region, keys, flights, locking)?;
     }
     if locking.is_empty() {
         return Ok(());
@@ -272,29 +272,28 @@ fn lock<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F, V>(
     Ok(())
 }
 
-/// Locks without another reading where nobody can have created since the last one, and leaves the others in `locking`.
+/// Locks without another reading where nobody can have created since the last one, and returns the others of `locking`.
 fn lock_as_read<B: Backend, S, L: Lock<B>, M, I: Invalidation, V>(
     region: &Shared<B, S, L, M, I>,
     keys: &[Key<'_>],
     flights: &mut [Flight<'_, V, L::Guard>],
-    locking: &mut SmallVec<[usize; 4]>,
-) -> Result<(), Error> {
-    let mut failed = Ok(());
-    locking.retain(|&mut at| {
+    locking: SmallVec<[usize; 4]>,
+) -> Result<SmallVec<[usize; 4]>, Error> {
+    let mut others = SmallVec::new();
+    for at in locking {
         if !flights[at].knows_entry(&region.line, keys[at]) {
-            return true;
+            others.push(at);
+            continue;
         }
         match region.lock.try_lock(&region.backend, keys[at]) {
             Ok(guard) => flights[at].locked_as_read(guard),
             Err(error) => {
-                let tolerated = region.tolerate(error, &region.counters.failed_locks);
-                failed = std::mem::replace(&mut failed, Ok(())).and(tolerated);
+                region.tolerate(error, &region.counters.failed_locks)?;
                 flights[at].unreachable();
             }
         }
-        false
-    });
-    failed
+    }
+    Ok(others)
 }
 
 /// Creates what is to be created, in one call; the batch is what is to be stored of it.
