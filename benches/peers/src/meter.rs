@@ -23,29 +23,44 @@ impl Sample {
     /// Does something so many times and measures it, `group` of them together: where one takes no longer than reading
     /// the clock, the clock would be measured.
     pub fn of(times: u32, group: u32, mut operation: impl FnMut()) -> Sample {
-        let mut took = Vec::with_capacity(times as usize);
-        let (cpu, allocations) = (ProcessTime::now(), ALLOCATIONS.load(Ordering::Relaxed));
-        for _ in 0..times.div_ceil(group) {
+        let groups = times.div_ceil(group);
+        let mut running = Running::start(groups);
+        for _ in 0..groups {
             let start = Instant::now();
             (0..group).for_each(|_| operation());
-            took.push(start.elapsed() / group);
+            running.took.push(start.elapsed() / group);
         }
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-        let operations = times.div_ceil(group) * group;
-        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations), operations }
+        running.end(groups * group)
     }
 
     /// The same for an asynchronous operation.
     pub async fn of_async(times: u32, mut operation: impl AsyncFnMut()) -> Sample {
-        let mut took = Vec::with_capacity(times as usize);
-        let (cpu, allocations) = (ProcessTime::now(), ALLOCATIONS.load(Ordering::Relaxed));
+        let mut running = Running::start(times);
         for _ in 0..times {
             let start = Instant::now();
             operation().await;
-            took.push(start.elapsed());
+            running.took.push(start.elapsed());
         }
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
-        Sample { took, cpu: cpu.elapsed(), allocations: Some(allocations), operations: times }
+        running.end(times)
+    }
+}
+
+/// A sample that is being taken.
+struct Running {
+    took: Vec<Duration>,
+    cpu: ProcessTime,
+    allocations: u64,
+}
+
+impl Running {
+    fn start(readings: u32) -> Self {
+        let took = Vec::with_capacity(readings as usize);
+        Running { took, cpu: ProcessTime::now(), allocations: ALLOCATIONS.load(Ordering::Relaxed) }
+    }
+
+    fn end(self, operations: u32) -> Sample {
+        let allocations = Some(ALLOCATIONS.load(Ordering::Relaxed) - self.allocations);
+        Sample { took: self.took, cpu: self.cpu.elapsed(), allocations, operations }
     }
 }
 
