@@ -17,143 +17,128 @@ use crate::Profile;
 use crate::meter::Sample;
 
 pub(super) fn subjects(url: &str) -> Vec<Box<dyn Subject>> {
-    vec![Box::new(Fred::new(url)), Box::new(Rustis::new(url)), Box::new(Hitbox::new(url))]
+    vec![Box::new(fred(url)), Box::new(rustis(url)), Box::new(Hitbox::new(url))]
 }
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made")
 }
 
-struct Fred {
-    keys: Keys,
-    runtime: Runtime,
-    client: fred::clients::Client,
+/// What read-through needs of a client.
+trait Client {
+    /// Many keys, in the form that the client takes without making it anew for each call.
+    type Many: Clone;
+
+    fn many(keys: &[String]) -> Self::Many;
+    async fn get(&self, key: &str) -> Option<Profile>;
+    async fn get_many(&self, keys: &Self::Many) -> Vec<Option<Profile>>;
+    async fn set(&self, key: &str, value: &Profile);
 }
 
-impl Fred {
-    fn new(url: &str) -> Self {
-        let (runtime, config) = (runtime(), fred::prelude::Config::from_url(url).expect("the URL is good"));
-        let client = fred::prelude::Builder::from_config(config).build().expect("the settings are good");
-        runtime.block_on(async { client.init().await }).expect("the server is there");
-        Fred { keys: Keys::of("fred"), runtime, client }
+/// Read-through as it is written by hand: GET, and on a miss SET with EX. Nothing keeps callers from creating at once.
+struct ByHand<C> {
+    keys: Keys,
+    runtime: Runtime,
+    client: C,
+}
+
+impl<C: Client> ByHand<C> {
+    async fn get_or_create(client: &C, key: &str) {
+        if client.get(key).await.is_none() {
+            client.set(key, &Profile::sample()).await;
+        }
     }
 }
 
-impl Subject for Fred {
+impl<C: Client> Subject for ByHand<C> {
     fn name(&self) -> &'static str {
         self.keys.name
     }
 
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
         let (keys, client) = (&mut self.keys, &self.client);
-        let expires = || Some(Expiration::EX(TTL.cast_signed()));
-        let set = async |key: &str, value: &Profile| {
-            client.set::<(), _, _>(key, &encode(value)[..], expires(), None, false).await.unwrap();
-        };
-        let get_or_create = async |key: &str| match client.get::<Option<Bytes>, _>(key).await.unwrap() {
-            Some(entry) => decode(&entry),
-            None => {
-                let value = Profile::sample();
-                set(key, &value).await;
-                value
-            }
-        };
-        let value = Profile::sample();
+        let (value, many) = (Profile::sample(), C::many(&keys.hundred));
         Some(self.runtime.block_on(async {
-            set(&keys.one, &Profile::sample()).await;
+            client.set(&keys.one, &value).await;
             for key in &keys.hundred {
-                set(key, &Profile::sample()).await;
+                client.set(key, &value).await;
             }
-            let hundred = MultipleKeys::from(keys.hundred.clone());
             match work {
-                Work::GetHit => {
-                    Sample::of_async(times, async || {
-                        let entry: Option<Bytes> = client.get(&*keys.one).await.unwrap();
-                        decode(&entry.unwrap());
-                    })
-                    .await
-                }
-                Work::Set => Sample::of_async(times, async || set(&keys.one, &value).await).await,
+                Work::GetHit => Sample::of_async(times, async || assert!(client.get(&keys.one).await.is_some())).await,
+                Work::Set => Sample::of_async(times, async || client.set(&keys.one, &value).await).await,
                 Work::GetMany => {
                     Sample::of_async(times, async || {
-                        let entries: Vec<Option<Bytes>> = client.mget(hundred.clone()).await.unwrap();
-                        let found: Vec<_> = entries.iter().map(|entry| entry.as_deref().map(decode)).collect();
-                        assert!(found.iter().all(Option::is_some));
+                        assert!(client.get_many(&many).await.iter().all(Option::is_some));
                     })
                     .await
                 }
-                Work::GetOrCreateHit => Sample::of_async(times, async || drop(get_or_create(&keys.one).await)).await,
+                Work::GetOrCreateHit => {
+                    Sample::of_async(times, async || Self::get_or_create(client, &keys.one).await).await
+                }
                 Work::GetOrCreateMiss => {
-                    Sample::of_async(times, async || drop(get_or_create(&keys.unused()).await)).await
+                    Sample::of_async(times, async || Self::get_or_create(client, &keys.unused()).await).await
                 }
             }
         }))
     }
 }
 
-struct Rustis {
-    keys: Keys,
-    runtime: Runtime,
-    client: rustis::client::Client,
+fn fred(url: &str) -> ByHand<fred::clients::Client> {
+    let (runtime, config) = (runtime(), fred::prelude::Config::from_url(url).expect("the URL is good"));
+    let client = fred::prelude::Builder::from_config(config).build().expect("the settings are good");
+    runtime.block_on(async { client.init().await }).expect("the server is there");
+    ByHand { keys: Keys::of("fred"), runtime, client }
 }
 
-impl Rustis {
-    fn new(url: &str) -> Self {
-        let runtime = runtime();
-        let client = runtime.block_on(rustis::client::Client::connect(url)).expect("the server is there");
-        Rustis { keys: Keys::of("rustis"), runtime, client }
+impl Client for fred::clients::Client {
+    type Many = MultipleKeys;
+
+    fn many(keys: &[String]) -> MultipleKeys {
+        MultipleKeys::from(keys.to_vec())
+    }
+
+    async fn get(&self, key: &str) -> Option<Profile> {
+        let entry: Option<Bytes> = KeysInterface::get(self, key).await.unwrap();
+        entry.as_deref().map(decode)
+    }
+
+    async fn get_many(&self, keys: &MultipleKeys) -> Vec<Option<Profile>> {
+        let entries: Vec<Option<Bytes>> = self.mget(keys.clone()).await.unwrap();
+        entries.iter().map(|entry| entry.as_deref().map(decode)).collect()
+    }
+
+    async fn set(&self, key: &str, value: &Profile) {
+        let expires = Some(Expiration::EX(TTL.cast_signed()));
+        KeysInterface::set::<(), _, _>(self, key, &encode(value)[..], expires, None, false).await.unwrap();
     }
 }
 
-impl Subject for Rustis {
-    fn name(&self) -> &'static str {
-        self.keys.name
+fn rustis(url: &str) -> ByHand<rustis::client::Client> {
+    let runtime = runtime();
+    let client = runtime.block_on(rustis::client::Client::connect(url)).expect("the server is there");
+    ByHand { keys: Keys::of("rustis"), runtime, client }
+}
+
+impl Client for rustis::client::Client {
+    type Many = Vec<String>;
+
+    fn many(keys: &[String]) -> Vec<String> {
+        keys.to_vec()
     }
 
-    fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
-        let (keys, client) = (&mut self.keys, &self.client);
-        let set = async |key: &str, value: &Profile| {
-            let entry = BulkString::from(encode(value));
-            client.set_with_options(key, entry, None, SetExpiration::Ex(TTL)).await.unwrap();
-        };
-        let get_or_create = async |key: &str| match client.get::<Option<BulkString>>(key).await.unwrap() {
-            Some(entry) => decode(entry.as_bytes()),
-            None => {
-                let value = Profile::sample();
-                set(key, &value).await;
-                value
-            }
-        };
-        let value = Profile::sample();
-        Some(self.runtime.block_on(async {
-            set(&keys.one, &Profile::sample()).await;
-            for key in &keys.hundred {
-                set(key, &Profile::sample()).await;
-            }
-            match work {
-                Work::GetHit => {
-                    Sample::of_async(times, async || {
-                        let entry: Option<BulkString> = client.get(&keys.one).await.unwrap();
-                        decode(entry.unwrap().as_bytes());
-                    })
-                    .await
-                }
-                Work::Set => Sample::of_async(times, async || set(&keys.one, &value).await).await,
-                Work::GetMany => {
-                    Sample::of_async(times, async || {
-                        let entries: Vec<Option<BulkString>> = client.mget(&keys.hundred).await.unwrap();
-                        let found: Vec<_> =
-                            entries.iter().map(|entry| entry.as_ref().map(|entry| decode(entry.as_bytes()))).collect();
-                        assert!(found.iter().all(Option::is_some));
-                    })
-                    .await
-                }
-                Work::GetOrCreateHit => Sample::of_async(times, async || drop(get_or_create(&keys.one).await)).await,
-                Work::GetOrCreateMiss => {
-                    Sample::of_async(times, async || drop(get_or_create(&keys.unused()).await)).await
-                }
-            }
-        }))
+    async fn get(&self, key: &str) -> Option<Profile> {
+        let entry: Option<BulkString> = StringCommands::get(self, key).await.unwrap();
+        entry.map(|entry| decode(entry.as_bytes()))
+    }
+
+    async fn get_many(&self, keys: &Vec<String>) -> Vec<Option<Profile>> {
+        let entries: Vec<Option<BulkString>> = self.mget(keys).await.unwrap();
+        entries.iter().map(|entry| entry.as_ref().map(|entry| decode(entry.as_bytes()))).collect()
+    }
+
+    async fn set(&self, key: &str, value: &Profile) {
+        let entry = BulkString::from(encode(value));
+        self.set_with_options(key, entry, None, SetExpiration::Ex(TTL)).await.unwrap();
     }
 }
 

@@ -17,71 +17,69 @@ const GROUP: u32 = 100;
 pub(super) fn subjects() -> Vec<Box<dyn Subject>> {
     vec![
         Box::new(Dogpile::new("dogpile_memory", Memory::new(64 << 20), GROUP)),
-        Box::new(Moka { keys: Keys::of("moka"), cache: moka::sync::Cache::new(100_000) }),
-        Box::new(QuickCache { keys: Keys::of("quick_cache"), cache: quick_cache::sync::Cache::new(100_000) }),
+        Box::new(Embedded { keys: Keys::of("moka"), cache: moka::sync::Cache::new(100_000) }),
+        Box::new(Embedded { keys: Keys::of("quick_cache"), cache: quick_cache::sync::Cache::new(100_000) }),
     ]
 }
 
-struct Moka {
-    keys: Keys,
-    cache: moka::sync::Cache<String, Profile>,
+/// What is asked of a cache.
+trait Cache {
+    fn get(&self, key: &str) -> Option<Profile>;
+    fn set(&self, key: String, value: Profile);
+    fn get_or_create(&self, key: &str);
 }
 
-impl Subject for Moka {
+impl Cache for moka::sync::Cache<String, Profile> {
+    fn get(&self, key: &str) -> Option<Profile> {
+        self.get(key)
+    }
+
+    fn set(&self, key: String, value: Profile) {
+        self.insert(key, value);
+    }
+
+    fn get_or_create(&self, key: &str) {
+        self.get_with_by_ref(key, Profile::sample);
+    }
+}
+
+impl Cache for quick_cache::sync::Cache<String, Profile> {
+    fn get(&self, key: &str) -> Option<Profile> {
+        self.get(key)
+    }
+
+    fn set(&self, key: String, value: Profile) {
+        self.insert(key, value);
+    }
+
+    fn get_or_create(&self, key: &str) {
+        self.get_or_insert_with(key, || Ok::<_, Infallible>(Profile::sample())).unwrap();
+    }
+}
+
+struct Embedded<C> {
+    keys: Keys,
+    cache: C,
+}
+
+impl<C: Cache> Subject for Embedded<C> {
     fn name(&self) -> &'static str {
         self.keys.name
     }
 
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
-        let (keys, cache) = (&mut self.keys, &self.cache);
-        let value = Profile::sample();
-        cache.insert(keys.one.clone(), value.clone());
-        keys.hundred.iter().for_each(|key| cache.insert(key.clone(), Profile::sample()));
+        let (keys, cache, value) = (&mut self.keys, &self.cache, Profile::sample());
+        cache.set(keys.one.clone(), value.clone());
+        keys.hundred.iter().for_each(|key| cache.set(key.clone(), value.clone()));
         Some(match work {
             Work::GetHit => Sample::of(times, GROUP, || assert!(cache.get(&keys.one).is_some())),
-            Work::Set => Sample::of(times, GROUP, || cache.insert(keys.one.clone(), value.clone())),
+            Work::Set => Sample::of(times, GROUP, || cache.set(keys.one.clone(), value.clone())),
             Work::GetMany => Sample::of(times, GROUP, || {
                 let found: Vec<_> = keys.hundred.iter().map(|key| cache.get(key)).collect();
                 assert!(found.iter().all(Option::is_some));
             }),
-            Work::GetOrCreateHit => Sample::of(times, GROUP, || {
-                cache.get_with_by_ref(&keys.one, Profile::sample);
-            }),
-            Work::GetOrCreateMiss => Sample::of(times, GROUP, || {
-                cache.get_with(keys.unused(), Profile::sample);
-            }),
-        })
-    }
-}
-
-struct QuickCache {
-    keys: Keys,
-    cache: quick_cache::sync::Cache<String, Profile>,
-}
-
-impl Subject for QuickCache {
-    fn name(&self) -> &'static str {
-        self.keys.name
-    }
-
-    fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
-        let (keys, cache) = (&mut self.keys, &self.cache);
-        let value = Profile::sample();
-        cache.insert(keys.one.clone(), value.clone());
-        keys.hundred.iter().for_each(|key| cache.insert(key.clone(), Profile::sample()));
-        Some(match work {
-            Work::GetHit => Sample::of(times, GROUP, || assert!(cache.get(&keys.one).is_some())),
-            Work::Set => Sample::of(times, GROUP, || cache.insert(keys.one.clone(), value.clone())),
-            Work::GetMany => Sample::of(times, GROUP, || {
-                let found: Vec<_> = keys.hundred.iter().map(|key| cache.get(key)).collect();
-                assert!(found.iter().all(Option::is_some));
-            }),
-            Work::GetOrCreateHit => Sample::of(times, GROUP, || {
-                cache.get_or_insert_with(&keys.one, || Ok::<_, Infallible>(Profile::sample())).unwrap();
-            }),
-            Work::GetOrCreateMiss => Sample::of(times, GROUP, || {
-                cache.get_or_insert_with(&keys.unused(), || Ok::<_, Infallible>(Profile::sample())).unwrap();
-            }),
+            Work::GetOrCreateHit => Sample::of(times, GROUP, || cache.get_or_create(&keys.one)),
+            Work::GetOrCreateMiss => Sample::of(times, GROUP, || cache.get_or_create(&keys.unused())),
         })
     }
 }
