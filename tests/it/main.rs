@@ -1,5 +1,6 @@
 //! The crate as its users see it, against real servers.
 
+mod batches;
 mod conformance;
 mod creation;
 mod faults;
