@@ -16,6 +16,7 @@ pub mod codec;
 pub mod engine;
 mod entry;
 mod error;
+mod face;
 mod key;
 mod keymap;
 mod lock;
@@ -31,6 +32,8 @@ pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
 pub use backend::{Access, Backend, Exchange, Leases, Redis, RedisBuilder};
+#[cfg(feature = "tokio")]
+pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]
@@ -40,7 +43,9 @@ pub use entry::{Clock, Entry, Timestamp};
 pub use error::{Error, ErrorKind, GetError};
 pub use key::{AsKey, Digits, Key, KeyBuf, KeyPart, Scratch};
 pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
-pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LostLease, RedisGuard, RedisLock, Store};
+#[cfg(feature = "tokio")]
+pub use lock::AsyncLock;
+pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LockSettings, LostLease, RedisGuard, RedisLock, Store};
 pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
 pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
 pub use request::{Batch, Found, HashExpiry, Lease, Parts};

@@ -8,6 +8,8 @@ use bytes::{Bytes, BytesMut};
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 
+#[cfg(feature = "tokio")]
+use super::AsyncBackend;
 use super::Backend;
 use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
@@ -138,8 +140,8 @@ impl Memory {
     fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         let key = key.to_buf();
         let size = key.len() + entry.len();
-        if size > self.max_entry() {
-            let message = format!("writing {key}: {size} bytes are over the limit of {}", self.max_entry());
+        if size > Backend::max_entry(self) {
+            let message = format!("writing {key}: {size} bytes are over the limit of {}", Backend::max_entry(self));
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
@@ -218,6 +220,34 @@ impl Backend for Memory {
     }
 }
 
+/// Waits for nothing: its futures are ready at once.
+#[cfg(feature = "tokio")]
+impl AsyncBackend for Memory {
+    async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        self.get(key)
+    }
+
+    async fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+        self.get_many(keys, found)
+    }
+
+    async fn set_async(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        self.set(key, entry, ttl)
+    }
+
+    async fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+        self.set_many(batch, ttl)
+    }
+
+    fn max_entry(&self) -> usize {
+        Backend::max_entry(self)
+    }
+
+    async fn delete_many_async(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+        self.delete_many(keys)
+    }
+}
+
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Memory")
@@ -264,7 +294,7 @@ mod tests {
             memory.set(Key::Plain(&at.to_le_bytes()), &[7; 100_000], None).unwrap();
             assert!(memory.weight() <= 1 << 20, "{memory:?}");
         }
-        let largest = vec![7; memory.max_entry() - 1];
+        let largest = vec![7; Backend::max_entry(&memory) - 1];
         memory.set(KEY, &largest, None).unwrap();
         assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "what is not refused is kept");
         memory.clear();

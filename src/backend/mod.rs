@@ -21,6 +21,8 @@ pub use self::driver::Driver;
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
 pub use self::redis::{Redis, RedisBuilder};
+#[cfg(feature = "tokio")]
+pub use self::resp::AsyncExchange;
 pub use self::resp::{Access, Exchange};
 
 /// Where entries live. Entries are bytes; what they mean is the codec's business.
@@ -97,6 +99,88 @@ pub trait Backend: Send + Sync {
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error>;
 }
 
+/// Where entries live, for callers that are tasks. As [`Backend`], whose promises hold here too; a type may be both.
+///
+/// Futures may be dropped at any time: what was asked for may then have been done or not.
+///
+/// ```
+/// use std::time::Duration;
+/// use bytes::Bytes;
+/// use dogpile::{AsyncBackend, Batch, Error, Found, Key, Memory, Region};
+///
+/// /// Gives up what takes too long.
+/// struct Hurried<B>(B);
+///
+/// impl<B: AsyncBackend> AsyncBackend for Hurried<B> {
+///     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+///         let found = tokio::time::timeout(Duration::from_millis(50), self.0.get_async(key)).await;
+///         found.unwrap_or(Ok(None))
+///     }
+///     async fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+///         self.0.get_many_async(keys, found).await
+///     }
+///     async fn set_async(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+///         self.0.set_async(key, entry, ttl).await
+///     }
+///     async fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+///         self.0.set_many_async(batch, ttl).await
+///     }
+///     async fn delete_many_async(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+///         self.0.delete_many_async(keys).await
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let region = Region::builder(Hurried(Memory::new(1 << 20))).build()?;
+/// region.set_async("user-15", &15_u64).await?;
+/// assert_eq!(region.get_async("user-15").await?, Some(15_u64));
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "tokio")]
+pub trait AsyncBackend: Send + Sync {
+    /// As [`Backend::get`].
+    ///
+    /// # Errors
+    /// As there.
+    fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send;
+
+    /// As [`Backend::get_many`].
+    ///
+    /// # Errors
+    /// As there.
+    fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// As [`Backend::set`].
+    ///
+    /// # Errors
+    /// As there.
+    fn set_async(
+        &self,
+        key: Key<'_>,
+        entry: &[u8],
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// As [`Backend::set_many`].
+    ///
+    /// # Errors
+    /// As there.
+    fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// As [`Backend::max_entry`].
+    fn max_entry(&self) -> usize {
+        usize::MAX
+    }
+
+    /// As [`Backend::delete_many`].
+    ///
+    /// # Errors
+    /// As there.
+    fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
 /// One backend for several regions, and `Arc<dyn Backend>` for one that is chosen at run time.
 impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     #[inline]
@@ -117,6 +201,34 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     }
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
         (**self).delete_many(keys)
+    }
+}
+
+/// One backend for several regions.
+#[cfg(feature = "tokio")]
+impl<B: AsyncBackend + ?Sized> AsyncBackend for std::sync::Arc<B> {
+    fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
+        (**self).get_async(key)
+    }
+    fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).get_many_async(keys, found)
+    }
+    fn set_async(
+        &self,
+        key: Key<'_>,
+        entry: &[u8],
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).set_async(key, entry, ttl)
+    }
+    fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).set_many_async(batch, ttl)
+    }
+    fn max_entry(&self) -> usize {
+        (**self).max_entry()
+    }
+    fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
+        (**self).delete_many_async(keys)
     }
 }
 
@@ -157,4 +269,40 @@ pub trait Leases: Backend + Clone + 'static {
     /// # Errors
     /// When the server cannot tell.
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error>;
+}
+
+/// A backend whose server can hold leases, for tasks. As [`Leases`].
+#[cfg(feature = "tokio")]
+pub trait AsyncLeases: AsyncBackend + Clone + 'static {
+    /// As [`Leases::lease`].
+    ///
+    /// # Errors
+    /// As there.
+    fn lease_async(
+        &self,
+        wanted: &[Lease<'_>],
+        life: Duration,
+    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send;
+
+    /// Sends word that each lease is to be released that its token still holds, after all that was asked before; does
+    /// not wait for that. For guards that are dropped, which may happen anywhere.
+    fn send_release(&self, held: &[Lease<'_>]);
+
+    /// As [`Leases::set_and_release`].
+    ///
+    /// # Errors
+    /// As there.
+    fn set_and_release_async(
+        &self,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
+    /// As [`Leases::is_leased`].
+    ///
+    /// # Errors
+    /// As there.
+    fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send;
 }

@@ -1,17 +1,24 @@
-//! What a backend and its leases are over anything that exchanges commands for replies with a Redis server.
+//! What a backend and its leases are over anything that exchanges commands for replies with a Redis server, for both
+//! faces.
 
-use std::cell::Cell;
 use std::fmt;
+use std::future::ready;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(feature = "tokio")]
+use super::{AsyncBackend, AsyncLeases};
 use super::{Backend, Leases};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
 use crate::engine::replies::{Receive, Strings, Token};
 use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tokio")]
+use crate::face::Task;
+use crate::face::{Thread, now};
 use crate::key::Key;
 use crate::request::{Batch, Found, HashExpiry, Lease};
 use crate::slice::Slice;
@@ -50,60 +57,105 @@ pub trait Exchange: Clone + Send + Sync + 'static {
     fn max_entry(&self) -> usize;
 }
 
+/// Something that exchanges commands for replies with a Redis server, and whose callers are tasks. Whatever does so is
+/// an [`AsyncBackend`] with [`AsyncLeases`].
+#[cfg(feature = "tokio")]
+pub trait AsyncExchange: Clone + Send + Sync + 'static {
+    /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write`
+    /// returns how many replies will come; it may be called again when a connection broke. A future that is dropped
+    /// leaves the commands that were sent, and their replies reach nobody.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, does not answer in time or not in RESP, and what `receive` failed with.
+    fn exchange_async(
+        &self,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        receive: &mut (impl Receive + Send),
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Sends commands whose replies do not matter, after all that this caller sent before. Does not block; what cannot
+    /// be sent is lost.
+    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize);
+
+    /// When hashes get their TTL.
+    fn hash_expiry(&self) -> HashExpiry;
+
+    /// The largest entry that the server takes, in bytes.
+    fn max_entry(&self) -> usize;
+}
+
+/// How a face exchanges.
+trait Face<X> {
+    fn exchange(
+        server: &X,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        receive: &mut (impl Receive + Send),
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn hash_expiry(server: &X) -> HashExpiry;
+
+    fn max_entry(server: &X) -> usize;
+}
+
+impl<X: Exchange> Face<X> for Thread {
+    #[inline(always)]
+    fn exchange(
+        server: &X,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        receive: &mut (impl Receive + Send),
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(server.exchange(access, write, receive))
+    }
+
+    fn hash_expiry(server: &X) -> HashExpiry {
+        server.hash_expiry()
+    }
+
+    fn max_entry(server: &X) -> usize {
+        server.max_entry()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<X: AsyncExchange> Face<X> for Task {
+    #[inline(always)]
+    fn exchange(
+        server: &X,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        receive: &mut (impl Receive + Send),
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        server.exchange_async(access, write, receive)
+    }
+
+    fn hash_expiry(server: &X) -> HashExpiry {
+        server.hash_expiry()
+    }
+
+    fn max_entry(server: &X) -> usize {
+        server.max_entry()
+    }
+}
+
 impl<X: Exchange> Backend for X {
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        let mut one = One { found: None, failed: None };
-        let failed = match self.exchange(Access::Read, |out| plan::get(out, key), &mut one) {
-            Ok(()) if one.failed.is_none() => return Ok(one.found),
-            Ok(()) => one.failed,
-            Err(error) => Some(error),
-        };
-        failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
+        now(get::<Thread, X>(self, key))
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
-        found.reset(keys.len());
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let groups = Groups::of(keys.len(), |at| keys[at]);
-        let mut gather = Gather::new(&groups, found);
-        self.exchange(Access::Read, |out| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]), &mut gather)
-            .and_then(|()| gather.finish())
-            .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
+        now(get_many::<Thread, X>(self, keys, found))
     }
 
     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
-        let mut acknowledged = Acknowledged::default();
-        check_size(self, entry)
-            .and_then(|()| {
-                self.exchange(
-                    Access::Write,
-                    |out| plan::set(out, key, entry, ttl, self.hash_expiry()),
-                    &mut acknowledged,
-                )
-            })
-            .and_then(|()| acknowledged.finish())
-            .map_err(|error| error.during(format_args!("writing {key}")))
+        now(set::<Thread, X>(self, key, entry, ttl))
     }
 
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let groups = Groups::of(batch.len(), |at| batch.key(at));
-        let mut acknowledged = Acknowledged::default();
-        check_sizes(self, batch)
-            .and_then(|()| {
-                self.exchange(
-                    Access::Write,
-                    |out| write_batch(out, &groups, batch, ttl, self.hash_expiry()),
-                    &mut acknowledged,
-                )
-            })
-            .and_then(|()| acknowledged.finish())
-            .map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
+        now(set_many::<Thread, X>(self, batch, ttl))
     }
 
     fn max_entry(&self) -> usize {
@@ -111,61 +163,18 @@ impl<X: Exchange> Backend for X {
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let groups = Groups::of(keys.len(), |at| keys[at]);
-        let mut acknowledged = Acknowledged::default();
-        self.exchange(
-            Access::Write,
-            |out| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]),
-            &mut acknowledged,
-        )
-        .and_then(|()| acknowledged.finish())
-        .map_err(|error| match keys {
-            [key] => error.during(format_args!("deleting {key}")),
-            _ => error.during(format_args!("deleting {} keys", keys.len())),
-        })
+        now(delete_many::<Thread, X>(self, keys))
     }
 }
 
 impl<X: Exchange> Leases for X {
     fn lease(&self, wanted: &[Lease<'_>], life: Duration) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
-        let groups = Groups::of(wanted.len(), |at| wanted[at].key);
-        let mut found = Found::new();
-        found.reset(wanted.len());
-        let mut gather = Gather::new(&groups, &mut found);
-        let mut leased = Vec::with_capacity(wanted.len());
-        let mut failed = None;
-        let write = |out: &mut Vec<u8>| {
-            let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
-            leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
-        };
-        let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
-            match reply {
-                reply if leased.len() == wanted.len() => return gather.token(reply, chunk),
-                Token::Nil => leased.push(true),
-                Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
-                Token::Error(error) => {
-                    leased.push(false);
-                    failed.get_or_insert_with(|| server_error(error));
-                }
-                other => return Err(unexpected(other)),
-            }
-            Ok(())
-        };
-        self.exchange(Access::Write, write, &mut receive)
-            .and_then(|()| failed.map_or(Ok(()), Err))
-            .and_then(|()| gather.finish())
-            .map_err(|error| error.during(Of("locking", wanted)))?;
-        let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
-        Ok(leased.into_iter().zip(entries).collect())
+        now(lease::<Thread, X>(self, wanted, life))
     }
 
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
         let mut released = Flags::default();
-        let write = |out: &mut Vec<u8>| held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum();
-        self.exchange(Access::Write, write, &mut released)
+        self.exchange(Access::Write, |out| write_releases(out, held), &mut released)
             .and_then(|()| released.finish())
             .map_err(|error| error.during(Of("unlocking", held)))
     }
@@ -177,44 +186,232 @@ impl<X: Exchange> Leases for X {
         ttl: Option<Duration>,
         only_if_held: bool,
     ) -> Result<Vec<bool>, Error> {
-        let expiry = self.hash_expiry();
-        let mut acknowledged = Acknowledged::default();
-        let mut released = Flags::default();
-        let groups = Groups::of(batch.len(), |at| batch.key(at));
-        // The writes come first and are only acknowledged; then each release says whether the lease was still held.
-        let writes = Cell::new(0);
-        let write = |out: &mut Vec<u8>| {
-            if only_if_held {
-                let each = held.iter().zip(batch.iter());
-                return each
-                    .map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, ttl, expiry))
-                    .sum();
-            }
-            writes.set(write_batch(out, &groups, batch, ttl, expiry));
-            writes.get() + held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum::<usize>()
-        };
-        let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.get() {
-            0 => released.token(reply, chunk),
-            left => {
-                writes.set(left - 1);
-                acknowledged.token(reply, chunk)
-            }
-        };
-        check_sizes(self, batch)
-            .and_then(|()| self.exchange(if only_if_held { Access::Once } else { Access::Write }, write, &mut receive))
-            .and_then(|()| acknowledged.finish())
-            .and_then(|()| released.finish())
-            .map_err(|error| error.during(Of("writing and unlocking", held)))
+        now(set_and_release::<Thread, X>(self, held, batch, ttl, only_if_held))
     }
 
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
-        let mut leased = Flags::default();
-        // The primary knows, so this is no read.
-        self.exchange(Access::Write, |out| plan::is_leased(out, lock), &mut leased)
-            .and_then(|()| leased.finish())
-            .map(|leased| leased == [true])
-            .map_err(|error| error.during(format_args!("asking for the lock {}", lock.escape_ascii())))
+        now(is_leased::<Thread, X>(self, lock))
     }
+}
+
+#[cfg(feature = "tokio")]
+impl<X: AsyncExchange> AsyncBackend for X {
+    #[inline]
+    fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
+        get::<Task, X>(self, key)
+    }
+
+    fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
+        get_many::<Task, X>(self, keys, found)
+    }
+
+    fn set_async(
+        &self,
+        key: Key<'_>,
+        entry: &[u8],
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        set::<Task, X>(self, key, entry, ttl)
+    }
+
+    fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
+        set_many::<Task, X>(self, batch, ttl)
+    }
+
+    fn max_entry(&self) -> usize {
+        AsyncExchange::max_entry(self)
+    }
+
+    fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
+        delete_many::<Task, X>(self, keys)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<X: AsyncExchange> AsyncLeases for X {
+    fn lease_async(
+        &self,
+        wanted: &[Lease<'_>],
+        life: Duration,
+    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
+        lease::<Task, X>(self, wanted, life)
+    }
+
+    fn send_release(&self, held: &[Lease<'_>]) {
+        self.send(|out| write_releases(out, held));
+    }
+
+    fn set_and_release_async(
+        &self,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
+        set_and_release::<Task, X>(self, held, batch, ttl, only_if_held)
+    }
+
+    fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send {
+        is_leased::<Task, X>(self, lock)
+    }
+}
+
+#[inline(always)]
+async fn get<A: Face<X>, X>(server: &X, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+    let mut one = One { found: None, failed: None };
+    let failed = match A::exchange(server, Access::Read, |out| plan::get(out, key), &mut one).await {
+        Ok(()) if one.failed.is_none() => return Ok(one.found),
+        Ok(()) => one.failed,
+        Err(error) => Some(error),
+    };
+    failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
+}
+
+#[inline]
+async fn get_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+    found.reset(keys.len());
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let groups = Groups::of(keys.len(), |at| keys[at]);
+    let mut gather = Gather::new(&groups, found);
+    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]);
+    A::exchange(server, Access::Read, write, &mut gather)
+        .await
+        .and_then(|()| gather.finish())
+        .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
+}
+
+#[inline]
+async fn set<A: Face<X>, X>(server: &X, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+    let mut acknowledged = Acknowledged::default();
+    let set = async {
+        check_size(entry, A::max_entry(server))?;
+        let expiry = A::hash_expiry(server);
+        let write = |out: &mut Vec<u8>| plan::set(out, key, entry, ttl, expiry);
+        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
+        acknowledged.finish()
+    };
+    set.await.map_err(|error| error.during(format_args!("writing {key}")))
+}
+
+async fn set_many<A: Face<X>, X>(server: &X, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let groups = Groups::of(batch.len(), |at| batch.key(at));
+    let mut acknowledged = Acknowledged::default();
+    let set = async {
+        check_sizes(batch, A::max_entry(server))?;
+        let expiry = A::hash_expiry(server);
+        let write = |out: &mut Vec<u8>| write_batch(out, &groups, batch, ttl, expiry);
+        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
+        acknowledged.finish()
+    };
+    set.await.map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
+}
+
+async fn delete_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let groups = Groups::of(keys.len(), |at| keys[at]);
+    let mut acknowledged = Acknowledged::default();
+    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]);
+    A::exchange(server, Access::Write, write, &mut acknowledged).await.and_then(|()| acknowledged.finish()).map_err(
+        |error| match keys {
+            [key] => error.during(format_args!("deleting {key}")),
+            _ => error.during(format_args!("deleting {} keys", keys.len())),
+        },
+    )
+}
+
+async fn lease<A: Face<X>, X>(
+    server: &X,
+    wanted: &[Lease<'_>],
+    life: Duration,
+) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
+    let groups = Groups::of(wanted.len(), |at| wanted[at].key);
+    let mut found = Found::new();
+    found.reset(wanted.len());
+    let mut gather = Gather::new(&groups, &mut found);
+    let mut leased = Vec::with_capacity(wanted.len());
+    let mut failed = None;
+    let write = |out: &mut Vec<u8>| {
+        let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
+        leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
+    };
+    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
+        match reply {
+            reply if leased.len() == wanted.len() => return gather.token(reply, chunk),
+            Token::Nil => leased.push(true),
+            Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
+            Token::Error(error) => {
+                leased.push(false);
+                failed.get_or_insert_with(|| server_error(error));
+            }
+            other => return Err(unexpected(other)),
+        }
+        Ok(())
+    };
+    A::exchange(server, Access::Write, write, &mut receive)
+        .await
+        .and_then(|()| failed.map_or(Ok(()), Err))
+        .and_then(|()| gather.finish())
+        .map_err(|error| error.during(Of("locking", wanted)))?;
+    let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
+    Ok(leased.into_iter().zip(entries).collect())
+}
+
+async fn set_and_release<A: Face<X>, X>(
+    server: &X,
+    held: &[Lease<'_>],
+    batch: &Batch,
+    ttl: Option<Duration>,
+    only_if_held: bool,
+) -> Result<Vec<bool>, Error> {
+    let mut acknowledged = Acknowledged::default();
+    let mut released = Flags::default();
+    let groups = Groups::of(batch.len(), |at| batch.key(at));
+    let expiry = A::hash_expiry(server);
+    // The writes come first and are only acknowledged; then each release says whether the lease was still held. One
+    // closure tells the other, which runs later.
+    let writes = AtomicUsize::new(0);
+    let write = |out: &mut Vec<u8>| {
+        if only_if_held {
+            let each = held.iter().zip(batch.iter());
+            return each.map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, ttl, expiry)).sum();
+        }
+        writes.store(write_batch(out, &groups, batch, ttl, expiry), Ordering::Relaxed);
+        writes.load(Ordering::Relaxed) + write_releases(out, held)
+    };
+    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.load(Ordering::Relaxed) {
+        0 => released.token(reply, chunk),
+        left => {
+            writes.store(left - 1, Ordering::Relaxed);
+            acknowledged.token(reply, chunk)
+        }
+    };
+    let store = async {
+        check_sizes(batch, A::max_entry(server))?;
+        let access = if only_if_held { Access::Once } else { Access::Write };
+        A::exchange(server, access, write, &mut receive).await
+    };
+    store
+        .await
+        .and_then(|()| acknowledged.finish())
+        .and_then(|()| released.finish())
+        .map_err(|error| error.during(Of("writing and unlocking", held)))
+}
+
+async fn is_leased<A: Face<X>, X>(server: &X, lock: &[u8]) -> Result<bool, Error> {
+    let mut leased = Flags::default();
+    // The primary knows, so this is no read.
+    A::exchange(server, Access::Write, |out| plan::is_leased(out, lock), &mut leased)
+        .await
+        .and_then(|()| leased.finish())
+        .map(|leased| leased == [true])
+        .map_err(|error| error.during(format_args!("asking for the lock {}", lock.escape_ascii())))
 }
 
 /// What was done to which leases, for errors.
@@ -310,16 +507,21 @@ fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, ttl: Option<Du
     replies
 }
 
-fn check_sizes(exchange: &impl Exchange, batch: &Batch) -> Result<(), Error> {
+/// Writes one command that releases each lease.
+fn write_releases(out: &mut Vec<u8>, held: &[Lease<'_>]) -> usize {
+    held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum()
+}
+
+fn check_sizes(batch: &Batch, most: usize) -> Result<(), Error> {
     batch.iter().try_for_each(|(key, entry)| {
-        check_size(exchange, entry).map_err(|error| error.during(format_args!("writing {key}")))
+        check_size(entry, most).map_err(|error| error.during(format_args!("writing {key}")))
     })
 }
 
-fn check_size(exchange: &impl Exchange, entry: &[u8]) -> Result<(), Error> {
-    if entry.len() <= Exchange::max_entry(exchange) {
+fn check_size(entry: &[u8], most: usize) -> Result<(), Error> {
+    if entry.len() <= most {
         return Ok(());
     }
-    let message = format!("an entry of {} bytes is over the limit of {}", entry.len(), Exchange::max_entry(exchange));
+    let message = format!("an entry of {} bytes is over the limit of {most}", entry.len());
     Err(Error::new(ErrorKind::TooLarge, message))
 }

@@ -62,9 +62,9 @@ impl Place {
 }
 
 /// How a caller stands after joining.
-pub(crate) enum Joined<'l> {
-    Leads(Leader<'l>),
-    Waits(Waiter<'l>),
+pub(crate) enum Joined {
+    Leads(Leader),
+    Waits(Waiter),
     /// This very thread leads already: it would wait for itself.
     Recursion,
 }
@@ -90,7 +90,7 @@ impl Line {
 
     /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
     /// `thread` is the caller's, if it would block it.
-    pub(crate) fn join(&self, key: Key<'_>, if_busy: IfBusy, thread: Option<ThreadId>) -> Option<Joined<'_>> {
+    pub(crate) fn join(self: &Arc<Self>, key: Key<'_>, if_busy: IfBusy, thread: Option<ThreadId>) -> Option<Joined> {
         let owned = key.to_buf();
         let mut places = self.places(key);
         let Some(place) = places.get(&owned) else {
@@ -98,7 +98,7 @@ impl Line {
                 Place { leader: thread, next: 0, waiting: VecDeque::new(), elected: None, shared: None, ended: false };
             let place = Arc::new(Mutex::new(place));
             places.insert(owned.clone(), Arc::clone(&place));
-            return Some(Joined::Leads(Leader { line: self, key: owned, place }));
+            return Some(Joined::Leads(Leader { line: Arc::clone(self), key: owned, place }));
         };
         if if_busy == IfBusy::Leave {
             return None;
@@ -112,7 +112,7 @@ impl Line {
         state.next += 1;
         state.waiting.push_back((number, None));
         drop(state);
-        Some(Joined::Waits(Waiter { line: self, key: owned, place, number, refused: false }))
+        Some(Joined::Waits(Waiter { line: Arc::clone(self), key: owned, place, number, refused: false }))
     }
 
     /// Whether somebody in this process is creating the value of `key`.
@@ -133,13 +133,13 @@ impl Line {
 }
 
 /// The lead of a line. Dropped, it ends the line if a value was shared, and else hands it on.
-pub(crate) struct Leader<'l> {
-    line: &'l Line,
+pub(crate) struct Leader {
+    line: Arc<Line>,
     key: KeyBuf,
     place: Arc<Mutex<Place>>,
 }
 
-impl Leader<'_> {
+impl Leader {
     /// Gives an entry to all who wait, and to those who come until the lead is dropped.
     pub(crate) fn share(&self, shared: Shared) {
         let mut place = lock(&self.place);
@@ -151,9 +151,9 @@ impl Leader<'_> {
     }
 }
 
-impl Drop for Leader<'_> {
+impl Drop for Leader {
     fn drop(&mut self) {
-        hand_on(self.line, &self.key, &self.place);
+        hand_on(&self.line, &self.key, &self.place);
     }
 }
 
@@ -186,8 +186,8 @@ fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
 }
 
 /// A place in the line. Dropped, it is given up.
-pub(crate) struct Waiter<'l> {
-    line: &'l Line,
+pub(crate) struct Waiter {
+    line: Arc<Line>,
     key: KeyBuf,
     place: Arc<Mutex<Place>>,
     number: u64,
@@ -195,16 +195,16 @@ pub(crate) struct Waiter<'l> {
 }
 
 /// What a waiter waited for.
-pub(crate) enum Woken<'l> {
+pub(crate) enum Woken {
     /// The value is there.
     Shared(Shared),
     /// The leader left without a value, and this caller leads now.
-    Leads(Leader<'l>),
+    Leads(Leader),
     /// The leader left, after sharing a value that this caller [refused](Waiter::refuse).
     Ended,
 }
 
-impl<'l> Waiter<'l> {
+impl Waiter {
     /// Has no use for what was shared, and waits on, until its leader has left.
     pub(crate) fn refuse(&mut self) {
         self.refused = true;
@@ -212,7 +212,7 @@ impl<'l> Waiter<'l> {
 
     /// Whether the wait is over; if not, the context's waker is called when it may be. `thread` is the caller's, if it
     /// would block it. Must not be called again after it was over.
-    pub(crate) fn poll(&mut self, context: &Context<'_>, thread: Option<ThreadId>) -> Poll<Woken<'l>> {
+    pub(crate) fn poll(&mut self, context: &Context<'_>, thread: Option<ThreadId>) -> Poll<Woken> {
         // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
         let mut waker = Some(context.waker().clone());
         let mut place = lock(&self.place);
@@ -227,8 +227,8 @@ impl<'l> Waiter<'l> {
             place.elected = None;
             place.leader = thread;
             drop(place);
-            let (key, place) = (self.key.clone(), Arc::clone(&self.place));
-            return Poll::Ready(Woken::Leads(Leader { line: self.line, key, place }));
+            let (line, key, place) = (Arc::clone(&self.line), self.key.clone(), Arc::clone(&self.place));
+            return Poll::Ready(Woken::Leads(Leader { line, key, place }));
         }
         if let Ok(at) = place.stands_at(self.number) {
             std::mem::swap(&mut place.waiting[at].1, &mut waker);
@@ -238,7 +238,7 @@ impl<'l> Waiter<'l> {
     }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for Waiter {
     fn drop(&mut self) {
         let mut place = lock(&self.place);
         let left = place.stands_at(self.number).ok().and_then(|at| place.waiting.remove(at));
@@ -246,7 +246,7 @@ impl Drop for Waiter<'_> {
         drop(place);
         drop(left);
         if was_elected {
-            hand_on(self.line, &self.key, &self.place);
+            hand_on(&self.line, &self.key, &self.place);
         }
     }
 }
@@ -274,28 +274,28 @@ mod tests {
         }
     }
 
-    fn lead(line: &Line) -> Leader<'_> {
+    fn lead(line: &Arc<Line>) -> Leader {
         match line.join(KEY, IfBusy::Wait, None) {
             Some(Joined::Leads(leader)) => leader,
             _ => panic!("somebody else leads"),
         }
     }
 
-    fn wait(line: &Line) -> Waiter<'_> {
+    fn wait(line: &Arc<Line>) -> Waiter {
         match line.join(KEY, IfBusy::Wait, None) {
             Some(Joined::Waits(waiter)) => waiter,
             _ => panic!("nobody leads"),
         }
     }
 
-    fn poll<'l>(waiter: &mut Waiter<'l>, bell: &Arc<Bell>) -> Poll<Woken<'l>> {
+    fn poll(waiter: &mut Waiter, bell: &Arc<Bell>) -> Poll<Woken> {
         let waker = Waker::from(Arc::clone(bell));
         waiter.poll(&Context::from_waker(&waker), None)
     }
 
     #[test]
     fn a_value_reaches_all_who_wait_and_who_come_while_it_is_stored() {
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let leader = lead(&line);
         assert!(line.is_busy(KEY));
         let (mut first, mut second) = (wait(&line), wait(&line));
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_leader_that_fails_hands_on_to_the_first_who_still_waits() {
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let leader = lead(&line);
         let bells = [0; 3].map(|_| Arc::new(Bell::default()));
         let mut waiters: Vec<_> = (0..3).map(|_| wait(&line)).collect();
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn who_refuses_what_was_shared_waits_until_its_leader_has_left() {
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let leader = lead(&line);
         let mut waiter = wait(&line);
         let bell = Arc::new(Bell::default());
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn nobody_has_to_wait() {
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let leader = lead(&line);
         assert!(line.join(KEY, IfBusy::Leave, None).is_none());
         assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None), Some(Joined::Leads(_))));
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_would_wait_for_itself_is_told() {
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let me = Some(std::thread::current().id());
         let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me) else { panic!("nobody else leads") };
         assert!(matches!(line.join(KEY, IfBusy::Wait, me), Some(Joined::Recursion)));
@@ -384,7 +384,7 @@ mod tests {
         }
         // Miri is a thousand times slower.
         let times = if cfg!(miri) { 20 } else { 2_000 };
-        let line = Line::new();
+        let line = Arc::new(Line::new());
         let (leading, led) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {

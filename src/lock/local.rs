@@ -1,6 +1,10 @@
 //! [`LocalLock`]: no lock among processes.
 
-use super::Lock;
+#[cfg(feature = "tokio")]
+use super::AsyncLock;
+use super::{Lock, LockSettings};
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncBackend;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
@@ -11,16 +15,31 @@ use crate::key::Key;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalLock;
 
+impl LockSettings for LocalLock {
+    const ONLY_THIS_REGION: bool = true;
+}
+
 impl<B: Backend> Lock<B> for LocalLock {
     type Guard = ();
-
-    const ONLY_THIS_REGION: bool = true;
 
     fn try_lock(&self, _: &B, _: Key<'_>) -> Result<Option<()>, Error> {
         Ok(Some(()))
     }
 
     fn is_locked(&self, _: &B, _: Key<'_>) -> Result<bool, Error> {
+        Ok(false)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncBackend> AsyncLock<B> for LocalLock {
+    type AsyncGuard = ();
+
+    async fn try_lock_async(&self, _: &B, _: Key<'_>) -> Result<Option<()>, Error> {
+        Ok(Some(()))
+    }
+
+    async fn is_locked_async(&self, _: &B, _: Key<'_>) -> Result<bool, Error> {
         Ok(false)
     }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncBackend;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
@@ -21,13 +23,13 @@ pub use self::redis::{RedisGuard, RedisLock};
 
 /// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
 ///
-/// A lock of your own needs [`try_lock`](Lock::try_lock), and [`wait`](Lock::wait) and
+/// A lock of your own needs [`LockSettings`], [`try_lock`](Lock::try_lock), and [`wait`](Lock::wait) and
 /// [`is_locked`](Lock::is_locked) where another process can hold it; a wrapper around one passes on all.
 ///
 /// ```
 /// use std::collections::HashSet;
 /// use std::sync::{Arc, Mutex};
-/// use dogpile::{Backend, Error, Key, KeyBuf, Lock, Memory, Region};
+/// use dogpile::{Backend, Error, Key, KeyBuf, Lock, LockSettings, Memory, Region};
 ///
 /// /// Shared by the regions of this process.
 /// #[derive(Clone, Default)]
@@ -40,6 +42,8 @@ pub use self::redis::{RedisGuard, RedisLock};
 ///         self.0.0.lock().unwrap().remove(&self.1);
 ///     }
 /// }
+///
+/// impl LockSettings for Shared {}
 ///
 /// impl<B: Backend> Lock<B> for Shared {
 ///     type Guard = Held;
@@ -56,16 +60,9 @@ pub use self::redis::{RedisGuard, RedisLock};
 /// let value: u64 = region.get_or_create("k", || Ok::<_, Error>(15)).unwrap();
 /// # Ok::<(), Error>(())
 /// ```
-pub trait Lock<B: Backend>: Send + Sync {
+pub trait Lock<B: Backend>: LockSettings {
     /// Holds the lock until it is dropped.
     type Guard: Send;
-
-    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a
-    /// lock need not read again when it knows from the line that nobody created since it read, and is asked by
-    /// [`try_lock`](Lock::try_lock) only: a miss has two round trips then, and not three. What is written meanwhile by
-    /// [`Region::set`](crate::Region::set), or by other processes, is not known from the line, and is written over.
-    /// `false`, the default, is never wrong.
-    const ONLY_THIS_REGION: bool = false;
 
     /// Takes the lock on `key` if nobody has it. Does not wait.
     ///
@@ -83,8 +80,7 @@ pub trait Lock<B: Backend>: Send + Sync {
         let guards = guards?;
         let mut found = Found::new();
         backend.get_many(keys, &mut found)?;
-        let attempt = |(guard, entry): (_, Option<Slice<'_>>)| Attempt { guard, entry: entry.map(Slice::to_bytes) };
-        Ok(guards.into_iter().zip(found.iter()).map(attempt).collect())
+        Ok(attempts(guards, &found))
     }
 
     /// Stores the entries of `batch`, one for each guard, and releases the guards.
@@ -119,8 +115,7 @@ pub trait Lock<B: Backend>: Send + Sync {
     /// When the lock cannot be watched.
     fn wait(&self, backend: &B, key: Key<'_>, round: u32, at_most: Duration) -> Result<(), Error> {
         let _ = (backend, key);
-        let pause = Duration::from_millis(5 << round.min(3));
-        std::thread::sleep(pause.min(at_most));
+        std::thread::sleep(pause(round).min(at_most));
         Ok(())
     }
 
@@ -129,6 +124,101 @@ pub trait Lock<B: Backend>: Send + Sync {
     /// # Errors
     /// When the lock cannot tell.
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error>;
+}
+
+/// As [`Lock`], for callers that are tasks; a type may be both, and then they lock each other out.
+///
+/// A guard that is dropped must not block: it sends word, and somebody else waits. Futures may be dropped at any time,
+/// and then hold no lock.
+#[cfg(feature = "tokio")]
+pub trait AsyncLock<B: AsyncBackend>: LockSettings {
+    /// Holds the lock until it is dropped.
+    type AsyncGuard: Send;
+
+    /// As [`Lock::try_lock`].
+    ///
+    /// # Errors
+    /// As there.
+    fn try_lock_async(
+        &self,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Option<Self::AsyncGuard>, Error>> + Send;
+
+    /// As [`Lock::try_lock_and_read`].
+    ///
+    /// # Errors
+    /// As there.
+    fn try_lock_and_read_async(
+        &self,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> impl Future<Output = Result<Vec<Attempt<Self::AsyncGuard>>, Error>> + Send {
+        async move {
+            let mut guards = Vec::with_capacity(keys.len());
+            for key in keys {
+                guards.push(self.try_lock_async(backend, *key).await?);
+            }
+            let mut found = Found::new();
+            backend.get_many_async(keys, &mut found).await?;
+            Ok(attempts(guards, &found))
+        }
+    }
+
+    /// As [`Lock::store_and_release`].
+    ///
+    /// # Errors
+    /// As there.
+    fn store_and_release_async(
+        &self,
+        backend: &B,
+        guards: Vec<Self::AsyncGuard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        async move {
+            let stored = match batch.len() {
+                1 => backend.set_async(batch.key(0), batch.entry(0), ttl).await,
+                _ => backend.set_many_async(batch, ttl).await,
+            };
+            drop(guards);
+            stored
+        }
+    }
+
+    /// As [`Lock::wait`].
+    ///
+    /// # Errors
+    /// As there.
+    fn wait_async(
+        &self,
+        backend: &B,
+        key: Key<'_>,
+        round: u32,
+        at_most: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (backend, key);
+        async move {
+            tokio::time::sleep(pause(round).min(at_most)).await;
+            Ok(())
+        }
+    }
+
+    /// As [`Lock::is_locked`].
+    ///
+    /// # Errors
+    /// As there.
+    fn is_locked_async(&self, backend: &B, key: Key<'_>) -> impl Future<Output = Result<bool, Error>> + Send;
+}
+
+/// What a lock is for callers of either face.
+pub trait LockSettings: Send + Sync {
+    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a
+    /// lock need not read again when it knows from the line that nobody created since it read, and is asked by
+    /// [`try_lock`](Lock::try_lock) only: a miss has two round trips then, and not three. What is written meanwhile by
+    /// [`Region::set`](crate::Region::set), or by other processes, is not known from the line, and is written over.
+    /// `false`, the default, is never wrong.
+    const ONLY_THIS_REGION: bool = false;
 
     /// Whether its settings can work; asked once, when a region is built.
     ///
@@ -146,4 +236,15 @@ pub struct Attempt<G> {
     pub guard: Option<G>,
     /// The entry as it was after that.
     pub entry: Option<Bytes>,
+}
+
+/// Guards, and the entries that were read after they were taken.
+fn attempts<G>(guards: Vec<Option<G>>, found: &Found) -> Vec<Attempt<G>> {
+    let attempt = |(guard, entry): (_, Option<Slice<'_>>)| Attempt { guard, entry: entry.map(Slice::to_bytes) };
+    guards.into_iter().zip(found.iter()).map(attempt).collect()
+}
+
+/// How long to wait for another process before asking again.
+fn pause(round: u32) -> Duration {
+    Duration::from_millis(5 << round.min(3))
 }

@@ -1,10 +1,20 @@
 //! [`RedisLock`]: one creator of all processes, by a lease in the backend's own server.
 
+use std::future::ready;
 use std::time::Duration;
 
-use super::{AfterLoss, Attempt, Lock, LostLease, Store};
+use bytes::Bytes;
+
+#[cfg(feature = "tokio")]
+use super::AsyncLock;
+use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncLeases;
 use crate::backend::Leases;
 use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tokio")]
+use crate::face::Task;
+use crate::face::{Thread, now};
 use crate::key::{Key, KeyBuf, hex};
 use crate::request::{Batch, Lease};
 
@@ -82,34 +92,114 @@ impl<P> RedisLock<P> {
     }
 }
 
-/// Holds a [`RedisLock`] until it is dropped, which releases it in one round trip.
-pub struct RedisGuard<B: Leases> {
+/// Holds a [`RedisLock`] until it is dropped, which releases it: in one round trip where its holder is a thread, and
+/// where it is a task by sending word, which nobody waits for.
+pub struct RedisGuard<B> {
     backend: B,
     lock: KeyBuf,
     token: [u8; 32],
     key: KeyBuf,
     /// Whether the lease is still to be released.
     held: bool,
+    release: fn(&B, &[Lease<'_>]),
 }
 
-impl<B: Leases> RedisGuard<B> {
+impl<B> RedisGuard<B> {
     fn lease(&self) -> Lease<'_> {
         Lease { lock: self.lock.as_key().server_key(), token: &self.token, key: self.key.as_key() }
     }
 }
 
-impl<B: Leases> Drop for RedisGuard<B> {
+impl<B> Drop for RedisGuard<B> {
     fn drop(&mut self) {
         if self.held {
-            // What cannot be released ends by itself, and a lease that is gone need not be released.
-            let _ = self.backend.release(&[self.lease()]);
+            (self.release)(&self.backend, &[self.lease()]);
         }
     }
 }
 
-impl<B: Leases> std::fmt::Debug for RedisGuard<B> {
+impl<B> std::fmt::Debug for RedisGuard<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisGuard").field("lock", &self.lock).finish_non_exhaustive()
+    }
+}
+
+/// How a face asks for leases.
+trait Face<B> {
+    fn lease(
+        backend: &B,
+        wanted: &[Lease<'_>],
+        life: Duration,
+    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send;
+
+    fn set_and_release(
+        backend: &B,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
+    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// What cannot be released ends by itself, and a lease that is gone need not be released.
+    fn release(backend: &B, held: &[Lease<'_>]);
+}
+
+impl<B: Leases> Face<B> for Thread {
+    fn lease(
+        backend: &B,
+        wanted: &[Lease<'_>],
+        life: Duration,
+    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
+        ready(backend.lease(wanted, life))
+    }
+
+    fn set_and_release(
+        backend: &B,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
+        ready(backend.set_and_release(held, batch, ttl, only_if_held))
+    }
+
+    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(backend.set_many(batch, ttl))
+    }
+
+    fn release(backend: &B, held: &[Lease<'_>]) {
+        let _ = backend.release(held);
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncLeases> Face<B> for Task {
+    fn lease(
+        backend: &B,
+        wanted: &[Lease<'_>],
+        life: Duration,
+    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
+        backend.lease_async(wanted, life)
+    }
+
+    fn set_and_release(
+        backend: &B,
+        held: &[Lease<'_>],
+        batch: &Batch,
+        ttl: Option<Duration>,
+        only_if_held: bool,
+    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
+        backend.set_and_release_async(held, batch, ttl, only_if_held)
+    }
+
+    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
+        backend.set_many_async(batch, ttl)
+    }
+
+    fn release(backend: &B, held: &[Lease<'_>]) {
+        backend.send_release(held);
     }
 }
 
@@ -131,48 +221,52 @@ fn token() -> Result<[u8; 32], Error> {
     Ok(token)
 }
 
-impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
-    type Guard = RedisGuard<B>;
-
-    fn try_lock(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::Guard>, Error> {
-        Ok(self.try_lock_and_read(backend, &[key])?.pop().and_then(|attempt| attempt.guard))
-    }
-
-    fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
+impl<P: LostLease> RedisLock<P> {
+    async fn lock_and_read<A: Face<B>, B: Clone>(
+        &self,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
+        // Until the answer is there, each lease may be held: a future that is dropped meanwhile releases them.
         let guard = |key: &Key<'_>| {
             let (lock, token) = (self.name(*key), token()?);
-            Ok(RedisGuard { backend: backend.clone(), lock, token, key: key.to_buf(), held: false })
+            let (backend, key) = (backend.clone(), key.to_buf());
+            Ok(RedisGuard { backend, lock, token, key, held: true, release: A::release })
         };
-        let guards: Vec<_> = keys.iter().map(guard).collect::<Result<_, Error>>()?;
+        let guards: Result<Vec<_>, Error> = keys.iter().map(guard).collect();
+        let mut guards = guards?;
         let wanted: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let taken = match backend.lease(&wanted, self.life) {
-            Ok(taken) => taken,
+        let taken = A::lease(backend, &wanted, self.life).await;
+        drop(wanted);
+        match taken {
+            Ok(taken) => {
+                let attempts = guards.into_iter().zip(taken).map(|(mut guard, (held, entry))| {
+                    guard.held = held;
+                    Attempt { guard: held.then_some(guard), entry }
+                });
+                Ok(attempts.collect())
+            }
             Err(error) => {
                 // Some may have been taken before the server refused the rest. One that is out of reach is not asked
                 // again: what it holds ends by itself.
-                if !is_out_of_reach(&error) {
-                    let _ = backend.release(&wanted);
+                if is_out_of_reach(&error) {
+                    guards.iter_mut().for_each(|guard| guard.held = false);
                 }
-                return Err(error);
+                release_all::<A, B>(backend, guards);
+                Err(error)
             }
-        };
-        drop(wanted);
-        let attempts = guards.into_iter().zip(taken).map(|(mut guard, (held, entry))| {
-            guard.held = held;
-            Attempt { guard: held.then_some(guard), entry }
-        });
-        Ok(attempts.collect())
+        }
     }
 
-    fn store_and_release(
+    async fn store_all<A: Face<B>, B>(
         &self,
         backend: &B,
-        mut guards: Vec<Self::Guard>,
+        mut guards: Vec<RedisGuard<B>>,
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> Result<(), Error> {
         let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let stored = backend.set_and_release(&held, batch, ttl, !P::ALWAYS_STORES);
+        let stored = A::set_and_release(backend, &held, batch, ttl, !P::ALWAYS_STORES).await;
         drop(held);
         let still_held = match stored {
             Ok(still_held) => still_held,
@@ -185,7 +279,7 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
                 return Err(error);
             }
             Err(error) => {
-                self.release(backend, guards);
+                release_all::<A, B>(backend, guards);
                 return Err(error);
             }
         };
@@ -197,24 +291,22 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
                 again.push(key, |out| out.extend_from_slice(batch.entry(at)));
             }
         }
-        backend.set_many(&again, ttl)
+        A::set_many(backend, &again, ttl).await
     }
+}
 
-    fn release(&self, backend: &B, mut guards: Vec<Self::Guard>) {
-        guards.retain(|guard| guard.held);
-        if !guards.is_empty() {
-            let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-            // What cannot be released ends by itself, and a lease that is gone need not be released.
-            let _ = backend.release(&held);
-            drop(held);
-            guards.iter_mut().for_each(|guard| guard.held = false);
-        }
+/// Releases those that are held, together.
+fn release_all<A: Face<B>, B>(backend: &B, mut guards: Vec<RedisGuard<B>>) {
+    guards.retain(|guard| guard.held);
+    if !guards.is_empty() {
+        let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
+        A::release(backend, &held);
+        drop(held);
+        guards.iter_mut().for_each(|guard| guard.held = false);
     }
+}
 
-    fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
-        backend.is_leased(self.name(key).as_key().server_key())
-    }
-
+impl<P: LostLease> LockSettings for RedisLock<P> {
     fn check(&self) -> Result<(), Error> {
         if self.prefix.is_empty() {
             return Err(Error::new(ErrorKind::Config, "without a prefix the lock of an entry would be the entry"));
@@ -223,6 +315,67 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
             return Err(Error::new(ErrorKind::Config, "a lease of no time locks nothing"));
         }
         Ok(())
+    }
+}
+
+impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
+    type Guard = RedisGuard<B>;
+
+    fn try_lock(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::Guard>, Error> {
+        Ok(self.try_lock_and_read(backend, &[key])?.pop().and_then(|attempt| attempt.guard))
+    }
+
+    fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
+        now(self.lock_and_read::<Thread, B>(backend, keys))
+    }
+
+    fn store_and_release(
+        &self,
+        backend: &B,
+        guards: Vec<Self::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> Result<(), Error> {
+        now(self.store_all::<Thread, B>(backend, guards, batch, ttl))
+    }
+
+    fn release(&self, backend: &B, guards: Vec<Self::Guard>) {
+        release_all::<Thread, B>(backend, guards);
+    }
+
+    fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
+        backend.is_leased(self.name(key).as_key().server_key())
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncLeases, P: LostLease> AsyncLock<B> for RedisLock<P> {
+    type AsyncGuard = RedisGuard<B>;
+
+    async fn try_lock_async(&self, backend: &B, key: Key<'_>) -> Result<Option<RedisGuard<B>>, Error> {
+        Ok(self.try_lock_and_read_async(backend, &[key]).await?.pop().and_then(|attempt| attempt.guard))
+    }
+
+    fn try_lock_and_read_async(
+        &self,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> impl Future<Output = Result<Vec<Attempt<RedisGuard<B>>>, Error>> + Send {
+        self.lock_and_read::<Task, B>(backend, keys)
+    }
+
+    fn store_and_release_async(
+        &self,
+        backend: &B,
+        guards: Vec<RedisGuard<B>>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        self.store_all::<Task, B>(backend, guards, batch, ttl)
+    }
+
+    async fn is_locked_async(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
+        backend.is_leased_async(self.name(key).as_key().server_key()).await
     }
 }
 

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use super::stats::Counters;
 use super::{Region, Shared};
-use crate::backend::Backend;
 use crate::codec::{Msgpack, Seconds};
 use crate::entry::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::Line;
-use crate::lock::{LocalLock, Lock};
+use crate::lock::{LocalLock, LockSettings};
 use crate::policy::{Expiry, Invalidation, LocalInvalidation};
 
 /// Settings of a [`Region`], from [`Region::builder`].
@@ -30,7 +29,7 @@ pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I
     fail_closed: bool,
 }
 
-impl<B: Backend> RegionBuilder<B> {
+impl<B> RegionBuilder<B> {
     pub(super) fn new(backend: B) -> Self {
         RegionBuilder {
             backend,
@@ -47,14 +46,14 @@ impl<B: Backend> RegionBuilder<B> {
     }
 }
 
-impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M, I> {
+impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M, I> {
     /// How values are written. Default: [`Msgpack<Seconds>`].
     pub fn codec<T>(self, codec: T) -> RegionBuilder<B, T, L, M, I> {
         self.with(|_, lock, map, invalidation| (codec, lock, map, invalidation))
     }
 
     /// Who may create a value, among processes. Default: [`LocalLock`], one in each.
-    pub fn lock<T: Lock<B>>(self, lock: T) -> RegionBuilder<B, S, T, M, I> {
+    pub fn lock<T: LockSettings>(self, lock: T) -> RegionBuilder<B, S, T, M, I> {
         self.with(|codec, _, map, invalidation| (codec, lock, map, invalidation))
     }
 
@@ -138,7 +137,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> RegionBuilder<B, S, 
                 lock: self.lock,
                 map: self.map,
                 invalidation: self.invalidation,
-                line: Line::new(),
+                line: Arc::new(Line::new()),
                 clock: self.clock,
                 expiry: self.expiry,
                 max_age: self.expiry.into(),

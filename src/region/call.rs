@@ -5,14 +5,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
+use super::drive::Drive;
 use super::flight::Flight;
 use super::keys::KeyRoom;
-use super::{Reading, Region, Shared, Understood, sync};
+use super::{Reading, Region, Shared, Understood};
 use crate::backend::Backend;
 use crate::buffer::with_buffer;
 use crate::codec::{Codec, CodecError};
 use crate::entry::{Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
+use crate::face::{Thread, now};
 use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
@@ -71,14 +73,14 @@ impl<V, F: Fn(&V) -> bool> StoreRule<V> for StoreIf<F> {
     }
 }
 
-impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Call<'r, B, S, L, M, I> {
+impl<'r, B, S, L, M, I> Call<'r, B, S, L, M, I> {
     #[inline]
     pub(super) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
         Call { region, max_age: Some(region.shared.max_age), ttl: region.shared.ttl, rule: StoreAll }
     }
 }
 
-impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S, L, M, I, F> {
+impl<'r, B, S, L, M, I, F> Call<'r, B, S, L, M, I, F> {
     /// See [`Region::with_expiry`].
     pub fn with_expiry(mut self, expiry: impl Into<Expiry>) -> Self {
         self.max_age = Some(MaxAge::from(expiry.into()));
@@ -102,6 +104,13 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         Call { region: self.region, max_age: self.max_age, ttl: self.ttl, rule: StoreIf(rule) }
     }
 
+    #[inline]
+    pub(super) fn shared(&self) -> &'r Shared<B, S, L, M, I> {
+        &self.region.shared
+    }
+}
+
+impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     /// See [`Region::get`].
     ///
     /// # Errors
@@ -251,10 +260,10 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         flight.read(self.shared(), first)?;
         let mut flights = [flight];
         let mut create = Some(create);
-        sync::drive(self, &[key], &mut flights, |_| {
+        now(Drive::new(Thread, self, &[key], &mut flights).run(async |_: &[usize]| {
             let create = create.take().expect("a value is created once");
             create().map(|value| vec![value])
-        })?;
+        }))?;
         let [flight] = flights;
         Ok(flight.into_value(self.shared()))
     }
@@ -294,10 +303,10 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
         let (firsts, places) = distinct(&keys);
         let keys: SmallVec<[Key<'_>; 1]> = firsts.iter().map(|&at| keys[at]).collect();
         let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
-        sync::drive(self, &keys, &mut flights, |missing| {
+        now(Drive::new(Thread, self, &keys, &mut flights).run(async |missing: &[usize]| {
             let missing: Vec<usize> = missing.iter().map(|&at| firsts[at]).collect();
             create(&missing)
-        })?;
+        }))?;
         let mut values: Vec<_> = flights.into_iter().map(|flight| Some(flight.into_value(region))).collect();
         // Each value goes to the last place that wants it; the places before get clones.
         let mut wanted = vec![0_usize; values.len()];
@@ -308,11 +317,6 @@ impl<'r, B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'r, B, S
             value.expect("is there until its last place took it")
         };
         Ok(places.iter().map(value).collect())
-    }
-
-    #[inline]
-    pub(super) fn shared(&self) -> &'r Shared<B, S, L, M, I> {
-        &self.region.shared
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 //!
 //! A flight does no I/O. A driver asks for its step, does it, and reports the result here.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::ThreadId;
 
@@ -10,20 +11,18 @@ use bytes::Bytes;
 use super::call::{Call, StoreRule, cannot_encode, too_large};
 use super::stats::Counter;
 use super::{Reading, Shared};
-use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::engine::dogpile::{Dogpile, Event, Step};
 use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
-use crate::keymap::KeyMap;
+use crate::lock::Attempt;
 use crate::lock::line::{self, IfBusy, Joined, Leader, Line, Waiter, Woken};
-use crate::lock::{Attempt, Lock};
 use crate::policy::{Freshness, Invalidation, MaxAge};
 use crate::request::Batch;
 
 /// One caller's way to the value of one key. Dropped at any point, it releases what it holds.
-pub(super) struct Flight<'r, V, G> {
+pub(super) struct Flight<V, G> {
     machine: Dogpile,
     /// What was read last.
     found: Option<Reading<V>>,
@@ -31,7 +30,7 @@ pub(super) struct Flight<'r, V, G> {
     made: Option<V>,
     // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
     guard: Option<G>,
-    place: Option<Place<'r>>,
+    place: Option<Place>,
     /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether
     /// somebody created since.
     read_after: Option<u64>,
@@ -40,12 +39,12 @@ pub(super) struct Flight<'r, V, G> {
 }
 
 /// A flight's place in the line of its key.
-enum Place<'r> {
-    Leads(Leader<'r>),
-    Waits(Waiter<'r>),
+enum Place {
+    Leads(Leader),
+    Waits(Waiter),
 }
 
-impl<'r, V, G> Flight<'r, V, G> {
+impl<V, G> Flight<V, G> {
     pub(super) fn new() -> Self {
         Flight {
             machine: Dogpile::new(),
@@ -69,7 +68,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Takes what reading the entry came to.
-    pub(super) fn read<B: Backend, S, L, M, I: Invalidation>(
+    pub(super) fn read<B, S, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
         read: Result<Option<Reading<V>>, Error>,
@@ -94,7 +93,7 @@ impl<'r, V, G> Flight<'r, V, G> {
 
     /// Leads the line if nobody does. Does not stand in it: whoever has no value waits later, when there is nothing
     /// else to do ([`Flight::stand`]).
-    pub(super) fn join(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) {
+    pub(super) fn join(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
         match line.join(key, IfBusy::Leave, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
@@ -103,7 +102,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Stands in the line, unless it has ended meanwhile and this caller leads a new one.
-    pub(super) fn stand(&mut self, line: &'r Line, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
+    pub(super) fn stand(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
         if self.place.is_some() {
             return Ok(());
         }
@@ -122,7 +121,7 @@ impl<'r, V, G> Flight<'r, V, G> {
         Ok(())
     }
 
-    fn lead(&mut self, leader: Leader<'r>) {
+    fn lead(&mut self, leader: Leader) {
         self.place = Some(Place::Leads(leader));
         self.machine.on(Event::Leads);
     }
@@ -140,7 +139,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Whether the wait in the line is over.
-    pub(super) fn poll_queue<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
+    pub(super) fn poll_queue<B, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
         max_age: Option<MaxAge>,
@@ -184,7 +183,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Takes what trying to lock, and reading after that, came to.
-    pub(super) fn locked<B: Backend, S: Codec<V>, L, M, I: Invalidation>(
+    pub(super) fn locked<B, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
         max_age: Option<MaxAge>,
@@ -217,13 +216,14 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the
-    /// batch if it is to be stored.
-    pub(super) fn created<B: Backend, S: Codec<V>, L: Lock<B>, M: KeyMap, I: Invalidation, F: StoreRule<V>>(
+    /// batch if it is to be stored and has `most` bytes at most.
+    pub(super) fn created<B, S: Codec<V>, L, M, I: Invalidation, F: StoreRule<V>>(
         &mut self,
         call: &Call<'_, B, S, L, M, I, F>,
         key: Key<'_>,
         value: V,
         time: Timestamp,
+        most: usize,
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let region = call.shared();
@@ -236,7 +236,7 @@ impl<'r, V, G> Flight<'r, V, G> {
                 if let Some(Place::Leads(leader)) = &self.place {
                     leader.share(line::Shared::Made(Bytes::copy_from_slice(entry)));
                 }
-                if stores && entry.len() > region.backend.max_entry() {
+                if stores && entry.len() > most {
                     region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
                 } else if stores {
                     event = Event::Created;
@@ -279,7 +279,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 
     /// The value, when the flight has ended.
-    pub(super) fn into_value<B: Backend, S, L, M, I: Invalidation>(self, region: &Shared<B, S, L, M, I>) -> V {
+    pub(super) fn into_value<B, S, L, M, I: Invalidation>(self, region: &Shared<B, S, L, M, I>) -> V {
         let value = match self.step() {
             Step::ReturnFound => self.found.map(|found| {
                 if found.freshness == Freshness::Stale {
@@ -308,7 +308,7 @@ impl<'r, V, G> Flight<'r, V, G> {
     }
 }
 
-impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
+impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     /// Counts the error of a cache that its callers can do without, or passes it on.
     pub(super) fn tolerate(&self, error: Error, counter: &Counter) -> Result<(), Error> {
         if self.fail_closed {

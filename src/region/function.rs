@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use super::sync::wrong_number;
+use super::drive::wrong_number;
 use super::{Call, Region};
 use crate::backend::Backend;
 use crate::codec::Codec;

@@ -1,16 +1,18 @@
 //! [`Region`]: values of one kind, where they live, how they are written, who creates them.
 //!
 //! [`builder`] sets one up, [`call`] reads and writes, [`flight`] carries one caller to one value through the
-//! decision table of `engine::dogpile`, [`sync`] is the blocking driver of flights, [`function`] makes functions
-//! cached.
+//! decision table of `engine::dogpile`, [`drive`] is the driver of flights, [`face`] what it does in another way for
+//! threads than for tasks, [`function`] makes functions cached.
 
+mod bell;
 mod builder;
 mod call;
+mod drive;
+mod face;
 mod flight;
 mod function;
 mod keys;
 mod stats;
-mod sync;
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,7 +29,7 @@ use crate::error::{Error, ErrorKind, GetError};
 use crate::key::{AsKey, Key};
 use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::Line;
-use crate::lock::{LocalLock, Lock};
+use crate::lock::{LocalLock, Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
 use crate::slice::Slice;
 
@@ -68,7 +70,7 @@ struct Shared<B, S, L, M, I> {
     lock: L,
     map: M,
     invalidation: I,
-    line: Line,
+    line: Arc<Line>,
     clock: Clock,
     expiry: Expiry,
     /// The same, as ages are compared.
@@ -93,7 +95,7 @@ struct Reading<V> {
     freshness: Freshness,
 }
 
-impl<B: Backend> Region<B> {
+impl<B> Region<B> {
     /// Begins to set up a region over `backend`.
     pub fn builder(backend: B) -> RegionBuilder<B> {
         RegionBuilder::new(backend)
@@ -239,6 +241,19 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         self.call().get_or_create_many(keys, create)
     }
 
+    /// Whether somebody is creating the value of `key`: in this process, or, as far as the lock can tell, in another.
+    ///
+    /// # Errors
+    /// When the lock cannot tell.
+    pub fn is_locked(&self, key: impl AsKey) -> Result<bool, Error> {
+        let mut room = KeyRoom::new();
+        let keys = [key];
+        let key = room.map_all(&keys, &self.shared.map)[0];
+        Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
+    }
+}
+
+impl<B, S, L, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
     /// The same region with another expiry for single calls.
     pub fn with_expiry(&self, expiry: impl Into<Expiry>) -> Call<'_, B, S, L, M, I> {
         self.call().with_expiry(expiry)
@@ -263,17 +278,6 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     #[inline]
     fn call(&self) -> Call<'_, B, S, L, M, I> {
         Call::new(self)
-    }
-
-    /// Whether somebody is creating the value of `key`: in this process, or, as far as the lock can tell, in another.
-    ///
-    /// # Errors
-    /// When the lock cannot tell.
-    pub fn is_locked(&self, key: impl AsKey) -> Result<bool, Error> {
-        let mut room = KeyRoom::new();
-        let keys = [key];
-        let key = room.map_all(&keys, &self.shared.map)[0];
-        Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
     }
 
     /// Makes all that was created up to now stale or absent, as far as the region's [`Invalidation`] reaches. Entries
@@ -301,7 +305,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     }
 }
 
-impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
+impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     /// Decodes and judges an entry. One that cannot be decoded is none.
     #[inline(always)]
     fn understand<V>(&self, entry: Slice<'_>, max_age: Option<MaxAge>, now: &Now<'_>) -> Option<Understood<V>>
@@ -357,7 +361,7 @@ impl<B: Backend, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     #[inline]
     fn lines_ended(&self, key: Key<'_>) -> Option<u64>
     where
-        L: Lock<B>,
+        L: LockSettings,
     {
         L::ONLY_THIS_REGION.then(|| self.line.ended(key))
     }

@@ -435,6 +435,8 @@ fn what_a_leader_found_is_judged_by_who_gets_it() {
 /// Takes its time to lock.
 struct SlowLock(RedisLock);
 
+impl dogpile::LockSettings for SlowLock {}
+
 impl Lock<Redis> for SlowLock {
     type Guard = <RedisLock as Lock<Redis>>::Guard;
 

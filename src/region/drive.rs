@@ -1,0 +1,342 @@
+//! The driver of flights, for both faces: does what each one's next step is, many at once where that is one round trip.
+
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::Shared;
+use super::bell::{Bell, Rings};
+use super::call::{Call, StoreRule};
+use super::face::Face;
+use super::flight::Flight;
+use super::stats::Counter;
+use crate::codec::Codec;
+use crate::engine::dogpile::Step;
+use crate::error::{Error, ErrorKind, GetError};
+use crate::key::Key;
+use crate::lock::LockSettings;
+use crate::policy::{Freshness, Invalidation};
+use crate::request::{Batch, Found};
+use crate::slice::Slice;
+
+/// The flights of a call, and what they need. However the call ends, the locks that they still hold are released
+/// together.
+pub(super) struct Drive<'d, A: Face<B, L>, B, S, L, M, I, F, V> {
+    face: A,
+    call: &'d Call<'d, B, S, L, M, I, F>,
+    keys: &'d [Key<'d>],
+    flights: &'d mut [Flight<V, A::Guard>],
+}
+
+impl<A: Face<B, L>, B, S, L, M, I, F, V> Drop for Drive<'_, A, B, S, L, M, I, F, V> {
+    fn drop(&mut self) {
+        self.release(|_| true);
+    }
+}
+
+impl<A: Face<B, L>, B, S, L, M, I, F, V> Drive<'_, A, B, S, L, M, I, F, V> {
+    fn region(&self) -> &Shared<B, S, L, M, I> {
+        self.call.shared()
+    }
+
+    /// The flights whose next step is `step`.
+    fn which(&self, step: Step) -> SmallVec<[usize; 4]> {
+        (0..self.flights.len()).filter(|&at| self.flights[at].step() == step).collect()
+    }
+
+    fn keys_of(&self, which: &[usize]) -> SmallVec<[Key<'_>; 4]> {
+        which.iter().map(|&at| self.keys[at]).collect()
+    }
+
+    /// Releases the locks of some flights: one round trip at most, none if there are none.
+    fn release(&mut self, which: impl Fn(&Flight<V, A::Guard>) -> bool) {
+        let flights = self.flights.iter_mut().filter(|flight| which(flight));
+        let guards: Vec<_> = flights.filter_map(Flight::take_guard).collect();
+        if !guards.is_empty() {
+            let region = self.region();
+            self.face.release(&region.lock, &region.backend, guards);
+        }
+    }
+
+    /// Gives up locks and lines of the flights that have ended; those who wait in the lines get what was found.
+    fn settle(&mut self) {
+        self.flights.iter().for_each(Flight::share_found);
+        self.release(Flight::has_ended);
+        self.flights.iter_mut().filter(|flight| flight.has_ended()).for_each(Flight::leave);
+    }
+}
+
+impl<'d, A, B, S, L, M, I, F, V> Drive<'d, A, B, S, L, M, I, F, V>
+where
+    A: Face<B, L>,
+    S: Codec<V>,
+    L: LockSettings,
+    I: Invalidation,
+    F: StoreRule<V>,
+{
+    /// Takes over one flight for each key.
+    pub(super) fn new(
+        face: A,
+        call: &'d Call<'d, B, S, L, M, I, F>,
+        keys: &'d [Key<'d>],
+        flights: &'d mut [Flight<V, A::Guard>],
+    ) -> Self {
+        Drive { face, call, keys, flights }
+    }
+
+    /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
+    ///
+    /// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once;
+    /// who waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits,
+    /// and nobody is elected who is not looking.
+    pub(super) async fn run<E>(
+        mut self,
+        mut create: impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
+    ) -> Result<(), GetError<E>> {
+        let thread = self.face.thread();
+        let mut patience = self.region().patience;
+        loop {
+            self.read().await?;
+            for at in self.which(Step::Join) {
+                self.flights[at].join(&self.call.shared().line, self.keys[at], thread);
+            }
+            self.lock().await?;
+            // Nobody should wait for what is here already, or with another process, while this caller creates.
+            self.settle();
+            if !self.which(Step::Create).is_empty() {
+                self.which(Step::AwaitHolder).into_iter().for_each(|at| self.flights[at].leave_lead());
+            }
+            let batch = self.create_missing(&mut create).await?;
+            self.store(&batch).await?;
+            self.settle();
+            // An entry that went, or a share that was of no use, leaves more to do at once.
+            if self.flights.iter().any(|flight| matches!(flight.step(), Step::Read | Step::Join | Step::TryLock)) {
+                continue;
+            }
+            let (waiting, holders) = (self.which(Step::Queue), self.which(Step::AwaitHolder));
+            let Some(&first) = holders.first().or(waiting.first()) else { return Ok(()) };
+            // Who waits for another process does not see what happens in a line, and so does not stand in it.
+            if holders.is_empty() {
+                for &at in &waiting {
+                    self.flights[at].stand(&self.call.shared().line, self.keys[at], thread)?;
+                }
+            }
+            // Unless one of them leads instead, and so has something to do.
+            if waiting.iter().all(|&at| self.flights[at].step() == Step::Queue) {
+                if patience == Some(Duration::ZERO) {
+                    let message = format!(
+                        "waiting for somebody else to create {}: the region's patience is over",
+                        self.keys[first]
+                    );
+                    return Err(Error::new(ErrorKind::Timeout, message).into());
+                }
+                let begun = Instant::now();
+                if holders.is_empty() {
+                    self.wait_in_line(&waiting, patience).await;
+                } else {
+                    let others = holders.len() + waiting.len() > 1;
+                    self.await_holders(&holders, patience, others).await?;
+                }
+                patience = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+            }
+            for &at in &waiting {
+                if self.flights[at].step() == Step::Queue {
+                    self.flights[at].leave();
+                }
+            }
+        }
+    }
+
+    /// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the
+    /// flights that were woken are looked at.
+    async fn wait_in_line(&mut self, waiting: &[usize], patience: Option<Duration>) {
+        // A patience that no clock can tell has no end.
+        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let bell = Arc::new(Bell::new());
+        let wakers: Vec<Waker> = waiting.iter().map(|&at| Rings::waker(&bell, at)).collect();
+        let waker_of = |at: usize| &wakers[waiting.binary_search(&at).unwrap_or_default()];
+        let (call, thread) = (self.call, self.face.thread());
+        let mut left = waiting.len();
+        let mut look: Vec<usize> = waiting.to_vec();
+        loop {
+            for at in look {
+                let flight = &mut self.flights[at];
+                if flight.step() != Step::Queue {
+                    continue;
+                }
+                let context = Context::from_waker(waker_of(at));
+                if flight.poll_queue(call.shared(), call.max_age, &context, thread).is_ready() {
+                    if !flight.has_ended() {
+                        return;
+                    }
+                    flight.leave();
+                    left -= 1;
+                }
+            }
+            if left == 0 {
+                return;
+            }
+            look = match self.face.hear(&bell, deadline).await {
+                Some(woken) => woken,
+                None => return,
+            };
+        }
+    }
+
+    /// Waits until a holder of a lock in another process may be done; then all of them are asked for.
+    async fn await_holders(
+        &mut self,
+        holders: &[usize],
+        patience: Option<Duration>,
+        others: bool,
+    ) -> Result<(), Error> {
+        const DAY: Duration = Duration::from_secs(86_400);
+        const MOMENT: Duration = Duration::from_millis(100);
+        let longest = holders.iter().copied().min_by_key(|&at| self.flights[at].rounds).unwrap_or_default();
+        // One is waited for, and the others are looked at in between.
+        let at_most = patience.unwrap_or(DAY).min(if others { MOMENT } else { DAY });
+        let (region, rounds) = (self.region(), self.flights[longest].rounds);
+        let waited = self.face.wait(&region.lock, &region.backend, self.keys[longest], rounds, at_most).await;
+        let is_reachable = waited.is_ok();
+        waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
+        holders.iter().for_each(|&at| self.flights[at].holder_woke(is_reachable));
+        Ok(())
+    }
+
+    /// Reads for all flights that need it: one round trip.
+    async fn read(&mut self) -> Result<(), Error> {
+        let reading = self.which(Step::Read);
+        if reading.is_empty() {
+            return Ok(());
+        }
+        let (call, region) = (self.call, self.call.shared());
+        let mut found = Found::new();
+        reading.iter().for_each(|&at| self.flights[at].reads_after(region.lines_ended(self.keys[at])));
+        let answered = self.face.get_many(&region.backend, &self.keys_of(&reading), &mut found).await.and_then(|()| {
+            if found.len() == reading.len() {
+                return Ok(());
+            }
+            let message = format!("reading {} keys: the backend answered for {}", reading.len(), found.len());
+            Err(Error::new(ErrorKind::Protocol, message))
+        });
+        match answered {
+            Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
+                self.flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
+            }),
+            Err(error) => {
+                // Counted once; each flight only learns of it.
+                region.tolerate(error, &region.counters.failed_reads)?;
+                reading.iter().for_each(|&at| self.flights[at].unreachable());
+                Ok(())
+            }
+        }
+    }
+
+    /// Locks, and reads once more, for all flights that lead: one round trip.
+    async fn lock(&mut self) -> Result<(), Error> {
+        let (call, region) = (self.call, self.call.shared());
+        let mut locking = self.which(Step::TryLock);
+        if L::ONLY_THIS_REGION {
+            locking = self.lock_as_read(locking).await?;
+        }
+        if locking.is_empty() {
+            return Ok(());
+        }
+        let attempts = self.face.try_lock_and_read(&region.lock, &region.backend, &self.keys_of(&locking)).await;
+        let attempts = match attempts {
+            Ok(attempts) => attempts,
+            Err(error) => {
+                region.tolerate(error, &region.counters.failed_locks)?;
+                Vec::new()
+            }
+        };
+        // A lock that answers for too few keys is as good as none for the others.
+        let mut attempts = attempts.into_iter();
+        for at in locking {
+            self.flights[at].locked(region, call.max_age, attempts.next());
+        }
+        Ok(())
+    }
+
+    /// Locks without another reading where nobody can have created since the last one, and returns the others of
+    /// `locking`.
+    async fn lock_as_read(&mut self, locking: SmallVec<[usize; 4]>) -> Result<SmallVec<[usize; 4]>, Error> {
+        let region = self.call.shared();
+        let mut others = SmallVec::new();
+        for at in locking {
+            if !self.flights[at].knows_entry(&region.line, self.keys[at]) {
+                others.push(at);
+                continue;
+            }
+            match self.face.try_lock(&region.lock, &region.backend, self.keys[at]).await {
+                Ok(guard) => self.flights[at].locked_as_read(guard),
+                Err(error) => {
+                    region.tolerate(error, &region.counters.failed_locks)?;
+                    self.flights[at].unreachable();
+                }
+            }
+        }
+        Ok(others)
+    }
+
+    /// Creates what is to be created, in one call; the batch is what is to be stored of it.
+    async fn create_missing<E>(
+        &mut self,
+        create: &mut impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
+    ) -> Result<Batch, GetError<E>> {
+        let (call, region) = (self.call, self.call.shared());
+        let missing = self.which(Step::Create);
+        let mut batch = Batch::with_capacity(missing.len());
+        if missing.is_empty() {
+            return Ok(batch);
+        }
+        let failure = CountUnlessDone(&region.counters.failed_creations);
+        let started = region.invalidation.stamp(region.clock.now());
+        let values = create(&missing).await.map_err(GetError::Create)?;
+        if values.len() != missing.len() {
+            return Err(wrong_number(missing.len(), values.len()).into());
+        }
+        std::mem::forget(failure);
+        region.counters.created.add(values.len());
+        // What was invalidated while it was created may be made of what was there before.
+        let time = match region.invalidation.judge(started) {
+            Freshness::Fresh => region.invalidation.stamp(region.clock.now()),
+            _ => started,
+        };
+        let most = self.face.max_entry(&region.backend);
+        for (&at, value) in missing.iter().zip(values) {
+            self.flights[at].created(call, self.keys[at], value, time, most, &mut batch)?;
+        }
+        Ok(batch)
+    }
+
+    /// Stores what was created and releases its locks: one round trip.
+    async fn store(&mut self, batch: &Batch) -> Result<(), Error> {
+        let (call, region) = (self.call, self.call.shared());
+        let storing = self.which(Step::Store);
+        if storing.is_empty() {
+            return Ok(());
+        }
+        let guards = storing.iter().filter_map(|&at| self.flights[at].take_guard()).collect();
+        let stored = self.face.store_and_release(&region.lock, &region.backend, guards, batch, call.ttl).await;
+        stored.or_else(|error| region.tolerate(error, &region.counters.failed_writes))?;
+        storing.iter().for_each(|&at| self.flights[at].stored());
+        Ok(())
+    }
+}
+
+/// A creator that returned another number of values than it was given keys.
+pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
+    Error::new(ErrorKind::Creator, format!("creating {keys} keys: the creator returned {values} values"))
+}
+
+/// Counts a creator that fails, panics, or is dropped before it is done.
+struct CountUnlessDone<'c>(&'c Counter);
+
+impl Drop for CountUnlessDone<'_> {
+    fn drop(&mut self) {
+        self.0.add(1);
+    }
+}

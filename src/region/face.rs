@@ -1,0 +1,241 @@
+//! [`Face`]: how a caller reads, locks and waits, as a thread or as a task.
+
+use std::future::ready;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use super::bell::Bell;
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncBackend;
+use crate::backend::Backend;
+use crate::error::Error;
+#[cfg(feature = "tokio")]
+use crate::face::Task;
+use crate::face::Thread;
+use crate::key::Key;
+#[cfg(feature = "tokio")]
+use crate::lock::AsyncLock;
+use crate::lock::{Attempt, Lock};
+use crate::request::{Batch, Found};
+
+/// What the driver of flights does in another way for threads than for tasks.
+pub(super) trait Face<B, L>: Copy {
+    /// Holds the lock.
+    type Guard: Send;
+
+    /// This thread, if waiting blocks it.
+    fn thread(self) -> Option<ThreadId>;
+
+    fn get_many(
+        self,
+        backend: &B,
+        keys: &[Key<'_>],
+        found: &mut Found,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    fn max_entry(self, backend: &B) -> usize;
+
+    fn try_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Option<Self::Guard>, Error>> + Send;
+
+    fn try_lock_and_read(
+        self,
+        lock: &L,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> impl Future<Output = Result<Vec<Attempt<Self::Guard>>, Error>> + Send;
+
+    fn store_and_release(
+        self,
+        lock: &L,
+        backend: &B,
+        guards: Vec<Self::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Releases locks, where a guard may be dropped.
+    fn release(self, lock: &L, backend: &B, guards: Vec<Self::Guard>);
+
+    /// Waits for the holder of a lock in another process.
+    fn wait(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+        round: u32,
+        at_most: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Waits until the bell rings, and for whom; `None` when that takes too long.
+    fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send;
+}
+
+impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
+    type Guard = L::Guard;
+
+    fn thread(self) -> Option<ThreadId> {
+        Some(thread::current().id())
+    }
+
+    fn get_many(
+        self,
+        backend: &B,
+        keys: &[Key<'_>],
+        found: &mut Found,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(backend.get_many(keys, found))
+    }
+
+    fn max_entry(self, backend: &B) -> usize {
+        backend.max_entry()
+    }
+
+    fn try_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Option<L::Guard>, Error>> + Send {
+        ready(lock.try_lock(backend, key))
+    }
+
+    fn try_lock_and_read(
+        self,
+        lock: &L,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> impl Future<Output = Result<Vec<Attempt<L::Guard>>, Error>> + Send {
+        ready(lock.try_lock_and_read(backend, keys))
+    }
+
+    fn store_and_release(
+        self,
+        lock: &L,
+        backend: &B,
+        guards: Vec<L::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(lock.store_and_release(backend, guards, batch, ttl))
+    }
+
+    fn release(self, lock: &L, backend: &B, guards: Vec<L::Guard>) {
+        lock.release(backend, guards);
+    }
+
+    fn wait(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+        round: u32,
+        at_most: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(lock.wait(backend, key, round, at_most))
+    }
+
+    fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send {
+        let waker = Waker::from(Arc::new(Unparks(thread::current())));
+        ready(loop {
+            if let Poll::Ready(woken) = bell.poll(&Context::from_waker(&waker)) {
+                break Some(woken);
+            }
+            match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(Duration::ZERO) => break None,
+                Some(left) => thread::park_timeout(left),
+            }
+        })
+    }
+}
+
+/// Wakes a thread that is parked.
+struct Unparks(thread::Thread);
+
+impl Wake for Unparks {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
+    type Guard = L::AsyncGuard;
+
+    fn thread(self) -> Option<ThreadId> {
+        None
+    }
+
+    fn get_many(
+        self,
+        backend: &B,
+        keys: &[Key<'_>],
+        found: &mut Found,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        backend.get_many_async(keys, found)
+    }
+
+    fn max_entry(self, backend: &B) -> usize {
+        backend.max_entry()
+    }
+
+    fn try_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Option<L::AsyncGuard>, Error>> + Send {
+        lock.try_lock_async(backend, key)
+    }
+
+    fn try_lock_and_read(
+        self,
+        lock: &L,
+        backend: &B,
+        keys: &[Key<'_>],
+    ) -> impl Future<Output = Result<Vec<Attempt<L::AsyncGuard>>, Error>> + Send {
+        lock.try_lock_and_read_async(backend, keys)
+    }
+
+    fn store_and_release(
+        self,
+        lock: &L,
+        backend: &B,
+        guards: Vec<L::AsyncGuard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        lock.store_and_release_async(backend, guards, batch, ttl)
+    }
+
+    /// What waits for a guard to be dropped is not this task.
+    fn release(self, _: &L, _: &B, guards: Vec<L::AsyncGuard>) {
+        drop(guards);
+    }
+
+    fn wait(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+        round: u32,
+        at_most: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        lock.wait_async(backend, key, round, at_most)
+    }
+
+    async fn hear(self, bell: &Bell, deadline: Option<Instant>) -> Option<Vec<usize>> {
+        let rings = std::future::poll_fn(|context| bell.poll(context));
+        match deadline {
+            None => Some(rings.await),
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), rings).await.ok(),
+        }
+    }
+}
