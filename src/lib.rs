@@ -47,7 +47,11 @@ pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
 pub use lock::AsyncLock;
 pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LockSettings, LostLease, RedisGuard, RedisLock, Store};
 pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
-pub use region::{Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule};
+#[cfg(feature = "tokio")]
+pub use region::TaskJob;
+pub use region::{
+    Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule, ThreadJob,
+};
 pub use request::{Batch, Found, HashExpiry, Lease, Parts};
 pub use slice::Slice;
 

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "tokio")]
+use super::refresh::TaskJob;
+use super::refresh::{Runner, ThreadJob};
 use super::stats::Counters;
 use super::{Region, Shared};
 use crate::codec::{Msgpack, Seconds};
@@ -27,6 +30,9 @@ pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I
     ttl: Option<Duration>,
     patience: Option<Duration>,
     fail_closed: bool,
+    thread_runner: Runner<ThreadJob>,
+    #[cfg(feature = "tokio")]
+    task_runner: Runner<TaskJob>,
 }
 
 impl<B> RegionBuilder<B> {
@@ -42,6 +48,9 @@ impl<B> RegionBuilder<B> {
             ttl: None,
             patience: None,
             fail_closed: false,
+            thread_runner: Runner::threads(),
+            #[cfg(feature = "tokio")]
+            task_runner: Runner::tokio(),
         }
     }
 }
@@ -83,6 +92,9 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
             ttl: self.ttl,
             patience: self.patience,
             fail_closed: self.fail_closed,
+            thread_runner: self.thread_runner,
+            #[cfg(feature = "tokio")]
+            task_runner: self.task_runner,
         }
     }
 
@@ -115,6 +127,31 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
         self
     }
 
+    /// Who runs the creators of [`Region::get_or_refresh`], such as a pool of threads. Default: each in a thread of its
+    /// own, up to 16 at once; what is over that is dropped, and the next caller tries again.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region, ThreadJob};
+    ///
+    /// let (sender, jobs) = std::sync::mpsc::channel::<ThreadJob>();
+    /// std::thread::spawn(move || jobs.into_iter().for_each(|job| job()));
+    /// let region = Region::builder(Memory::new(1 << 20)).thread_runner(move |job| drop(sender.send(job))).build()?;
+    /// # let _: Region<Memory> = region;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    pub fn thread_runner(mut self, run: impl Fn(ThreadJob) + Send + Sync + 'static) -> Self {
+        self.thread_runner = Runner::new(run);
+        self
+    }
+
+    /// Who runs the creators of [`Region::get_or_refresh_async`]. Default: each in a task of the tokio runtime that its
+    /// caller is in.
+    #[cfg(feature = "tokio")]
+    pub fn task_runner(mut self, run: impl Fn(TaskJob) + Send + Sync + 'static) -> Self {
+        self.task_runner = Runner::new(run);
+        self
+    }
+
     /// Where the region reads the time. Default: the system's clock.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -144,6 +181,9 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
                 ttl: self.ttl,
                 patience: self.patience,
                 fail_closed: self.fail_closed,
+                thread_runner: self.thread_runner,
+                #[cfg(feature = "tokio")]
+                task_runner: self.task_runner,
                 counters: Counters::default(),
             }),
         })

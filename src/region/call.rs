@@ -1,5 +1,6 @@
 //! [`Call`]: a region with settings for single calls, and what reads and writes.
 
+use std::future::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,15 +8,15 @@ use smallvec::SmallVec;
 
 use super::drive::Drive;
 use super::flight::Flight;
-use super::keys::KeyRoom;
+use super::keys::{KeyRoom, Room};
 use super::{Reading, Region, Shared, Understood};
 use crate::backend::Backend;
-use crate::buffer::with_buffer;
+use crate::buffer::Buffer;
 use crate::codec::{Codec, CodecError};
 use crate::entry::{Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::face::{Thread, now};
-use crate::key::{AsKey, Key, KeyBuf, Scratch};
+use crate::key::{AsKey, Key};
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
@@ -40,11 +41,23 @@ use crate::slice::Slice;
 #[must_use]
 #[derive(Debug)]
 pub struct Call<'r, B, S, L, M, I, F = StoreAll> {
-    pub(super) region: &'r Region<B, S, L, M, I>,
+    region: &'r Region<B, S, L, M, I>,
+    pub(super) settings: Settings<F>,
+}
+
+/// What a call may have another way than its region.
+#[derive(Clone, Debug)]
+pub(super) struct Settings<F> {
     /// `None`: entries of any age.
     pub(super) max_age: Option<MaxAge>,
     pub(super) ttl: Option<Duration>,
     pub(super) rule: F,
+}
+
+impl<F> Settings<F> {
+    pub(super) fn by_ref(&self) -> Settings<&F> {
+        Settings { max_age: self.max_age, ttl: self.ttl, rule: &self.rule }
+    }
 }
 
 /// Which created values are stored.
@@ -76,32 +89,38 @@ impl<V, F: Fn(&V) -> bool> StoreRule<V> for StoreIf<F> {
 impl<'r, B, S, L, M, I> Call<'r, B, S, L, M, I> {
     #[inline]
     pub(super) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
-        Call { region, max_age: Some(region.shared.max_age), ttl: region.shared.ttl, rule: StoreAll }
+        let settings = Settings { max_age: Some(region.shared.max_age), ttl: region.shared.ttl, rule: StoreAll };
+        Call { region, settings }
     }
 }
 
 impl<'r, B, S, L, M, I, F> Call<'r, B, S, L, M, I, F> {
     /// See [`Region::with_expiry`].
     pub fn with_expiry(mut self, expiry: impl Into<Expiry>) -> Self {
-        self.max_age = Some(MaxAge::from(expiry.into()));
+        self.settings.max_age = Some(MaxAge::from(expiry.into()));
         self
     }
 
     /// See [`Region::ignoring_expiry`].
     pub fn ignoring_expiry(mut self) -> Self {
-        self.max_age = None;
+        self.settings.max_age = None;
         self
     }
 
     /// See [`Region::with_ttl`].
     pub fn with_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
-        self.ttl = ttl.into();
+        self.settings.ttl = ttl.into();
         self
     }
 
     /// See [`Region::store_if`].
     pub fn store_if<V, G: Fn(&V) -> bool>(self, rule: G) -> Call<'r, B, S, L, M, I, StoreIf<G>> {
-        Call { region: self.region, max_age: self.max_age, ttl: self.ttl, rule: StoreIf(rule) }
+        let Settings { max_age, ttl, .. } = self.settings;
+        Call { region: self.region, settings: Settings { max_age, ttl, rule: StoreIf(rule) } }
+    }
+
+    pub(super) fn region(&self) -> &'r Region<B, S, L, M, I> {
+        self.region
     }
 
     #[inline]
@@ -123,7 +142,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         let region = self.shared();
         self.with_key(&key, |key| {
             let entry = self.read(key)?;
-            Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.max_age, &Now::of(&region.clock))))
+            Ok(entry
+                .and_then(|entry| region.fresh(Slice::from(&entry), self.settings.max_age, &Now::of(&region.clock))))
         })
     }
 
@@ -135,17 +155,9 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     where
         S: Codec<V>,
     {
-        let region = self.shared();
-        let now = Now::of(&region.clock);
+        let now = Now::of(&self.shared().clock);
         let entry = self.with_key(&key, |key| self.read(key))?;
-        let understood = entry.and_then(|entry| region.understand(Slice::from(&entry), self.max_age, &now));
-        let fresh = understood.filter(|understood| understood.freshness == Freshness::Fresh);
-        Ok(fresh.map(|Understood { value, meta, .. }| Entry {
-            value,
-            created: meta.created,
-            age: meta.created.map(|created| now.get().since(created)),
-            version: meta.version,
-        }))
+        Ok(self.fresh_entry(entry, &now))
     }
 
     /// See [`Region::get_many`].
@@ -157,12 +169,11 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
     {
         let mut room = KeyRoom::new();
-        let keys = room.map_all(keys, &self.shared().map);
         let region = self.shared();
+        let keys = room.map_all(keys, &region.map);
         let mut found = Found::new();
         region.backend.get_many(&keys, &mut found)?;
-        let now = Now::of(&region.clock);
-        Ok(found.iter().map(|entry| entry.and_then(|entry| region.fresh(entry, self.max_age, &now))).collect())
+        Ok(self.fresh_values(&found))
     }
 
     /// See [`Region::set`].
@@ -173,13 +184,10 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     where
         S: Codec<V>,
     {
-        let region = self.shared();
         self.with_key(&key, |key| {
-            with_buffer(|entry| {
-                let now = region.invalidation.stamp(region.clock.now());
-                region.codec.encode(value, now, entry).map_err(|error| cannot_encode(key, &error))?;
-                region.backend.set(key, entry, self.ttl)
-            })
+            let mut entry = Buffer::take();
+            self.encode(key, value, &mut entry)?;
+            self.shared().backend.set(key, &entry, self.settings.ttl)
         })
     }
 
@@ -202,16 +210,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     where
         S: Codec<V>,
     {
-        let region = self.shared();
-        let now = region.invalidation.stamp(region.clock.now());
-        let mut batch = Batch::with_capacity(entries.size_hint().0);
-        for (key, value) in entries {
-            self.with_key(key, |key| {
-                let pushed = batch.try_push(key, |out| region.codec.encode(value, now, out));
-                pushed.map_err(|error| cannot_encode(key, &error))
-            })?;
-        }
-        region.backend.set_many(&batch, self.ttl)
+        self.shared().backend.set_many(&self.encode_all(entries)?, self.settings.ttl)
     }
 
     /// See [`Region::get_or_create`].
@@ -224,46 +223,31 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = region.lines_ended(key);
-            let first = match self.read(key) {
-                Ok(Some(entry)) => {
-                    match region.understand(Slice::from(&entry), self.max_age, &Now::of(&region.clock)) {
-                        Some(Understood { value, freshness: Freshness::Fresh, .. }) => return Ok(value),
-                        other => {
-                            Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness }))
-                        }
-                    }
-                }
-                Ok(None) => Ok(None),
-                Err(error) => Err(error),
-            };
-            self.create_one(key, ended, first, create)
+            let ended = self.shared().lines_ended(key);
+            match self.judge(self.read(key)) {
+                Ok(fresh) => Ok(fresh),
+                Err(first) => self.create_one(key, ended, first, create),
+            }
         })
     }
 
     #[cold]
-    fn create_one<V, E>(
+    pub(super) fn create_one<V, E>(
         &self,
         key: Key<'_>,
         ended: Option<u64>,
-        first: Result<Option<Reading<V>>, Error>,
+        first: First<V>,
         create: impl FnOnce() -> Result<V, E>,
     ) -> Result<V, GetError<E>>
     where
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        let mut flight = Flight::new();
-        flight.reads_after(ended);
-        flight.read(self.shared(), first)?;
-        let mut flights = [flight];
-        let mut create = Some(create);
-        now(Drive::new(Thread, self, &[key], &mut flights).run(async |_: &[usize]| {
-            let create = create.take().expect("a value is created once");
-            create().map(|value| vec![value])
-        }))?;
+        let mut flights = [self.begun(ended, first)?];
+        now(
+            Drive::new(Thread, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(|| ready(create()))
+        )?;
         let [flight] = flights;
         Ok(flight.into_value(self.shared()))
     }
@@ -297,43 +281,24 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        let region = self.shared();
         let mut room = KeyRoom::new();
-        let keys = room.map_all(keys, &region.map);
-        let (firsts, places) = distinct(&keys);
-        let keys: SmallVec<[Key<'_>; 1]> = firsts.iter().map(|&at| keys[at]).collect();
+        let keys = room.map_all(keys, &self.shared().map);
+        let distinct = Distinct::of(&keys);
+        let keys = distinct.keys(&keys);
         let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
-        now(Drive::new(Thread, self, &keys, &mut flights).run(async |missing: &[usize]| {
-            let missing: Vec<usize> = missing.iter().map(|&at| firsts[at]).collect();
-            create(&missing)
-        }))?;
-        let mut values: Vec<_> = flights.into_iter().map(|flight| Some(flight.into_value(region))).collect();
-        // Each value goes to the last place that wants it; the places before get clones.
-        let mut wanted = vec![0_usize; values.len()];
-        places.iter().for_each(|&at| wanted[at] += 1);
-        let value = |&at: &usize| {
-            wanted[at] -= 1;
-            let value = if wanted[at] == 0 { values[at].take() } else { values[at].clone() };
-            value.expect("is there until its last place took it")
-        };
-        Ok(places.iter().map(value).collect())
+        now(Drive::new(Thread, self.shared(), self.settings.by_ref(), &keys, &mut flights)
+            .run(async |missing: &[usize]| create(&distinct.positions(missing))))?;
+        Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
     }
 
     #[inline]
-    fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
-        let map = &self.shared().map;
-        match key.as_borrowed_key() {
-            Some(key) if map.keeps(key) => then(key),
-            _ => {
-                let (mut scratch, mut room) = (Scratch::new(), KeyBuf::new());
-                then(map.map(key.as_key(&mut scratch), &mut room))
-            }
-        }
+    pub(super) fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
+        then(Room::new().map(key, &self.shared().map))
     }
 
     /// The entry of a key; one of another type is none.
     #[inline]
-    fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+    pub(super) fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let region = self.shared();
         match region.backend.get(key) {
             Err(error) => region.miss_if_wrong_type(error),
@@ -342,18 +307,130 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     }
 }
 
-/// The position of the first of each distinct key, and for every key the number of its distinct one.
-fn distinct(keys: &[Key<'_>]) -> (Vec<usize>, Vec<usize>) {
-    let mut numbers = std::collections::HashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
-    let mut firsts = Vec::with_capacity(keys.len());
-    let number = |(at, key)| {
-        *numbers.entry(key).or_insert_with(|| {
-            firsts.push(at);
-            firsts.len() - 1
-        })
-    };
-    let places = keys.iter().enumerate().map(number).collect();
-    (firsts, places)
+/// What the first reading came to, where it is no fresh value.
+pub(super) type First<V> = Result<Option<Reading<V>>, Error>;
+
+impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
+    /// The fresh value of an entry that was read, or what else that came to.
+    #[inline(always)]
+    pub(super) fn judge<V>(&self, read: Result<Option<Bytes>, Error>) -> Result<V, First<V>>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let Some(entry) = read.map_err(Err)? else { return Err(Ok(None)) };
+        match region.understand(Slice::from(&entry), self.settings.max_age, &Now::of(&region.clock)) {
+            Some(Understood { value, freshness: Freshness::Fresh, .. }) => Ok(value),
+            other => Err(Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness }))),
+        }
+    }
+
+    /// A flight that goes on after the first reading.
+    pub(super) fn begun<V, G>(&self, ended: Option<u64>, first: First<V>) -> Result<Flight<V, G>, Error> {
+        let mut flight = Flight::new();
+        flight.reads_after(ended);
+        flight.read(self.shared(), first)?;
+        Ok(flight)
+    }
+
+    /// An entry with what is known of it, if it is fresh.
+    pub(super) fn fresh_entry<V>(&self, entry: Option<Bytes>, now: &Now<'_>) -> Option<Entry<V>>
+    where
+        S: Codec<V>,
+    {
+        let understood = self.shared().understand(Slice::from(&entry?), self.settings.max_age, now)?;
+        let Understood { value, meta, .. } = Some(understood).filter(|entry| entry.freshness == Freshness::Fresh)?;
+        let age = meta.created.map(|created| now.get().since(created));
+        Some(Entry { value, created: meta.created, age, version: meta.version })
+    }
+
+    /// The values of many entries, those that are fresh.
+    pub(super) fn fresh_values<V>(&self, found: &Found) -> Vec<Option<V>>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let now = Now::of(&region.clock);
+        found.iter().map(|entry| entry.and_then(|entry| region.fresh(entry, self.settings.max_age, &now))).collect()
+    }
+
+    /// The entry of a value that is written now.
+    pub(super) fn encode<V>(&self, key: Key<'_>, value: &V, entry: &mut Vec<u8>) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let now = region.invalidation.stamp(region.clock.now());
+        region.codec.encode(value, now, entry).map_err(|error| cannot_encode(key, &error))
+    }
+
+    /// The entries of values that are written now.
+    pub(super) fn encode_all<'v, K: AsKey + 'v, V: 'v>(
+        &self,
+        entries: impl Iterator<Item = (&'v K, &'v V)>,
+    ) -> Result<Batch, Error>
+    where
+        S: Codec<V>,
+        M: KeyMap,
+    {
+        let region = self.shared();
+        let now = region.invalidation.stamp(region.clock.now());
+        let mut batch = Batch::with_capacity(entries.size_hint().0);
+        for (key, value) in entries {
+            let mut room = Room::new();
+            let key = room.map(key, &region.map);
+            let pushed = batch.try_push(key, |out| region.codec.encode(value, now, out));
+            pushed.map_err(|error| cannot_encode(key, &error))?;
+        }
+        Ok(batch)
+    }
+}
+
+/// Which of a call's keys are the same.
+pub(super) struct Distinct {
+    /// The position of the first of each distinct key.
+    firsts: Vec<usize>,
+    /// For every key the number of its distinct one.
+    numbers: Vec<usize>,
+}
+
+impl Distinct {
+    pub(super) fn of(keys: &[Key<'_>]) -> Self {
+        let mut known = std::collections::HashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
+        let mut firsts = Vec::with_capacity(keys.len());
+        let number = |(at, key)| {
+            *known.entry(key).or_insert_with(|| {
+                firsts.push(at);
+                firsts.len() - 1
+            })
+        };
+        let numbers = keys.iter().enumerate().map(number).collect();
+        Distinct { firsts, numbers }
+    }
+
+    /// The distinct ones of `keys`.
+    pub(super) fn keys<'k>(&self, keys: &[Key<'k>]) -> SmallVec<[Key<'k>; 1]> {
+        self.firsts.iter().map(|&at| keys[at]).collect()
+    }
+
+    /// Where the caller has the distinct keys of these numbers.
+    pub(super) fn positions(&self, numbers: &[usize]) -> Vec<usize> {
+        numbers.iter().map(|&at| self.firsts[at]).collect()
+    }
+
+    /// The values of the distinct keys, in every place that wants them.
+    pub(super) fn spread<V: Clone>(&self, values: impl Iterator<Item = V>) -> Vec<V> {
+        let mut values: Vec<_> = values.map(Some).collect();
+        // Each value goes to the last place that wants it; the places before get clones.
+        let mut wanted = vec![0_usize; values.len()];
+        self.numbers.iter().for_each(|&at| wanted[at] += 1);
+        let value = |&at: &usize| {
+            wanted[at] -= 1;
+            let value = if wanted[at] == 0 { values[at].take() } else { values[at].clone() };
+            value.expect("is there until its last place took it")
+        };
+        self.numbers.iter().map(value).collect()
+    }
 }
 
 #[cold]

@@ -8,12 +8,13 @@ use smallvec::SmallVec;
 
 use super::Shared;
 use super::bell::{Bell, Rings};
-use super::call::{Call, StoreRule};
+use super::call::{Settings, StoreRule};
 use super::face::Face;
 use super::flight::Flight;
 use super::stats::Counter;
 use crate::codec::Codec;
 use crate::engine::dogpile::Step;
+use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::Key;
 use crate::lock::LockSettings;
@@ -25,9 +26,12 @@ use crate::slice::Slice;
 /// together.
 pub(super) struct Drive<'d, A: Face<B, L>, B, S, L, M, I, F, V> {
     face: A,
-    call: &'d Call<'d, B, S, L, M, I, F>,
+    region: &'d Shared<B, S, L, M, I>,
+    settings: Settings<&'d F>,
     keys: &'d [Key<'d>],
     flights: &'d mut [Flight<V, A::Guard>],
+    /// How long this caller still waits for others.
+    patience: Option<Duration>,
 }
 
 impl<A: Face<B, L>, B, S, L, M, I, F, V> Drop for Drive<'_, A, B, S, L, M, I, F, V> {
@@ -37,10 +41,6 @@ impl<A: Face<B, L>, B, S, L, M, I, F, V> Drop for Drive<'_, A, B, S, L, M, I, F,
 }
 
 impl<A: Face<B, L>, B, S, L, M, I, F, V> Drive<'_, A, B, S, L, M, I, F, V> {
-    fn region(&self) -> &Shared<B, S, L, M, I> {
-        self.call.shared()
-    }
-
     /// The flights whose next step is `step`.
     fn which(&self, step: Step) -> SmallVec<[usize; 4]> {
         (0..self.flights.len()).filter(|&at| self.flights[at].step() == step).collect()
@@ -55,7 +55,7 @@ impl<A: Face<B, L>, B, S, L, M, I, F, V> Drive<'_, A, B, S, L, M, I, F, V> {
         let flights = self.flights.iter_mut().filter(|flight| which(flight));
         let guards: Vec<_> = flights.filter_map(Flight::take_guard).collect();
         if !guards.is_empty() {
-            let region = self.region();
+            let region = self.region;
             self.face.release(&region.lock, &region.backend, guards);
         }
     }
@@ -79,85 +79,112 @@ where
     /// Takes over one flight for each key.
     pub(super) fn new(
         face: A,
-        call: &'d Call<'d, B, S, L, M, I, F>,
+        region: &'d Shared<B, S, L, M, I>,
+        settings: Settings<&'d F>,
         keys: &'d [Key<'d>],
         flights: &'d mut [Flight<V, A::Guard>],
     ) -> Self {
-        Drive { face, call, keys, flights }
+        Drive { face, region, settings, keys, flights, patience: region.patience }
     }
 
     /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
-    ///
-    /// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once;
-    /// who waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits,
-    /// and nobody is elected who is not looking.
     pub(super) async fn run<E>(
         mut self,
         mut create: impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
     ) -> Result<(), GetError<E>> {
-        let thread = self.face.thread();
-        let mut patience = self.region().patience;
+        while let Some(creation) = self.missing().await? {
+            let values = create(&creation.missing).await.map_err(GetError::Create)?;
+            self.created(creation, values).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for a single flight, whose creator is called once at most.
+    pub(super) async fn run_one<R: Future<Output = Result<V, E>>, E>(
+        mut self,
+        create: impl FnOnce() -> R,
+    ) -> Result<(), GetError<E>> {
+        if let Some(creation) = self.missing().await? {
+            let value = create().await.map_err(GetError::Create)?;
+            self.created(creation, vec![value]).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until there is something to create; `None` when all flights have ended.
+    ///
+    /// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once;
+    /// who waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits,
+    /// and nobody is elected who is not looking.
+    async fn missing(&mut self) -> Result<Option<Creation<'d>>, Error> {
+        let (region, thread) = (self.region, self.face.thread());
         loop {
             self.read().await?;
             for at in self.which(Step::Join) {
-                self.flights[at].join(&self.call.shared().line, self.keys[at], thread);
+                self.flights[at].join(&region.line, self.keys[at], thread);
             }
             self.lock().await?;
             // Nobody should wait for what is here already, or with another process, while this caller creates.
             self.settle();
-            if !self.which(Step::Create).is_empty() {
+            let missing = self.which(Step::Create);
+            if !missing.is_empty() {
                 self.which(Step::AwaitHolder).into_iter().for_each(|at| self.flights[at].leave_lead());
+                let failure = CountUnlessDone(&region.counters.failed_creations);
+                let started = region.invalidation.stamp(region.clock.now());
+                return Ok(Some(Creation { missing, started, failure }));
             }
-            let batch = self.create_missing(&mut create).await?;
-            self.store(&batch).await?;
-            self.settle();
             // An entry that went, or a share that was of no use, leaves more to do at once.
             if self.flights.iter().any(|flight| matches!(flight.step(), Step::Read | Step::Join | Step::TryLock)) {
                 continue;
             }
-            let (waiting, holders) = (self.which(Step::Queue), self.which(Step::AwaitHolder));
-            let Some(&first) = holders.first().or(waiting.first()) else { return Ok(()) };
-            // Who waits for another process does not see what happens in a line, and so does not stand in it.
-            if holders.is_empty() {
-                for &at in &waiting {
-                    self.flights[at].stand(&self.call.shared().line, self.keys[at], thread)?;
-                }
+            if self.flights.iter().all(Flight::has_ended) {
+                return Ok(None);
             }
-            // Unless one of them leads instead, and so has something to do.
-            if waiting.iter().all(|&at| self.flights[at].step() == Step::Queue) {
-                if patience == Some(Duration::ZERO) {
-                    let message = format!(
-                        "waiting for somebody else to create {}: the region's patience is over",
-                        self.keys[first]
-                    );
-                    return Err(Error::new(ErrorKind::Timeout, message).into());
-                }
-                let begun = Instant::now();
-                if holders.is_empty() {
-                    self.wait_in_line(&waiting, patience).await;
-                } else {
-                    let others = holders.len() + waiting.len() > 1;
-                    self.await_holders(&holders, patience, others).await?;
-                }
-                patience = patience.map(|patience| patience.saturating_sub(begun.elapsed()));
-            }
+            self.wait().await?;
+        }
+    }
+
+    /// Waits for values that others create, until there is something to do, or the patience ends.
+    async fn wait(&mut self) -> Result<(), Error> {
+        let (waiting, holders) = (self.which(Step::Queue), self.which(Step::AwaitHolder));
+        // Who waits for another process does not see what happens in a line, and so does not stand in it.
+        if holders.is_empty() {
             for &at in &waiting {
-                if self.flights[at].step() == Step::Queue {
-                    self.flights[at].leave();
-                }
+                self.flights[at].stand(&self.region.line, self.keys[at], self.face.thread())?;
             }
         }
+        // Unless one of them leads instead, and so has something to do.
+        if waiting.iter().all(|&at| self.flights[at].step() == Step::Queue) {
+            if self.patience == Some(Duration::ZERO) {
+                let first = holders.first().or(waiting.first()).map_or(self.keys[0], |&at| self.keys[at]);
+                let message = format!("waiting for somebody else to create {first}: the region's patience is over");
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+            let begun = Instant::now();
+            if holders.is_empty() {
+                self.wait_in_line(&waiting).await;
+            } else {
+                self.await_holders(&holders, holders.len() + waiting.len() > 1).await?;
+            }
+            self.patience = self.patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+        }
+        for &at in &waiting {
+            if self.flights[at].step() == Step::Queue {
+                self.flights[at].leave();
+            }
+        }
+        Ok(())
     }
 
     /// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the
     /// flights that were woken are looked at.
-    async fn wait_in_line(&mut self, waiting: &[usize], patience: Option<Duration>) {
+    async fn wait_in_line(&mut self, waiting: &[usize]) {
         // A patience that no clock can tell has no end.
-        let deadline = patience.and_then(|patience| Instant::now().checked_add(patience));
+        let deadline = self.patience.and_then(|patience| Instant::now().checked_add(patience));
         let bell = Arc::new(Bell::new());
         let wakers: Vec<Waker> = waiting.iter().map(|&at| Rings::waker(&bell, at)).collect();
         let waker_of = |at: usize| &wakers[waiting.binary_search(&at).unwrap_or_default()];
-        let (call, thread) = (self.call, self.face.thread());
+        let (region, max_age, thread) = (self.region, self.settings.max_age, self.face.thread());
         let mut left = waiting.len();
         let mut look: Vec<usize> = waiting.to_vec();
         loop {
@@ -167,7 +194,7 @@ where
                     continue;
                 }
                 let context = Context::from_waker(waker_of(at));
-                if flight.poll_queue(call.shared(), call.max_age, &context, thread).is_ready() {
+                if flight.poll_queue(region, max_age, &context, thread).is_ready() {
                     if !flight.has_ended() {
                         return;
                     }
@@ -186,18 +213,13 @@ where
     }
 
     /// Waits until a holder of a lock in another process may be done; then all of them are asked for.
-    async fn await_holders(
-        &mut self,
-        holders: &[usize],
-        patience: Option<Duration>,
-        others: bool,
-    ) -> Result<(), Error> {
+    async fn await_holders(&mut self, holders: &[usize], others: bool) -> Result<(), Error> {
         const DAY: Duration = Duration::from_secs(86_400);
         const MOMENT: Duration = Duration::from_millis(100);
         let longest = holders.iter().copied().min_by_key(|&at| self.flights[at].rounds).unwrap_or_default();
         // One is waited for, and the others are looked at in between.
-        let at_most = patience.unwrap_or(DAY).min(if others { MOMENT } else { DAY });
-        let (region, rounds) = (self.region(), self.flights[longest].rounds);
+        let at_most = self.patience.unwrap_or(DAY).min(if others { MOMENT } else { DAY });
+        let (region, rounds) = (self.region, self.flights[longest].rounds);
         let waited = self.face.wait(&region.lock, &region.backend, self.keys[longest], rounds, at_most).await;
         let is_reachable = waited.is_ok();
         waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
@@ -211,7 +233,7 @@ where
         if reading.is_empty() {
             return Ok(());
         }
-        let (call, region) = (self.call, self.call.shared());
+        let region = self.region;
         let mut found = Found::new();
         reading.iter().for_each(|&at| self.flights[at].reads_after(region.lines_ended(self.keys[at])));
         let answered = self.face.get_many(&region.backend, &self.keys_of(&reading), &mut found).await.and_then(|()| {
@@ -223,7 +245,7 @@ where
         });
         match answered {
             Ok(()) => reading.iter().zip(found.iter()).try_for_each(|(&at, entry)| {
-                self.flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), call.max_age)))
+                self.flights[at].read(region, Ok(region.reading(entry.map(Slice::to_bytes), self.settings.max_age)))
             }),
             Err(error) => {
                 // Counted once; each flight only learns of it.
@@ -236,7 +258,7 @@ where
 
     /// Locks, and reads once more, for all flights that lead: one round trip.
     async fn lock(&mut self) -> Result<(), Error> {
-        let (call, region) = (self.call, self.call.shared());
+        let region = self.region;
         let mut locking = self.which(Step::TryLock);
         if L::ONLY_THIS_REGION {
             locking = self.lock_as_read(locking).await?;
@@ -255,7 +277,7 @@ where
         // A lock that answers for too few keys is as good as none for the others.
         let mut attempts = attempts.into_iter();
         for at in locking {
-            self.flights[at].locked(region, call.max_age, attempts.next());
+            self.flights[at].locked(region, self.settings.max_age, attempts.next());
         }
         Ok(())
     }
@@ -263,7 +285,7 @@ where
     /// Locks without another reading where nobody can have created since the last one, and returns the others of
     /// `locking`.
     async fn lock_as_read(&mut self, locking: SmallVec<[usize; 4]>) -> Result<SmallVec<[usize; 4]>, Error> {
-        let region = self.call.shared();
+        let region = self.region;
         let mut others = SmallVec::new();
         for at in locking {
             if !self.flights[at].knows_entry(&region.line, self.keys[at]) {
@@ -281,24 +303,14 @@ where
         Ok(others)
     }
 
-    /// Creates what is to be created, in one call; the batch is what is to be stored of it.
-    async fn create_missing<E>(
-        &mut self,
-        create: &mut impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
-    ) -> Result<Batch, GetError<E>> {
-        let (call, region) = (self.call, self.call.shared());
-        let missing = self.which(Step::Create);
-        let mut batch = Batch::with_capacity(missing.len());
-        if missing.is_empty() {
-            return Ok(batch);
-        }
-        let failure = CountUnlessDone(&region.counters.failed_creations);
-        let started = region.invalidation.stamp(region.clock.now());
-        let values = create(&missing).await.map_err(GetError::Create)?;
+    /// Takes what was created, shares it and stores it.
+    async fn created(&mut self, creation: Creation<'_>, values: Vec<V>) -> Result<(), Error> {
+        let Creation { missing, started, failure } = creation;
         if values.len() != missing.len() {
-            return Err(wrong_number(missing.len(), values.len()).into());
+            return Err(wrong_number(missing.len(), values.len()));
         }
         std::mem::forget(failure);
+        let region = self.region;
         region.counters.created.add(values.len());
         // What was invalidated while it was created may be made of what was there before.
         let time = match region.invalidation.judge(started) {
@@ -306,21 +318,26 @@ where
             _ => started,
         };
         let most = self.face.max_entry(&region.backend);
+        let mut batch = Batch::with_capacity(missing.len());
         for (&at, value) in missing.iter().zip(values) {
-            self.flights[at].created(call, self.keys[at], value, time, most, &mut batch)?;
+            let stores = self.settings.rule.stores(&value);
+            let (flight, key) = (&mut self.flights[at], self.keys[at]);
+            flight.created(region, key, value, stores, time, most, &mut batch)?;
         }
-        Ok(batch)
+        self.store(&batch).await?;
+        self.settle();
+        Ok(())
     }
 
     /// Stores what was created and releases its locks: one round trip.
     async fn store(&mut self, batch: &Batch) -> Result<(), Error> {
-        let (call, region) = (self.call, self.call.shared());
+        let region = self.region;
         let storing = self.which(Step::Store);
         if storing.is_empty() {
             return Ok(());
         }
         let guards = storing.iter().filter_map(|&at| self.flights[at].take_guard()).collect();
-        let stored = self.face.store_and_release(&region.lock, &region.backend, guards, batch, call.ttl).await;
+        let stored = self.face.store_and_release(&region.lock, &region.backend, guards, batch, self.settings.ttl).await;
         stored.or_else(|error| region.tolerate(error, &region.counters.failed_writes))?;
         storing.iter().for_each(|&at| self.flights[at].stored());
         Ok(())
@@ -330,6 +347,15 @@ where
 /// A creator that returned another number of values than it was given keys.
 pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
     Error::new(ErrorKind::Creator, format!("creating {keys} keys: the creator returned {values} values"))
+}
+
+/// Values that are being created.
+struct Creation<'d> {
+    /// The numbers of their flights.
+    missing: SmallVec<[usize; 4]>,
+    /// What an entry of the time when it began would be stamped with.
+    started: Timestamp,
+    failure: CountUnlessDone<'d>,
 }
 
 /// Counts a creator that fails, panics, or is dropped before it is done.

@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 
-use super::call::{Call, StoreRule, cannot_encode, too_large};
+use super::call::{cannot_encode, too_large};
 use super::stats::Counter;
 use super::{Reading, Shared};
 use crate::codec::Codec;
@@ -217,18 +217,17 @@ impl<V, G> Flight<V, G> {
 
     /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the
     /// batch if it is to be stored and has `most` bytes at most.
-    pub(super) fn created<B, S: Codec<V>, L, M, I: Invalidation, F: StoreRule<V>>(
+    pub(super) fn created<B, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
-        call: &Call<'_, B, S, L, M, I, F>,
+        region: &Shared<B, S, L, M, I>,
         key: Key<'_>,
         value: V,
+        stores: bool,
         time: Timestamp,
         most: usize,
         batch: &mut Batch,
     ) -> Result<(), Error> {
-        let region = call.shared();
         let before = batch.len();
-        let stores = call.rule.stores(&value);
         let mut event = Event::CreatedUnstored;
         match batch.try_push(key, |out| region.codec.encode(&value, time, out)) {
             Ok(()) => {

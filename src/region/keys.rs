@@ -5,6 +5,25 @@ use smallvec::SmallVec;
 use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 
+/// Room for the digits and the mapped form of the key of a call.
+pub(super) struct Room(Scratch, KeyBuf);
+
+impl Room {
+    #[inline]
+    pub(super) fn new() -> Self {
+        Room(Scratch::new(), KeyBuf::new())
+    }
+
+    /// The backend's form of a key.
+    #[inline]
+    pub(super) fn map<'k>(&'k mut self, key: &'k impl AsKey, map: &impl KeyMap) -> Key<'k> {
+        match key.as_borrowed_key() {
+            Some(key) if map.keeps(key) => key,
+            _ => map.map(key.as_key(&mut self.0), &mut self.1),
+        }
+    }
+}
+
 /// Room for the digits and the mapped forms of a call's keys. Keys that need neither are borrowed as they are.
 pub(super) struct KeyRoom(SmallVec<[(Scratch, KeyBuf); 1]>);
 

@@ -12,7 +12,10 @@ mod face;
 mod flight;
 mod function;
 mod keys;
+mod refresh;
 mod stats;
+#[cfg(feature = "tokio")]
+mod tasks;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +23,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use self::keys::KeyRoom;
+use self::keys::{KeyRoom, Room};
+use self::refresh::Runner;
 use self::stats::Counters;
 use crate::backend::Backend;
 use crate::codec::{Codec, Meta, Msgpack, Seconds};
@@ -36,6 +40,9 @@ use crate::slice::Slice;
 pub use self::builder::RegionBuilder;
 pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
 pub use self::function::{Function, FunctionMany, KeyArgs};
+#[cfg(feature = "tokio")]
+pub use self::refresh::TaskJob;
+pub use self::refresh::ThreadJob;
 pub use self::stats::Stats;
 
 /// A cache of values: where entries live (`B`), how they are written (`S`), who holds the lock while a value is
@@ -78,6 +85,9 @@ struct Shared<B, S, L, M, I> {
     ttl: Option<Duration>,
     patience: Option<Duration>,
     fail_closed: bool,
+    thread_runner: Runner<ThreadJob>,
+    #[cfg(feature = "tokio")]
+    task_runner: Runner<TaskJob>,
     counters: Counters,
 }
 
@@ -209,6 +219,45 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         self.call().get_or_create(key, create)
     }
 
+    /// The value of `key`, created if it is not there; a stale value is returned at once, to every caller, while it is
+    /// created anew in the background.
+    ///
+    /// As [`Region::get_or_create`], but where a stale value is found nobody waits for the creator: one caller of all
+    /// hands it to the region's [runner](RegionBuilder::thread_runner). It takes the lock with it, which is released
+    /// when it ends. What goes wrong there is counted in [`Stats`], and the next caller tries again. With no value at
+    /// hand this caller creates it, or waits for who does.
+    ///
+    /// # Errors
+    /// As [`Region::get_or_create`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("rates", &1_u64)?;
+    /// let stale = region.with_expiry(Duration::ZERO).get_or_refresh("rates", || Ok::<_, std::io::Error>(2_u64))?;
+    /// assert_eq!(stale, 1);
+    /// # while region.get::<u64>("rates")? != Some(2) { std::thread::yield_now(); }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_or_refresh<V, E>(
+        &self,
+        key: impl AsKey,
+        create: impl FnOnce() -> Result<V, E> + Send + 'static,
+    ) -> Result<V, GetError<E>>
+    where
+        B: 'static,
+        S: Codec<V> + Send + Sync + 'static,
+        L: 'static,
+        M: 'static,
+        I: 'static,
+        V: Send + 'static,
+        L::Guard: 'static,
+    {
+        self.call().get_or_refresh(key, create)
+    }
+
     /// The values of `keys`, in their order, those created that are not there.
     ///
     /// `create` is given the keys that this caller must create, each once, in the order they were asked for, and
@@ -246,9 +295,8 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// # Errors
     /// When the lock cannot tell.
     pub fn is_locked(&self, key: impl AsKey) -> Result<bool, Error> {
-        let mut room = KeyRoom::new();
-        let keys = [key];
-        let key = room.map_all(&keys, &self.shared.map)[0];
+        let mut room = Room::new();
+        let key = room.map(&key, &self.shared.map);
         Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
     }
 }

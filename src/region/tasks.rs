@@ -1,0 +1,387 @@
+//! What callers that are tasks do with a region: the `_async` twins of its methods.
+
+use super::call::{Call, Distinct, First, StoreRule};
+use super::drive::Drive;
+use super::flight::Flight;
+use super::keys::{KeyRoom, Room};
+use super::{Region, Shared};
+use crate::backend::AsyncBackend;
+use crate::buffer::Buffer;
+use crate::codec::Codec;
+use crate::entry::{Entry, Now};
+use crate::error::{Error, GetError};
+use crate::face::Task;
+use crate::key::{AsKey, Key};
+use crate::keymap::KeyMap;
+use crate::lock::AsyncLock;
+use crate::policy::Invalidation;
+use crate::request::Found;
+use crate::slice::Slice;
+use bytes::Bytes;
+
+/// For callers that are tasks. Feature `tokio`.
+///
+/// Each method is as its blocking twin. Its future may be dropped at any time: locks are released, somebody else who
+/// waits is elected, and the connection stays of use. Threads and tasks that want the same missing value wait for the
+/// same creator.
+impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
+    /// As [`Region::get`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), dogpile::Error> {
+    /// let region = Region::builder(Memory::new(64 << 20)).build()?;
+    /// region.set_async("user-15|name", &"Ann".to_string()).await?;
+    /// assert_eq!(region.get_async::<String>("user-15|name").await?.as_deref(), Some("Ann"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub async fn get_async<V>(&self, key: impl AsKey) -> Result<Option<V>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_async(key).await
+    }
+
+    /// As [`Region::get_entry`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_entry_async<V>(&self, key: impl AsKey) -> Result<Option<Entry<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_entry_async(key).await
+    }
+
+    /// As [`Region::get_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_many_async<K: AsKey, V>(&self, keys: &[K]) -> Result<Vec<Option<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_many_async(keys).await
+    }
+
+    /// As [`Region::set`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_async<V>(&self, key: impl AsKey, value: &V) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().set_async(key, value).await
+    }
+
+    /// As [`Region::set_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_many_async<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.call().set_many_async(entries).await
+    }
+
+    /// As [`Region::delete`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_async(&self, key: impl AsKey) -> Result<(), Error> {
+        self.delete_many_async(&[key]).await
+    }
+
+    /// As [`Region::delete_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_many_async<K: AsKey>(&self, keys: &[K]) -> Result<(), Error> {
+        let mut room = KeyRoom::new();
+        self.shared.backend.delete_many_async(&room.map_all(keys, &self.shared.map)).await
+    }
+
+    /// As [`Region::get_or_create`]. A future that is dropped while its `create` runs drops that too, and the next who
+    /// waits creates.
+    ///
+    /// That `create` asks for its own key is not noticed here: it waits for itself, as long as the region's
+    /// [patience](crate::RegionBuilder::patience).
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let region = Region::builder(Memory::new(64 << 20)).build()?;
+    /// let name: String = region.get_or_create_async(("user-15", "name"), async || load_name(15).await).await?;
+    /// assert_eq!(name, "Ann");
+    /// # Ok(())
+    /// # }
+    /// # async fn load_name(_: u64) -> Result<String, std::io::Error> { Ok("Ann".into()) }
+    /// ```
+    #[inline]
+    pub async fn get_or_create_async<V, E, R>(
+        &self,
+        key: impl AsKey,
+        create: impl FnOnce() -> R,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        R: Future<Output = Result<V, E>>,
+    {
+        self.call().get_or_create_async(key, create).await
+    }
+
+    /// As [`Region::get_or_create_many`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set_async(2, &20_u64).await?;
+    /// let create = async |missing: &[&i32]| {
+    ///     assert_eq!(missing, [&1, &3]);
+    ///     Ok::<_, std::io::Error>(missing.iter().map(|key| **key as u64 * 10).collect())
+    /// };
+    /// let values: Vec<u64> = region.get_or_create_many_async(&[1, 2, 3, 1], create).await?;
+    /// assert_eq!(values, [10, 20, 30, 10]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get_or_create_many_async<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        self.call().get_or_create_many_async(keys, create).await
+    }
+
+    /// As [`Region::get_or_refresh`]. The region's [runner](crate::RegionBuilder::task_runner) runs `create`; if the
+    /// task is dropped, the lock is released.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_or_refresh_async<V, E, R>(
+        &self,
+        key: impl AsKey,
+        create: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<V, GetError<E>>
+    where
+        B: 'static,
+        S: Codec<V> + Send + Sync + 'static,
+        L: 'static,
+        L::AsyncGuard: 'static,
+        M: 'static,
+        I: 'static,
+        V: Send + 'static,
+        E: Send + 'static,
+        R: Future<Output = Result<V, E>> + Send + 'static,
+    {
+        self.call().get_or_refresh_async(key, create).await
+    }
+
+    /// As [`Region::is_locked`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn is_locked_async(&self, key: impl AsKey) -> Result<bool, Error> {
+        let mut room = Room::new();
+        let key = room.map(&key, &self.shared.map);
+        Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked_async(&self.shared.backend, key).await?)
+    }
+}
+
+/// For callers that are tasks. Feature `tokio`.
+impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
+    /// See [`Region::get_async`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub async fn get_async<V>(&self, key: impl AsKey) -> Result<Option<V>, Error>
+    where
+        S: Codec<V>,
+    {
+        let (region, mut room) = (self.shared(), Room::new());
+        let entry = self.read_async(room.map(&key, &region.map)).await?;
+        Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.settings.max_age, &Now::of(&region.clock))))
+    }
+
+    /// See [`Region::get_entry_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_entry_async<V>(&self, key: impl AsKey) -> Result<Option<Entry<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let (region, mut room) = (self.shared(), Room::new());
+        let entry = self.read_async(room.map(&key, &region.map)).await?;
+        Ok(self.fresh_entry(entry, &Now::of(&region.clock)))
+    }
+
+    /// See [`Region::get_many_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_many_async<K: AsKey, V>(&self, keys: &[K]) -> Result<Vec<Option<V>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let (region, mut room) = (self.shared(), KeyRoom::new());
+        let mut found = Found::new();
+        region.backend.get_many_async(&room.map_all(keys, &region.map), &mut found).await?;
+        Ok(self.fresh_values(&found))
+    }
+
+    /// See [`Region::set_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_async<V>(&self, key: impl AsKey, value: &V) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let (region, mut room) = (self.shared(), Room::new());
+        let key = room.map(&key, &region.map);
+        let mut entry = Buffer::take();
+        self.encode(key, value, &mut entry)?;
+        region.backend.set_async(key, &entry, self.settings.ttl).await
+    }
+
+    /// See [`Region::set_many_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn set_many_async<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        self.set_all_async(entries.iter().map(|(key, value)| (key, value))).await
+    }
+
+    /// Stores the values of an iterator in one round trip.
+    pub(super) async fn set_all_async<'v, K: AsKey + 'v, V: 'v>(
+        &self,
+        entries: impl Iterator<Item = (&'v K, &'v V)>,
+    ) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let batch = self.encode_all(entries)?;
+        self.shared().backend.set_many_async(&batch, self.settings.ttl).await
+    }
+
+    /// See [`Region::get_or_create_async`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline]
+    pub async fn get_or_create_async<V, E, R>(
+        &self,
+        key: impl AsKey,
+        create: impl FnOnce() -> R,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+        R: Future<Output = Result<V, E>>,
+    {
+        let (region, mut room) = (self.shared(), Room::new());
+        let key = room.map(&key, &region.map);
+        let ended = region.lines_ended(key);
+        match self.judge(self.read_async(key).await) {
+            Ok(fresh) => Ok(fresh),
+            Err(first) => self.create_one_async(key, ended, first, create).await,
+        }
+    }
+
+    pub(super) async fn create_one_async<V, E, R>(
+        &self,
+        key: Key<'_>,
+        ended: Option<u64>,
+        first: First<V>,
+        create: impl FnOnce() -> R,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+        R: Future<Output = Result<V, E>>,
+    {
+        let mut flights = [self.begun(ended, first)?];
+        Drive::new(Task, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(create).await?;
+        let [flight] = flights;
+        Ok(flight.into_value(self.shared()))
+    }
+
+    /// See [`Region::get_or_create_many_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_or_create_many_async<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        mut create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        self.create_many_async(keys, async |missing: &[usize]| {
+            let missing: Vec<&K> = missing.iter().map(|&at| &keys[at]).collect();
+            create(&missing).await
+        })
+        .await
+    }
+
+    /// The same, with a creator that is given positions in `keys`.
+    pub(super) async fn create_many_async<K: AsKey, V: Clone, E>(
+        &self,
+        keys: &[K],
+        mut create: impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        let mut room = KeyRoom::new();
+        let keys = room.map_all(keys, &self.shared().map);
+        let distinct = Distinct::of(&keys);
+        let keys = distinct.keys(&keys);
+        let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
+        Drive::new(Task, self.shared(), self.settings.by_ref(), &keys, &mut flights)
+            .run(async |missing: &[usize]| create(&distinct.positions(missing)).await)
+            .await?;
+        Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
+    }
+
+    /// The entry of a key; one of another type is none.
+    #[inline]
+    pub(super) async fn read_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        let region: &Shared<B, S, L, M, I> = self.shared();
+        match region.backend.get_async(key).await {
+            Err(error) => region.miss_if_wrong_type(error),
+            found => found,
+        }
+    }
+}
