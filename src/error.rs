@@ -52,6 +52,13 @@ impl Error {
         self.0.kind
     }
 
+    /// The same error for another one whom it concerns.
+    #[cfg(feature = "tokio")]
+    #[cold]
+    pub(crate) fn copy(&self) -> Self {
+        Error::new(self.0.kind, self.0.message.clone())
+    }
+
     /// The same error with what was being done put before it.
     #[cold]
     #[must_use]

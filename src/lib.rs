@@ -33,7 +33,7 @@ pub use backend::Driver;
 pub use backend::Memory;
 pub use backend::{Access, Backend, Exchange, Leases, Redis, RedisBuilder};
 #[cfg(feature = "tokio")]
-pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases};
+pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]

@@ -14,12 +14,20 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+#[cfg(feature = "tokio")]
+use tokio::runtime::Runtime;
 
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncBackend;
 use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::entry::Timestamp;
+#[cfg(feature = "tokio")]
+use crate::error::Error;
 use crate::key::{Key, KeyBuf};
 use crate::lock::Lock;
+#[cfg(feature = "tokio")]
+use crate::lock::{AsyncLock, Attempt, LockSettings};
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
 
@@ -277,6 +285,136 @@ pub fn lock<B: Backend, L: Lock<B>>(backend: &B, ours: &L, theirs: &L, prefix: &
     assert_eq!(attempts.remove(1).entry, None);
     drop(attempts);
     backend.delete_many(&keys).expect("delete_many");
+}
+
+/// Checks a backend of tasks, as [`backend`] does, in a runtime with I/O and timers.
+///
+/// # Panics
+/// When the backend does not do what [`AsyncBackend`] promises.
+#[cfg(feature = "tokio")]
+pub fn backend_async(backend: &impl AsyncBackend, runtime: &Runtime, prefix: &str) {
+    self::backend(&Awaited { inner: backend, runtime }, prefix);
+}
+
+/// Checks a lock of tasks, as [`lock`] does, in a runtime with I/O and timers.
+///
+/// # Panics
+/// When a lock does not do what [`AsyncLock`] promises.
+#[cfg(feature = "tokio")]
+pub fn lock_async<B: AsyncBackend, L: AsyncLock<B>>(
+    backend: &B,
+    ours: &L,
+    theirs: &L,
+    runtime: &Runtime,
+    prefix: &str,
+) {
+    let lock = |inner| Awaited { inner, runtime };
+    self::lock(&Awaited { inner: backend, runtime }, &lock(ours), &lock(theirs), prefix);
+}
+
+/// What threads see of something that tasks use.
+#[cfg(feature = "tokio")]
+struct Awaited<'a, T> {
+    inner: &'a T,
+    runtime: &'a Runtime,
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncBackend> Backend for Awaited<'_, B> {
+    fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        self.runtime.block_on(self.inner.get_async(key))
+    }
+
+    fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.get_many_async(keys, found))
+    }
+
+    fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.set_async(key, entry, ttl))
+    }
+
+    fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.set_many_async(batch, ttl))
+    }
+
+    fn max_entry(&self) -> usize {
+        self.inner.max_entry()
+    }
+
+    fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.delete_many_async(keys))
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<L: LockSettings> LockSettings for Awaited<'_, L> {
+    const ONLY_THIS_REGION: bool = L::ONLY_THIS_REGION;
+
+    fn check(&self) -> Result<(), Error> {
+        self.inner.check()
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncBackend, L: AsyncLock<B>> Lock<Awaited<'_, B>> for Awaited<'_, L> {
+    type Guard = InRuntime<L::AsyncGuard>;
+
+    fn try_lock(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Result<Option<Self::Guard>, Error> {
+        let guard = self.runtime.block_on(self.inner.try_lock_async(backend.inner, key))?;
+        Ok(guard.map(|guard| InRuntime::new(guard, self.runtime)))
+    }
+
+    fn try_lock_and_read(
+        &self,
+        backend: &Awaited<'_, B>,
+        keys: &[Key<'_>],
+    ) -> Result<Vec<Attempt<Self::Guard>>, Error> {
+        let attempts = self.runtime.block_on(self.inner.try_lock_and_read_async(backend.inner, keys))?;
+        let kept = |attempt: Attempt<_>| Attempt {
+            guard: attempt.guard.map(|guard| InRuntime::new(guard, self.runtime)),
+            entry: attempt.entry,
+        };
+        Ok(attempts.into_iter().map(kept).collect())
+    }
+
+    fn store_and_release(
+        &self,
+        backend: &Awaited<'_, B>,
+        guards: Vec<Self::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> Result<(), Error> {
+        let guards = guards.into_iter().filter_map(|mut guard| guard.guard.take()).collect();
+        self.runtime.block_on(self.inner.store_and_release_async(backend.inner, guards, batch, ttl))
+    }
+
+    fn is_locked(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Result<bool, Error> {
+        self.runtime.block_on(self.inner.is_locked_async(backend.inner, key))
+    }
+}
+
+/// A guard that is dropped where tasks are, and whose word has gone out then.
+#[cfg(feature = "tokio")]
+struct InRuntime<G> {
+    guard: Option<G>,
+    runtime: tokio::runtime::Handle,
+}
+
+#[cfg(feature = "tokio")]
+impl<G> InRuntime<G> {
+    fn new(guard: G, runtime: &Runtime) -> Self {
+        InRuntime { guard: Some(guard), runtime: runtime.handle().clone() }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<G> Drop for InRuntime<G> {
+    fn drop(&mut self) {
+        let _inside = self.runtime.enter();
+        drop(self.guard.take());
+        // Nobody waits for the word, so it is given a moment.
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Walks the decision table by the outcomes that the fuzzer picks.

@@ -20,6 +20,8 @@ use crate::request::{Batch, Found, Lease};
 pub use self::driver::Driver;
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
+#[cfg(feature = "tokio")]
+pub use self::redis::WhileDown;
 pub use self::redis::{Redis, RedisBuilder};
 #[cfg(feature = "tokio")]
 pub use self::resp::AsyncExchange;

@@ -70,7 +70,7 @@ pub trait AsyncExchange: Clone + Send + Sync + 'static {
     fn exchange_async(
         &self,
         access: Access,
-        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -90,7 +90,7 @@ trait Face<X> {
     fn exchange(
         server: &X,
         access: Access,
-        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -104,7 +104,7 @@ impl<X: Exchange> Face<X> for Thread {
     fn exchange(
         server: &X,
         access: Access,
-        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
         ready(server.exchange(access, write, receive))
@@ -125,7 +125,7 @@ impl<X: AsyncExchange> Face<X> for Task {
     fn exchange(
         server: &X,
         access: Access,
-        write: impl Fn(&mut Vec<u8>) -> usize + Send,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
         server.exchange_async(access, write, receive)

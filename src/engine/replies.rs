@@ -177,6 +177,31 @@ impl Replies {
         }
     }
 
+    /// Reads over what was pushed while no reply is to come. A push of which not all has come stays.
+    ///
+    /// # Errors
+    /// When something else comes, which nobody asked for.
+    pub fn feed_pushes(&mut self, chunk: &mut Chunk<'_>) -> Result<Fed, Error> {
+        while let Some(kind) = chunk.rest.first() {
+            if !matches!(kind, b'>' | b'|') {
+                let message = format!("the server sent {} bytes more than it was asked for", chunk.rest.len());
+                return Err(Error::new(ErrorKind::Protocol, message));
+            }
+            let mut rest = chunk.rest;
+            loop {
+                if let Err(missing) = self.cut_next(&mut rest)? {
+                    self.skipping = 0;
+                    return Ok(Fed::More(missing));
+                }
+                if self.skipping == 0 {
+                    break;
+                }
+            }
+            chunk.rest = rest;
+        }
+        Ok(Fed::Done)
+    }
+
     /// Hands on one token of any kind, or reads over it. How many bytes are missing, if there is not all of it.
     #[inline]
     fn feed_other(&mut self, chunk: &mut Chunk<'_>, receive: &mut impl Receive) -> Result<Option<usize>, Error> {

@@ -72,3 +72,50 @@ fn codecs() {
     #[cfg(feature = "serde")]
     testing::codec(&dogpile::Serde::<Full>::new(), &[vec![(1_u8, "a".to_string())], vec![]]);
 }
+
+/// The same for callers that are tasks, of one thread and of several.
+#[cfg(feature = "tokio")]
+mod tasks {
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn runtimes() -> [Runtime; 2] {
+        let several = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        [Builder::new_current_thread().enable_all().build(), several].map(Result::unwrap)
+    }
+
+    #[test]
+    fn memory() {
+        for runtime in runtimes() {
+            testing::backend_async(&Memory::new(256 << 20), &runtime, "suite:");
+        }
+    }
+
+    #[test]
+    fn redis() {
+        let server = Server::start();
+        let redis = server.redis();
+        for (at, runtime) in runtimes().iter().enumerate() {
+            testing::backend_async(&redis, runtime, &format!("suite{at}:"));
+            testing::lock_async(&redis, &RedisLock::new(), &RedisLock::new(), runtime, &format!("lock{at}:"));
+        }
+        let one = Redis::builder(&server.url()).in_flight(1).hash_expiry(HashExpiry::Always).build().unwrap();
+        testing::backend_async(&one, &runtimes()[1], "another:");
+    }
+
+    #[test]
+    fn redis_resp2() {
+        let server = Server::with(&["--rename-command", "HELLO", ""]);
+        testing::backend_async(&server.redis(), &runtimes()[0], "suite:");
+        testing::lock_async(&server.redis(), &RedisLock::new(), &RedisLock::new(), &runtimes()[1], "lock:");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn redis_over_a_unix_socket() {
+        let server = Server::start();
+        let redis = Redis::open(&format!("unix://{}", server.socket().display())).unwrap();
+        testing::backend_async(&redis, &runtimes()[1], "suite:");
+    }
+}

@@ -1,5 +1,6 @@
 //! One blocking connection to a Redis server: a socket, what is to be sent, what was read.
 
+use std::future::ready;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -7,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::config::{Address, Server};
+use super::handshake::{Ask, Refusal, introduce};
 use crate::backend::pool::{Failed, Wire, from_now};
-use crate::engine::batch::server_error;
 use crate::engine::chunk::Chunk;
-use crate::engine::plan;
-use crate::engine::replies::{Fed, Receive, Replies, Token};
+use crate::engine::replies::{Fed, Receive, Replies};
 use crate::error::{Error, ErrorKind};
+use crate::face::now;
 
 /// What a connection is given to work with.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +21,9 @@ pub(super) struct Limits {
     pub(super) connect: Duration,
     pub(super) response: Duration,
     pub(super) max_entry: usize,
+    /// Of a link only.
+    #[cfg(feature = "tokio")]
+    pub(super) shared: super::link::Sharing,
 }
 
 /// How much is read at once, unless a string is larger.
@@ -32,7 +36,7 @@ const KEEP: usize = 256 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// A request or reply that takes longer than the response timeout may go on as long as so many bytes move within each.
-const PROGRESS: u64 = 1 << 20;
+pub(super) const PROGRESS: u64 = 1 << 20;
 
 pub(super) struct Connection {
     stream: Stream,
@@ -61,47 +65,9 @@ impl Connection {
             input: Input::new(),
             response: limits.response,
         };
-        connection.introduce(server).map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
+        now(introduce(&mut connection, server))
+            .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
         Ok(connection)
-    }
-
-    fn introduce(&mut self, server: &Server) -> Result<(), Error> {
-        let (user, password) = (server.user.as_deref(), server.password.as_deref());
-        if let Err(refused) = self.ask(|out| plan::hello(out, user, password))? {
-            if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
-                return Err(refusal(&refused, "user and password"));
-            }
-            let message = refused.to_ascii_lowercase();
-            let speaks_resp2 = [&b"unknown command"[..], b"unsupported", b"noproto", b"noperm"]
-                .iter()
-                .any(|reason| message.windows(reason.len()).any(|part| part == *reason));
-            if !speaks_resp2 {
-                return Err(server_error(&refused));
-            }
-            if let Some(password) = password {
-                self.ask(|out| plan::auth(out, user, password))?
-                    .map_err(|refused| refusal(&refused, "user and password"))?;
-            }
-        }
-        if server.db != 0 {
-            self.ask(|out| plan::select(out, server.db))?.map_err(|refused| refusal(&refused, "database"))?;
-        }
-        Ok(())
-    }
-
-    /// One command of which only matters whether the server obeyed.
-    fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<Result<(), Bytes>, Error> {
-        let mut refused = None;
-        self.output.clear();
-        let replies = write(&mut self.output);
-        let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
-            if let Token::Error(error) = token {
-                refused.get_or_insert_with(|| chunk.keep(error));
-            }
-            Ok(())
-        };
-        self.exchange(replies, &mut receive).map_err(|failed| failed.error)?;
-        Ok(refused.map_or(Ok(()), Err))
     }
 
     /// Gives up what a large request needed.
@@ -110,6 +76,19 @@ impl Connection {
         if self.output.capacity() > KEEP {
             self.output = Vec::with_capacity(512);
         }
+    }
+}
+
+impl Ask for Connection {
+    fn ask(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
+    ) -> impl Future<Output = Result<Result<(), Bytes>, Error>> + Send {
+        let mut refused = Refusal::default();
+        self.output.clear();
+        let replies = write(&mut self.output);
+        let asked = self.exchange(replies, &mut refused).map_err(|failed| failed.error);
+        ready(asked.map(|()| refused.finish()))
     }
 }
 
@@ -148,8 +127,14 @@ impl Wire for Connection {
                     self.shrink();
                     return Ok(());
                 }
-                // What was not asked for would be taken for the answer to the next request.
-                Fed::Done => return Err(fail(surplus(left), false)),
+                // What was not asked for would be taken for the answer to the next request, if it was not pushed.
+                Fed::Done => {
+                    self.replies.feed_pushes(&mut chunk).map_err(|error| fail(error, false))?;
+                    let left = chunk.rest().len();
+                    self.input.put_back(left);
+                    self.shrink();
+                    return Ok(());
+                }
                 Fed::More(more) => {
                     missing = more;
                     untouched &= left == came;
@@ -317,9 +302,7 @@ impl Stream {
             Address::Tcp(host, port) => {
                 let stream = connect_tcp(host, *port, limits.connect)?;
                 stream.set_nodelay(true)?;
-                // Finds out about idle connections whose other end is gone without a word.
-                let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
-                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+                keep_alive(socket2::SockRef::from(&stream))?;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
                 Ok(Stream::Tcp(stream))
@@ -387,6 +370,11 @@ impl Stream {
     }
 }
 
+/// Finds out about an idle connection whose other end is gone without a word.
+pub(super) fn keep_alive(socket: socket2::SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
+}
+
 /// Connects to a Unix socket. One whose server accepts nobody has no room for us, and does not say when it will.
 #[cfg(unix)]
 fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<std::os::unix::net::UnixStream> {
@@ -427,7 +415,7 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream
 }
 
 #[cold]
-fn io_error(error: &io::Error, doing: impl std::fmt::Display) -> Error {
+pub(super) fn io_error(error: &io::Error, doing: impl std::fmt::Display) -> Error {
     match error.kind() {
         // A socket whose timeout is over says that it would block.
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -435,14 +423,4 @@ fn io_error(error: &io::Error, doing: impl std::fmt::Display) -> Error {
         }
         _ => Error::new(ErrorKind::Connection, format!("{doing}: {error}")),
     }
-}
-
-#[cold]
-fn surplus(bytes: usize) -> Error {
-    Error::new(ErrorKind::Protocol, format!("the server sent {bytes} bytes more than it was asked for"))
-}
-
-#[cold]
-fn refusal(answer: &[u8], what: &str) -> Error {
-    Error::new(ErrorKind::Refused, format!("the server refused the {what}: {}", server_error(answer)))
 }

@@ -2,27 +2,44 @@
 
 mod config;
 mod connection;
+mod handshake;
+#[cfg(feature = "tokio")]
+mod incoming;
+#[cfg(feature = "tokio")]
+mod link;
+#[cfg(feature = "tokio")]
+mod pipeline;
+#[cfg(feature = "tokio")]
+mod stream;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "tokio")]
+use tokio::runtime::Handle;
+
 use self::config::Server;
 use self::connection::{Connection, Limits};
+#[cfg(feature = "tokio")]
+use self::link::Links;
+#[cfg(feature = "tokio")]
+use super::AsyncExchange;
 use super::pool::Pool;
 use super::{Access, Exchange};
-use crate::engine::chunk::Chunk;
+use crate::engine::batch::Acknowledged;
 use crate::engine::plan;
-use crate::engine::replies::{Receive, Token};
+use crate::engine::replies::Receive;
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
-/// Entries in a Redis or Valkey server, over blocking connections of our own.
+/// Entries in a Redis or Valkey server, over connections of our own.
 ///
 /// A handle is cheap to clone, and clones share one pool of connections. Connections are opened when they are needed,
 /// so a server that is down shows at the first use; a region goes on without it, unless it
 /// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice
-/// is asked again, once. Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+/// is asked again, once. Threads take a connection each for as long as a request takes. Tasks share one, whose requests
+/// follow each other without waiting for replies (feature `tokio`). Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
 /// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,
@@ -58,6 +75,19 @@ struct Node {
     server: Server,
     /// Boxed, since they move in and out with every request.
     pool: Pool<Box<Connection>>,
+    #[cfg(feature = "tokio")]
+    links: Links,
+}
+
+/// What tasks get while there is no connection.
+#[cfg(feature = "tokio")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WhileDown {
+    /// An error, at once, as long as the last attempt to connect failed; whoever comes while the next one is made too.
+    Fail,
+    /// They wait for a connection, for as long as connecting and answering may take together.
+    Wait,
 }
 
 impl Redis {
@@ -82,6 +112,8 @@ impl Redis {
                 connect: Duration::from_secs(1),
                 response: Duration::from_secs(1),
                 max_entry: 512 * 1024 * 1024,
+                #[cfg(feature = "tokio")]
+                shared: link::Sharing::default(),
             },
             hash_expiry: HashExpiry::default(),
         }
@@ -93,16 +125,32 @@ impl Redis {
     /// When one cannot be reached, refuses us, or does not answer in time.
     pub fn ping(&self) -> Result<(), Error> {
         for access in [Access::Write, Access::Read] {
-            let mut answer = Ok(());
-            self.exchange(access, plan::ping, &mut |token: Token<'_>, _: &mut Chunk<'_>| {
-                if let Token::Error(error) = token {
-                    answer = Err(crate::engine::batch::server_error(error));
-                }
-                Ok(())
-            })?;
-            answer?;
+            let mut answer = Acknowledged::default();
+            self.exchange(access, plan::ping, &mut answer)?;
+            answer.finish()?;
         }
         Ok(())
+    }
+
+    /// As [`Redis::ping`], over the connections that tasks share.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "tokio")]
+    pub async fn ping_async(&self) -> Result<(), Error> {
+        for access in [Access::Write, Access::Read] {
+            let mut answer = Acknowledged::default();
+            self.exchange_async(access, plan::ping, &mut answer).await?;
+            answer.finish()?;
+        }
+        Ok(())
+    }
+
+    fn node(&self, access: Access) -> &Node {
+        match (access, &self.0.reader) {
+            (Access::Read, Some(reader)) => reader,
+            _ => &self.0.writer,
+        }
     }
 }
 
@@ -114,11 +162,37 @@ impl Exchange for Redis {
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        let node = match (access, &self.0.reader) {
-            (Access::Read, Some(reader)) => reader,
-            _ => &self.0.writer,
-        };
+        let node = self.node(access);
         node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, receive)
+    }
+
+    fn hash_expiry(&self) -> HashExpiry {
+        self.0.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        self.0.limits.max_entry
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl AsyncExchange for Redis {
+    #[inline]
+    async fn exchange_async(
+        &self,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let runtime = Handle::try_current().map_err(|_| {
+            Error::new(ErrorKind::Config, "a connection of tasks needs a runtime of tokio, and there is none here")
+        })?;
+        let link = self.node(access).links.of(&runtime);
+        link.exchange(&runtime, access, write, receive).await
+    }
+
+    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        self.0.writer.links.send(write);
     }
 
     fn hash_expiry(&self) -> HashExpiry {
@@ -194,10 +268,33 @@ impl RedisBuilder {
         self
     }
 
+    /// How many requests of tasks may be under way on one connection. Whoever comes when there are so many waits for
+    /// room, up to the connect and response timeouts together. Default: 1024.
+    #[cfg(feature = "tokio")]
+    pub fn in_flight(mut self, most: usize) -> Self {
+        self.limits.shared.in_flight = most;
+        self
+    }
+
+    /// What tasks get while there is no connection. Default: [`WhileDown::Fail`].
+    #[cfg(feature = "tokio")]
+    pub fn while_down(mut self, what: WhileDown) -> Self {
+        self.limits.shared.while_down = what;
+        self
+    }
+
+    /// The longest pause before tasks' connection is tried again. Pauses begin at 10 ms and double with each attempt
+    /// that fails, less up to a half at random. Default: 1 s.
+    #[cfg(feature = "tokio")]
+    pub fn max_pause(mut self, pause: Duration) -> Self {
+        self.limits.shared.max_pause = pause;
+        self
+    }
+
     /// The backend. Connects to nothing yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use, and for zero connections or timeouts.
+    /// [`ErrorKind::Config`] for a URL of no use, and for zero connections, requests under way or timeouts.
     pub fn build(self) -> Result<Redis, Error> {
         let zero = |what| Err(Error::new(ErrorKind::Config, format!("the {what} of a Redis backend must not be zero")));
         if self.connections == 0 {
@@ -209,8 +306,18 @@ impl RedisBuilder {
         if self.limits.response.is_zero() {
             return zero("response timeout");
         }
+        #[cfg(feature = "tokio")]
+        if self.limits.shared.in_flight == 0 {
+            return zero("number of requests under way");
+        }
         let node = |url: &str| -> Result<Node, Error> {
-            Ok(Node { server: Server::parse(url)?, pool: Pool::new(self.connections, self.limits.response) })
+            let server = Server::parse(url)?;
+            Ok(Node {
+                #[cfg(feature = "tokio")]
+                links: Links::new(&server, self.limits),
+                server,
+                pool: Pool::new(self.connections, self.limits.response),
+            })
         };
         Ok(Redis(Arc::new(Shared {
             writer: node(&self.writer)?,

@@ -1,0 +1,118 @@
+//! [`Incoming`]: cuts what a server sends into the replies to one request after the other.
+
+use std::collections::VecDeque;
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use super::pipeline::{Parts, Sent};
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::{Fed, Receive, Replies, Strings, Token};
+use crate::error::Error;
+
+/// How much is read at once, unless a string is larger.
+const PIECE: usize = 16 * 1024;
+
+/// What may stay allocated when nobody holds any of it.
+pub(super) const KEEP: usize = 256 * 1024;
+
+/// What came from the server, and the requests that it is to be the replies to.
+pub(super) struct Incoming {
+    /// What came and was not handed on. Its memory is used again when nobody holds any of it.
+    input: BytesMut,
+    /// With fewer bytes than these nothing can be cut.
+    needed: usize,
+    replies: Replies,
+    /// Whether the first of `sent` has been told to `replies`.
+    begun: bool,
+    /// What came already of the replies to the first of `sent`.
+    parts: Parts,
+    /// Each with the time when it was sent.
+    pub(super) sent: VecDeque<(Sent, Instant)>,
+}
+
+impl Incoming {
+    pub(super) fn new(max_entry: usize) -> Self {
+        Incoming {
+            input: BytesMut::with_capacity(PIECE),
+            needed: 1,
+            replies: Replies::new(max_entry),
+            begun: false,
+            parts: Parts::new(),
+            sent: VecDeque::new(),
+        }
+    }
+
+    /// Where to read to, with room for some more. A large string gets its room as it comes, since its length is only
+    /// announced.
+    pub(super) fn room(&mut self) -> &mut BytesMut {
+        let came = self.input.len();
+        let wanted = self.needed.saturating_sub(came).clamp(PIECE / 4, came.max(PIECE));
+        if self.input.capacity() - came < wanted {
+            self.input.reserve(wanted.max(PIECE));
+        }
+        &mut self.input
+    }
+
+    /// Cuts off the replies that are complete. What is pushed belongs to none; before and inside of replies whoever
+    /// takes these reads over it.
+    pub(super) fn cut(&mut self, answered: &mut Vec<(Sent, Parts)>) -> Result<(), Error> {
+        if self.input.len() < self.needed {
+            return Ok(());
+        }
+        let input = self.input.split().freeze();
+        let mut chunk = Chunk::sharing(&input);
+        let mut start = 0;
+        let missing = loop {
+            let Some(&(first, _)) = self.sent.front() else {
+                match self.replies.feed_pushes(&mut chunk)? {
+                    Fed::Done => break 1,
+                    Fed::More(missing) => break missing,
+                }
+            };
+            if chunk.rest().is_empty() {
+                break 1;
+            }
+            if !self.begun {
+                self.replies.expect(first.replies);
+                self.begun = true;
+            }
+            let fed = self.replies.feed(&mut chunk, &mut Ignore)?;
+            let end = input.len() - chunk.rest().len();
+            if end > start {
+                self.parts.push(input.slice(start..end));
+                start = end;
+            }
+            match fed {
+                Fed::Done => {
+                    self.begun = false;
+                    self.sent.pop_front();
+                    answered.push((first, std::mem::take(&mut self.parts)));
+                }
+                Fed::More(missing) => break missing,
+            }
+        };
+        let rest = chunk.rest();
+        if input.len() > KEEP {
+            self.input = BytesMut::with_capacity(PIECE);
+        }
+        self.input.extend_from_slice(rest);
+        self.needed = rest.len() + missing;
+        Ok(())
+    }
+}
+
+/// Only where replies end matters here; whoever takes them reads them.
+struct Ignore;
+
+impl Receive for Ignore {
+    fn token(&mut self, _: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[inline]
+    fn strings(&mut self, strings: &mut Strings<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
+        strings.for_each(drop);
+        Ok(())
+    }
+}

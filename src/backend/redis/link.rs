@@ -1,0 +1,402 @@
+//! [`Link`]: a connection that many tasks share, and the task that keeps it: it connects, sends and reads, and connects
+//! again.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+
+use super::WhileDown;
+use super::config::Server;
+use super::connection::{Limits, PROGRESS, io_error};
+use super::incoming::{Incoming, KEEP};
+use super::pipeline::{NotTaken, Parts, Pipeline, Sent};
+use super::stream::{Stream, connect};
+use crate::backend::Access;
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::{Receive, Replies};
+use crate::error::{Error, ErrorKind};
+
+/// A connection that many tasks share. Its task runs in one runtime.
+pub(super) struct Link {
+    pipeline: Pipeline,
+    server: Server,
+    limits: Limits,
+    keeper: Mutex<Keeper>,
+    /// The connection is open, or could not be opened.
+    changed: Notify,
+    /// Somebody wants a connection.
+    wanted: Notify,
+}
+
+/// How a connection is shared.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sharing {
+    /// How many requests may be under way.
+    pub(super) in_flight: usize,
+    pub(super) while_down: WhileDown,
+    /// The longest pause between two attempts to connect.
+    pub(super) max_pause: Duration,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Sharing { in_flight: 1024, while_down: WhileDown::Fail, max_pause: Duration::from_secs(1) }
+    }
+}
+
+/// What the task is about.
+enum Keeper {
+    /// There is none.
+    Asleep,
+    /// It connects or is connected. The error is why there was no connection when it tried last.
+    Awake(Option<Error>),
+}
+
+/// How long to wait after the first attempt to connect that failed. Doubled with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+impl Link {
+    pub(super) fn new(server: &Server, limits: Limits) -> Self {
+        Link {
+            pipeline: Pipeline::new(limits.shared.in_flight),
+            server: server.clone(),
+            limits,
+            keeper: Mutex::new(Keeper::Asleep),
+            changed: Notify::new(),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// Sends what `write` appends and gives the replies to `receive`. `runtime` is where the link's task runs.
+    pub(super) async fn exchange(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let mut twice = access != Access::Once;
+        let mut admitted = false;
+        // How long to wait for what comes before the request; told when that is needed.
+        let mut until = None;
+        loop {
+            match self.pipeline.request(&write, admitted).await {
+                Ok(Ok((replies, parts))) => return read(replies, &parts, self.limits, receive),
+                // It says nothing about the server that a connection breaks which was open before.
+                Ok(Err(error)) if twice && error.kind() == ErrorKind::Connection => twice = false,
+                Ok(Err(error)) => return Err(error),
+                Err(not_taken) => {
+                    let patience = self.limits.connect.saturating_add(self.limits.response);
+                    let until = *until.get_or_insert_with(|| from_now(patience));
+                    match not_taken {
+                        NotTaken::Full => self.pipeline.admit(until).await?,
+                        NotTaken::Closed => self.connected(runtime, until).await?,
+                    }
+                    admitted = true;
+                }
+            }
+        }
+    }
+
+    /// Nobody will use it any more.
+    pub(super) fn abandon(&self) {
+        self.pipeline.abandon();
+        self.wanted.notify_one();
+    }
+
+    /// Whether nothing is there that would be lost with it.
+    pub(super) fn is_asleep(&self) -> bool {
+        matches!(*self.keeper.lock(), Keeper::Asleep)
+    }
+
+    /// Waits until there is a connection, or it is known that there is none.
+    #[cold]
+    async fn connected(self: &Arc<Self>, runtime: &Handle, until: Instant) -> Result<(), Error> {
+        loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.pipeline.is_open() {
+                return Ok(());
+            }
+            if let Some(known) = self.want(runtime)
+                && self.limits.shared.while_down == WhileDown::Fail
+            {
+                return Err(known);
+            }
+            if timeout_at(until, changed).await.is_err() {
+                let message = format!("connecting to {}: the time for it is over", self.server.address);
+                let known = self.want(runtime);
+                return Err(known.unwrap_or_else(|| Error::new(ErrorKind::Timeout, message)));
+            }
+        }
+    }
+
+    /// Says that a connection is wanted, and why there was none when that was tried last.
+    fn want(self: &Arc<Self>, runtime: &Handle) -> Option<Error> {
+        let mut keeper = self.keeper.lock();
+        if let Keeper::Awake(known) = &*keeper {
+            self.wanted.notify_one();
+            return known.as_ref().map(Error::copy);
+        }
+        *keeper = Keeper::Awake(None);
+        drop(keeper);
+        runtime.spawn(keep(Arc::clone(self)));
+        None
+    }
+
+    fn is_down(&self, known: Option<Error>) {
+        *self.keeper.lock() = Keeper::Awake(known);
+        self.changed.notify_waiters();
+    }
+}
+
+/// The moment so much later; a year later at most, since timers cannot tell any time.
+pub(super) fn from_now(later: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 86_400);
+    Instant::now() + later.min(YEAR)
+}
+
+/// Reads whole replies.
+pub(super) fn read(replies: usize, parts: &Parts, limits: Limits, receive: &mut impl Receive) -> Result<(), Error> {
+    let mut reader = Replies::new(limits.max_entry);
+    reader.expect(replies);
+    for part in parts {
+        reader.feed(&mut Chunk::sharing(part), receive)?;
+    }
+    Ok(())
+}
+
+/// The task of a link: connects, serves the connection until it breaks, and tries again where that was for no reason of
+/// the connection's own.
+async fn keep(link: Arc<Link>) {
+    /// However the task ends, with its runtime or by a panic too, nobody waits for it any more.
+    struct Ends(Arc<Link>);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
+            self.0.pipeline.close(std::iter::empty(), &error);
+            *self.0.keeper.lock() = Keeper::Asleep;
+            self.0.changed.notify_waiters();
+        }
+    }
+    let link = Ends(link);
+    let link = &link.0;
+    let mut pause = FIRST_PAUSE;
+    while !link.pipeline.is_abandoned() {
+        match connect(&link.server, link.limits).await {
+            Ok((stream, incoming)) => {
+                pause = FIRST_PAUSE;
+                link.pipeline.open();
+                link.is_down(None);
+                let Some(error) = Serving::new(link, stream, incoming).serve().await else { return };
+                // A connection that broke may be the server's way to end an idle one, and whoever comes next connects
+                // again. A server that does not answer is down until it does.
+                if error.kind() != ErrorKind::Timeout {
+                    return;
+                }
+                link.is_down(Some(error));
+            }
+            Err(error) => {
+                link.is_down(Some(error));
+                sleep(jittered(pause)).await;
+                pause = (2 * pause).min(link.limits.shared.max_pause);
+                link.wanted.notified().await;
+            }
+        }
+    }
+}
+
+/// Between a half and all of a pause, so that not all clients of a server come back at once.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(0);
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// An open connection. Dropped, it is closed, and whoever waits for replies gets an error.
+struct Serving<'l> {
+    link: &'l Link,
+    stream: Stream,
+    incoming: Incoming,
+    output: Vec<u8>,
+    written: usize,
+    answered: Vec<(Sent, Parts)>,
+    woken: Vec<std::task::Waker>,
+    /// Rings when the oldest request should have been answered; set when there is one and it is not.
+    timer: Pin<Box<Sleep>>,
+    is_set: bool,
+    /// What was sent or read since the timer was set.
+    moved: u64,
+    broken_by: Option<Error>,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        let ended = || Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
+        let error = self.broken_by.take().unwrap_or_else(ended);
+        self.link.pipeline.close(self.incoming.sent.drain(..).map(|(sent, _)| sent), &error);
+    }
+}
+
+impl<'l> Serving<'l> {
+    fn new(link: &'l Link, stream: Stream, incoming: Incoming) -> Self {
+        Serving {
+            link,
+            stream,
+            incoming,
+            output: Vec::with_capacity(4096),
+            written: 0,
+            answered: Vec::new(),
+            woken: Vec::new(),
+            timer: Box::pin(sleep_until(Instant::now())),
+            is_set: false,
+            moved: 0,
+            broken_by: None,
+        }
+    }
+
+    /// Sends and reads until the connection breaks, and why; `None` when nobody needs it any more.
+    async fn serve(mut self) -> Option<Error> {
+        let error = poll_fn(|context| self.poll(context)).await?;
+        self.broken_by = Some(error.copy());
+        Some(error)
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Error>> {
+        loop {
+            let moved = match self.exchange(context) {
+                Ok(moved) => moved,
+                Err(error) => return Poll::Ready(Some(error)),
+            };
+            if moved > 0 {
+                self.moved += moved as u64;
+                continue;
+            }
+            if self.incoming.sent.is_empty() && self.link.pipeline.is_abandoned() {
+                return Poll::Ready(None);
+            }
+            return self.poll_timer(context).map(Some);
+        }
+    }
+
+    /// Sends what there is and reads what there is: how many bytes.
+    #[inline]
+    fn exchange(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
+        let mut moved = 0;
+        if self.written == self.output.len() {
+            self.output.clear();
+            self.written = 0;
+            if self.output.capacity() > KEEP {
+                self.output = Vec::with_capacity(4096);
+            }
+            let (mut now, sent) = (None, &mut self.incoming.sent);
+            self.link.pipeline.take_output(context, &mut self.output, |request| {
+                sent.push_back((request, *now.get_or_insert_with(Instant::now)));
+            });
+        }
+        while self.written < self.output.len() {
+            let left = &self.output[self.written..];
+            match Pin::new(&mut self.stream).poll_write(context, left) {
+                Poll::Ready(Ok(0)) => {
+                    return Err(io_error(&std::io::ErrorKind::WriteZero.into(), "sending the request"));
+                }
+                Poll::Ready(Ok(bytes)) => {
+                    self.written += bytes;
+                    moved += bytes;
+                }
+                Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
+                Poll::Pending => break,
+            }
+        }
+        match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
+            Poll::Ready(Ok(0)) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
+            Poll::Ready(Ok(bytes)) => {
+                let cut = self.incoming.cut(&mut self.answered);
+                self.link.pipeline.answer(&mut self.answered, &mut self.woken);
+                cut.map(|()| moved + bytes)
+            }
+            Poll::Ready(Err(error)) => Err(io_error(&error, "waiting for the server's answer")),
+            Poll::Pending => Ok(moved),
+        }
+    }
+
+    /// Ready when the oldest request has waited for too long.
+    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Error> {
+        let Some(&(_, since)) = self.incoming.sent.front() else { return Poll::Pending };
+        let response = self.link.limits.response;
+        if self.is_set && !self.timer.is_elapsed() {
+            return Poll::Pending;
+        }
+        let mut due = since + response.min(Duration::from_secs(365 * 86_400));
+        let now = Instant::now();
+        if self.is_set && due <= now {
+            // Large requests and replies may go on as long as they move.
+            if self.moved < PROGRESS {
+                let message = "waiting for the server's answer: the time for it is over";
+                return Poll::Ready(Error::new(ErrorKind::Timeout, message));
+            }
+            due = from_now(response);
+        }
+        self.moved = 0;
+        self.is_set = true;
+        self.timer.as_mut().reset(due.max(now));
+        // Asks to be woken.
+        let _ = self.timer.as_mut().poll(context);
+        Poll::Pending
+    }
+}
+
+/// The links to one server, each used by the tasks of one runtime: a connection is served by a task, and that of one
+/// runtime may rest while another one runs.
+pub(super) struct Links {
+    server: Server,
+    limits: Limits,
+    links: Mutex<Vec<(tokio::runtime::Id, Arc<Link>)>>,
+}
+
+impl Links {
+    pub(super) fn new(server: &Server, limits: Limits) -> Self {
+        Links { server: server.clone(), limits, links: Mutex::default() }
+    }
+
+    /// The link of a runtime.
+    pub(super) fn of(&self, runtime: &Handle) -> Arc<Link> {
+        let id = runtime.id();
+        let mut links = self.links.lock();
+        if let Some((_, link)) = links.iter().find(|(runtime, _)| *runtime == id) {
+            return Arc::clone(link);
+        }
+        // Those of runtimes that have ended are asleep for ever.
+        links.retain(|(_, link)| !link.is_asleep());
+        let link = Arc::new(Link::new(&self.server, self.limits));
+        links.push((id, Arc::clone(&link)));
+        link
+    }
+
+    /// Sends commands whose replies nobody waits for: over the link of this runtime, and where there is none over
+    /// another one, since what is dropped may be dropped anywhere.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        let here = Handle::try_current().ok().map(|runtime| runtime.id());
+        let links = self.links.lock();
+        let open = || links.iter().filter(|(_, link)| link.pipeline.is_open());
+        let link = open().find(|(runtime, _)| Some(*runtime) == here).or_else(|| open().next());
+        let link = link.map(|(_, link)| Arc::clone(link));
+        drop(links);
+        if let Some(link) = link {
+            link.pipeline.send(write);
+        }
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.links.get_mut().iter().for_each(|(_, link)| link.abandon());
+    }
+}

@@ -1,0 +1,357 @@
+//! [`Pipeline`]: what the callers of one connection and the task that serves it share. Requests go in, replies come out
+//! in the same order; no I/O happens here.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use slab::Slab;
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::buffer::Buffer;
+use crate::error::{Error, ErrorKind};
+
+/// What may wait to be sent, in bytes, before callers wait for room: a large request more at most.
+const MOST_OUTPUT: usize = 1 << 20;
+
+/// The replies to one request, whole. In one piece most often; large ones in several, cut between tokens.
+pub(super) type Parts = SmallVec<[Bytes; 1]>;
+
+/// What the callers of one connection share with the task that serves it.
+pub(super) struct Pipeline {
+    state: Mutex<State>,
+    /// How many requests may be under way.
+    most: usize,
+    /// Callers who wait because there are so many.
+    room: Notify,
+    waiting: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    is_open: bool,
+    /// No requests will come any more.
+    is_abandoned: bool,
+    /// Commands to be sent.
+    output: Vec<u8>,
+    /// Their requests.
+    queued: Vec<Sent>,
+    /// Callers who wait for replies.
+    slots: Slab<Slot>,
+    /// Requests whose replies have not come.
+    under_way: usize,
+    /// The task that serves the connection, while it has nothing to send.
+    server: Option<Waker>,
+}
+
+/// A request that was sent, or is about to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// `None` when nobody waits for the replies.
+    slot: Option<u32>,
+    pub(super) replies: usize,
+}
+
+impl Sent {
+    /// For whose replies no slot is.
+    pub(super) fn apart(replies: usize) -> Self {
+        Sent { slot: None, replies }
+    }
+}
+
+/// A caller who waits for replies.
+enum Slot {
+    Waits(Waker),
+    Answered(Result<Parts, Error>),
+    /// It was dropped; its replies belong to nobody.
+    Left,
+}
+
+/// Why a request was not taken.
+#[derive(Debug)]
+pub(super) enum NotTaken {
+    /// There are too many; see [`Pipeline::admit`].
+    Full,
+    /// There is no connection.
+    Closed,
+}
+
+impl Pipeline {
+    pub(super) fn new(most: usize) -> Self {
+        Pipeline { state: Mutex::default(), most, room: Notify::new(), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Takes requests from now on.
+    pub(super) fn open(&self) {
+        self.lock().is_open = true;
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().is_open
+    }
+
+    /// No requests will come any more: the connection may be closed when all replies are there.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.is_abandoned = true;
+        let server = state.server.take();
+        drop(state);
+        server.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.lock().is_abandoned
+    }
+
+    /// Sends the commands that `write` appends, and waits for their replies. `admitted` is who has waited for room.
+    pub(super) fn request<W: Fn(&mut Vec<u8>) -> usize>(&self, write: W, admitted: bool) -> Request<'_, W> {
+        Request { pipeline: self, admitted, stage: Stage::New(write) }
+    }
+
+    /// Sends commands whose replies nobody waits for. What cannot be sent is lost.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        let mut commands = Buffer::take();
+        let replies = write(&mut commands);
+        let mut state = self.lock();
+        if state.is_open && replies > 0 {
+            let server = state.queue(&commands, Sent::apart(replies));
+            drop(state);
+            server.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Waits until there may be room for another request.
+    pub(super) async fn admit(&self, until: Instant) -> Result<(), Error> {
+        /// Counts one who waits.
+        struct Waits<'p>(&'p AtomicUsize);
+        impl Drop for Waits<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let mut room = std::pin::pin!(self.room.notified());
+        room.as_mut().enable();
+        // Counted under the lock, so that who makes room afterwards sees it.
+        let _waits = {
+            let state = self.lock();
+            if !state.is_open || state.has_room(self.most) {
+                return Ok(());
+            }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            Waits(&self.waiting)
+        };
+        timeout_at(until, room).await.map_err(|_| {
+            let message = format!("{} requests were under way all the time, and no more may be", self.most);
+            Error::new(ErrorKind::Timeout, message)
+        })
+    }
+
+    /// Gives all that is to be sent to the task that serves the connection: the commands to `output`, which is empty,
+    /// and their requests to the end of `sent`. When there is nothing, the context's waker is called when there is.
+    pub(super) fn take_output(&self, context: &Context<'_>, output: &mut Vec<u8>, mut sent: impl FnMut(Sent)) {
+        let mut state = self.lock();
+        if state.output.is_empty() {
+            let waker = state.server.replace(context.waker().clone());
+            drop(state);
+            drop(waker);
+            return;
+        }
+        std::mem::swap(&mut state.output, output);
+        state.queued.drain(..).for_each(&mut sent);
+        drop(state);
+        // Who waits for room in the output.
+        self.make_room(usize::MAX);
+    }
+
+    /// Hands replies to who waits for them. `replies` and `woken` are empty afterwards.
+    pub(super) fn answer(&self, replies: &mut Vec<(Sent, Parts)>, woken: &mut Vec<Waker>) {
+        let answered = replies.len();
+        let mut state = self.lock();
+        for (sent, parts) in replies.drain(..) {
+            state.answer(sent, Ok(parts), woken);
+        }
+        drop(state);
+        woken.drain(..).for_each(Waker::wake);
+        self.make_room(answered);
+    }
+
+    /// The connection is gone: whoever waits for the replies to `sent`, or for his request to be sent, gets the error.
+    pub(super) fn close(&self, sent: impl Iterator<Item = Sent>, error: &Error) {
+        let mut woken = Vec::new();
+        let mut state = self.lock();
+        state.is_open = false;
+        state.output = Vec::new();
+        let queued = std::mem::take(&mut state.queued);
+        for sent in sent.chain(queued) {
+            state.answer(sent, Err(error.copy()), &mut woken);
+        }
+        let server = state.server.take();
+        drop(state);
+        drop(server);
+        woken.into_iter().for_each(Waker::wake);
+        self.make_room(usize::MAX);
+    }
+
+    /// Wakes those who wait for room, as many as there is room for.
+    fn make_room(&self, most: usize) {
+        for _ in 0..self.waiting.load(Ordering::Relaxed).min(most) {
+            self.room.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+}
+
+impl State {
+    #[inline]
+    fn has_room(&self, most: usize) -> bool {
+        self.under_way < most && self.output.len() < MOST_OUTPUT
+    }
+
+    /// The waker to call, outside of the lock.
+    #[inline]
+    fn queue(&mut self, commands: &[u8], sent: Sent) -> Option<Waker> {
+        self.output.extend_from_slice(commands);
+        self.queued.push(sent);
+        self.under_way += 1;
+        self.server.take()
+    }
+
+    #[inline]
+    fn answer(&mut self, sent: Sent, answer: Result<Parts, Error>, woken: &mut Vec<Waker>) {
+        self.under_way -= 1;
+        let Some(slot) = sent.slot else { return };
+        match std::mem::replace(&mut self.slots[slot as usize], Slot::Answered(answer)) {
+            Slot::Waits(waker) => woken.push(waker),
+            _ => drop(self.slots.remove(slot as usize)),
+        }
+    }
+}
+
+/// One caller's request. Dropped, its replies are read and belong to nobody.
+pub(super) struct Request<'p, W> {
+    pipeline: &'p Pipeline,
+    admitted: bool,
+    stage: Stage<W>,
+}
+
+enum Stage<W> {
+    New(W),
+    Sent { slot: u32, replies: usize },
+    Done,
+}
+
+/// Nothing of it is pinned.
+impl<W> Unpin for Request<'_, W> {}
+
+impl<W: Fn(&mut Vec<u8>) -> usize> Future for Request<'_, W> {
+    /// How many replies, and the replies.
+    type Output = Result<Result<(usize, Parts), Error>, NotTaken>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.stage {
+            Stage::New(ref write) => {
+                // Written apart, since a `write` that is slow or panics must not do so under the lock.
+                let mut commands = Buffer::take();
+                let replies = write(&mut commands);
+                if replies == 0 {
+                    self.stage = Stage::Done;
+                    return Poll::Ready(Ok(Ok((0, Parts::new()))));
+                }
+                match self.pipeline.queue(&commands, replies, self.admitted, context) {
+                    Ok(slot) => self.stage = Stage::Sent { slot, replies },
+                    Err(not_taken) => {
+                        self.stage = Stage::Done;
+                        return Poll::Ready(Err(not_taken));
+                    }
+                }
+                Poll::Pending
+            }
+            Stage::Sent { slot, replies } => {
+                let Poll::Ready(answer) = self.pipeline.poll_answer(slot, context) else { return Poll::Pending };
+                self.stage = Stage::Done;
+                Poll::Ready(Ok(answer.map(|parts| (replies, parts))))
+            }
+            Stage::Done => unreachable!("a request is answered once"),
+        }
+    }
+}
+
+impl<W> Drop for Request<'_, W> {
+    fn drop(&mut self) {
+        if let Stage::Sent { slot, .. } = self.stage {
+            self.pipeline.leave(slot);
+        }
+    }
+}
+
+impl Pipeline {
+    #[inline]
+    fn queue(&self, commands: &[u8], replies: usize, admitted: bool, context: &Context<'_>) -> Result<u32, NotTaken> {
+        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
+        let waker = context.waker().clone();
+        let mut state = self.lock();
+        if !state.is_open {
+            drop(state);
+            return Err(NotTaken::Closed);
+        }
+        if !state.has_room(self.most) || (!admitted && self.waiting.load(Ordering::Relaxed) > 0) {
+            drop(state);
+            return Err(NotTaken::Full);
+        }
+        // There are never so many.
+        #[allow(clippy::cast_possible_truncation)]
+        let slot = state.slots.insert(Slot::Waits(waker)) as u32;
+        let server = state.queue(commands, Sent { slot: Some(slot), replies });
+        drop(state);
+        if let Some(server) = server {
+            server.wake();
+        }
+        Ok(slot)
+    }
+
+    #[inline]
+    fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Parts, Error>> {
+        let mut waker = None;
+        loop {
+            let mut state = self.lock();
+            match &mut state.slots[slot as usize] {
+                Slot::Waits(known) if known.will_wake(context.waker()) => return Poll::Pending,
+                Slot::Waits(known) => {
+                    if let Some(waker) = waker.take() {
+                        let old = std::mem::replace(known, waker);
+                        drop(state);
+                        drop(old);
+                        return Poll::Pending;
+                    }
+                }
+                Slot::Answered(_) => {
+                    let Slot::Answered(answer) = state.slots.remove(slot as usize) else { unreachable!("it was seen") };
+                    return Poll::Ready(answer);
+                }
+                Slot::Left => unreachable!("who left does not come back"),
+            }
+            drop(state);
+            waker = Some(context.waker().clone());
+        }
+    }
+
+    #[cold]
+    fn leave(&self, slot: u32) {
+        let mut state = self.lock();
+        let slot = slot as usize;
+        let left = match &state.slots[slot] {
+            Slot::Answered(_) => state.slots.remove(slot),
+            _ => std::mem::replace(&mut state.slots[slot], Slot::Left),
+        };
+        drop(state);
+        drop(left);
+    }
+}

@@ -1,0 +1,119 @@
+//! [`Stream`]: a socket of a task, and how it is opened.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::config::{Address, Server};
+use super::connection::{Limits, io_error, keep_alive};
+use super::handshake::{Ask, Refusal, introduce};
+use super::incoming::Incoming;
+use super::link::read;
+use super::pipeline::Sent;
+use crate::error::{Error, ErrorKind};
+
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixStream),
+}
+
+/// Connects, and introduces us.
+pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, Incoming), Error> {
+    let connected = timeout(limits.connect, Stream::connect(&server.address)).await;
+    let stream = connected
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
+    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), limits };
+    let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
+    introduced
+        .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), "waiting for the server's answer")))
+        .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
+    Ok((greeting.stream, greeting.incoming))
+}
+
+impl Stream {
+    async fn connect(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((&**host, *port)).await?;
+                stream.set_nodelay(true)?;
+                keep_alive(socket2::SockRef::from(&stream))?;
+                Ok(Stream::Tcp(stream))
+            }
+            #[cfg(unix)]
+            Address::Unix(path) => Ok(Stream::Unix(tokio::net::UnixStream::connect(path).await?)),
+            #[cfg(not(unix))]
+            Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
+            #[cfg(unix)]
+            Stream::Unix(stream) => Pin::new(stream).poll_read(context, into),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            #[cfg(unix)]
+            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Sockets keep nothing back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            #[cfg(unix)]
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+/// A connection that is being introduced.
+struct Greeting {
+    stream: Stream,
+    incoming: Incoming,
+    limits: Limits,
+}
+
+impl Ask for Greeting {
+    async fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Result<(), Bytes>, Error> {
+        let mut output = Vec::with_capacity(256);
+        let replies = write(&mut output);
+        self.incoming.sent.push_back((Sent::apart(replies), Instant::now()));
+        self.stream.write_all(&output).await.map_err(|error| io_error(&error, "sending the request"))?;
+        let mut answered = Vec::new();
+        loop {
+            let came = self.stream.read_buf(self.incoming.room()).await;
+            if came.map_err(|error| io_error(&error, "waiting for the server's answer"))? == 0 {
+                return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
+            }
+            self.incoming.cut(&mut answered)?;
+            if let Some((_, parts)) = answered.pop() {
+                let mut refused = Refusal::default();
+                read(replies, &parts, self.limits, &mut refused)?;
+                return Ok(refused.finish());
+            }
+        }
+    }
+}
