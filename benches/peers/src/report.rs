@@ -10,9 +10,9 @@ use serde::Serialize;
 use crate::meter::Sample;
 use crate::subjects::Work;
 
-/// What a ratio is of, and to what.
-pub const RATIO: &str = "The ratio is that of the times to those of the first subject in the same round: of p50; where tasks share a \
-    connection, of the whole time, so that half of it is twice the throughput.";
+/// What a ratio is of, and to what. (One operation of many at the same time mostly waits behind the others.)
+pub const RATIO: &str = "The ratio is to the first subject in the same round: of p50; where tasks share a connection, \
+    of the whole time divided by the operations, so that 0.50 is twice the throughput.";
 
 /// What one sample comes to. `None` is what is not known.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -67,7 +67,7 @@ impl Row {
     pub fn of(work: Work, subject: &'static str, rounds: &[Figures], first: &[Figures]) -> Row {
         let median_known =
             |figure: fn(&Figures) -> Option<f64>| Some(median(rounds.iter().map(figure).collect::<Option<_>>()?));
-        // One operation of many at the same time mostly waits behind the others.
+        // As RATIO says.
         let time = |figures: &Figures| match figures.p50_us {
             Some(p50) if work.tasks().is_none() => p50,
             _ => 1e6 / figures.ops_per_s,

@@ -1,5 +1,5 @@
-//! How many GETs the server can answer on one connection at all: redis-benchmark, which comes with the server, keeps 64
-//! of them on their way and does nothing with the answers.
+//! What the server itself does on one connection: redis-benchmark, which comes with it, sends 64 GETs at once, does
+//! nothing with the answers, and sends the next 64 when all have come.
 
 use std::process::Command;
 use std::time::Duration;
