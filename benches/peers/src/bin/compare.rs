@@ -76,8 +76,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rows = measure(&mut subjects, &settings, &mut cores);
     println!("{}", report::table(&rows));
     println!(
-        "Medians of {} rounds; in each, every subject in turn did each work {} times (get_many_100: a twentieth of that; \
-        64 and 256 tasks: 32 times that). {}",
+        "Medians of {} rounds; in each, every subject in turn did each work {} times (get_many_100: a twentieth of \
+        that; 64 and 256 tasks: 32 times that). {}",
         settings.rounds,
         settings.times,
         report::RATIO
