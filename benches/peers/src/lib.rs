@@ -1,8 +1,10 @@
 //! The work that dogpile and its peers are measured by.
 
+pub mod cores;
 pub mod meter;
 pub mod report;
 pub mod subjects;
+pub mod tasks;
 
 #[allow(dead_code)]
 #[path = "../../../tests/it/support.rs"]
@@ -68,6 +70,15 @@ impl Target {
 #[must_use]
 pub fn redis_url() -> String {
     std::env::var("REDIS_URL").expect("REDIS_URL names the server to measure against")
+}
+
+/// A runtime of one thread.
+///
+/// # Panics
+/// When none can be made.
+#[must_use]
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made")
 }
 
 /// A value of 64 bytes.

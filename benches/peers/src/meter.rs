@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
 
-/// Some operations in a row.
+/// Some operations, one after the other or at the same time.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
-    /// How long each of them took; where several are timed together, the mean of those.
+    /// How long each of them took; where several are timed together, the mean of those. Empty where that is not known.
     pub took: Vec<Duration>,
-    /// The CPU time that they took together, of all threads of the process.
-    pub cpu: Duration,
+    /// From the beginning of the first to the end of the last.
+    pub elapsed: Duration,
+    /// The CPU time that they took together, of all threads of the process. `None` where it is not known.
+    pub cpu: Option<Duration>,
     /// How often they allocated together. `None` where that cannot be counted.
     pub allocations: Option<u64>,
     /// How many there were.
@@ -43,11 +45,27 @@ impl Sample {
         }
         running.end(times)
     }
+
+    /// For tasks at the same time, on the runtime that this is called on. Each tells how long its operations took.
+    ///
+    /// # Panics
+    /// When a task does.
+    pub async fn of_tasks<T: Future<Output = Vec<Duration>> + Send + 'static>(tasks: Vec<T>) -> Sample {
+        let mut took = Vec::with_capacity(tasks.len());
+        let running = Running::start(0);
+        let tasks: Vec<_> = tasks.into_iter().map(tokio::spawn).collect();
+        for task in tasks {
+            took.push(task.await.expect("no task panics"));
+        }
+        let sample = running.end(took.iter().map(|took| took.len() as u32).sum());
+        Sample { took: took.concat(), ..sample }
+    }
 }
 
 /// A sample that is being taken.
 struct Running {
     took: Vec<Duration>,
+    start: Instant,
     cpu: ProcessTime,
     allocations: u64,
 }
@@ -55,12 +73,14 @@ struct Running {
 impl Running {
     fn start(readings: u32) -> Self {
         let took = Vec::with_capacity(readings as usize);
-        Running { took, cpu: ProcessTime::now(), allocations: ALLOCATIONS.load(Ordering::Relaxed) }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+        Running { took, start: Instant::now(), cpu: ProcessTime::now(), allocations }
     }
 
     fn end(self, operations: u32) -> Sample {
+        let (cpu, elapsed) = (Some(self.cpu.elapsed()), self.start.elapsed());
         let allocations = Some(ALLOCATIONS.load(Ordering::Relaxed) - self.allocations);
-        Sample { took: self.took, cpu: self.cpu.elapsed(), allocations, operations }
+        Sample { took: self.took, elapsed, cpu, allocations, operations }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dogpile::{Codec, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
+use peers::tasks::{Client, Shared, divide};
 use peers::{Profile, VALUE, field_keys, plain_keys, redis_url};
 
 /// Does the work so many times.
@@ -135,6 +136,9 @@ const ROWS: &[Row] = &[
             pipe.query::<Vec<Vec<Option<Vec<u8>>>>>(&mut connection).unwrap()
         })
     }),
+    ("get_64_tasks/redis_multiplexed", || get_by_tasks::<redis::aio::MultiplexedConnection>(64)),
+    ("get_64_tasks/fred", || get_by_tasks::<fred::clients::Client>(64)),
+    ("get_64_tasks/rustis", || get_by_tasks::<rustis::client::Client>(64)),
     ("get_hit_memory", || {
         let region = Region::builder(Memory::new(64 << 20)).build().unwrap();
         region.set("a-plain-key", &Bytes::from_static(&VALUE)).unwrap();
@@ -184,6 +188,33 @@ fn times<R>(mut work: impl FnMut() -> R + 'static) -> Work {
         for _ in 0..times {
             black_box(work());
         }
+    })
+}
+
+/// So many tasks get at the same time over one connection, each its own key, and share the operations among them.
+fn get_by_tasks<C: Client>(tasks: u32) -> Work {
+    let Shared { runtime, mut client } = Shared::<C>::connect(&redis_url());
+    let keys: Vec<_> = (0..tasks).map(|task| format!("task-{task}")).collect();
+    runtime.block_on(async {
+        for key in &keys {
+            client.set(key).await;
+        }
+    });
+    Box::new(move |operations| {
+        let repeat = |(key, times): (String, u32)| {
+            let mut client = client.clone();
+            runtime.spawn(async move {
+                for _ in 0..times {
+                    black_box(client.get(&key).await.unwrap());
+                }
+            })
+        };
+        let running: Vec<_> = keys.into_iter().zip(divide(operations, tasks)).map(repeat).collect();
+        runtime.block_on(async {
+            for task in running {
+                task.await.unwrap();
+            }
+        });
     })
 }
 

@@ -13,15 +13,11 @@ use rustis::resp::BulkString;
 use tokio::runtime::Runtime;
 
 use super::{Keys, Subject, TTL, Work, decode, encode};
-use crate::Profile;
 use crate::meter::Sample;
+use crate::{Profile, runtime};
 
 pub(super) fn subjects(url: &str) -> Vec<Box<dyn Subject>> {
     vec![Box::new(fred(url)), Box::new(rustis(url)), Box::new(Hitbox::new(url))]
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be made")
 }
 
 /// What read-through needs of a client.
@@ -58,12 +54,12 @@ impl<C: Client> Subject for ByHand<C> {
     fn run(&mut self, work: Work, times: u32) -> Option<Sample> {
         let (keys, client) = (&mut self.keys, &self.client);
         let (value, many) = (Profile::sample(), C::many(&keys.hundred));
-        Some(self.runtime.block_on(async {
+        self.runtime.block_on(async {
             client.set(&keys.one, &value).await;
             for key in &keys.hundred {
                 client.set(key, &value).await;
             }
-            match work {
+            Some(match work {
                 Work::GetHit => Sample::of_async(times, async || assert!(client.get(&keys.one).await.is_some())).await,
                 Work::Set => Sample::of_async(times, async || client.set(&keys.one, &value).await).await,
                 Work::GetMany => {
@@ -78,8 +74,9 @@ impl<C: Client> Subject for ByHand<C> {
                 Work::GetOrCreateMiss => {
                     Sample::of_async(times, async || Self::get_or_create(client, &keys.unused()).await).await
                 }
-            }
-        }))
+                _ => return None,
+            })
+        })
     }
 }
 

@@ -67,6 +67,7 @@ impl<B: Backend> Subject for Dogpile<B> {
                 let _: Profile =
                     region.get_or_create(keys.unused(), || Ok::<_, Infallible>(Profile::sample())).unwrap();
             }),
+            _ => return None,
         })
     }
 }
@@ -118,6 +119,7 @@ impl Subject for ByHand {
             Work::GetOrCreateMiss => Sample::of(times, 1, || {
                 get_or_create(connection, &keys.unused());
             }),
+            _ => return None,
         })
     }
 }
@@ -142,13 +144,13 @@ impl Subject for Cached {
             Work::Set => Sample::of(times, 1, || {
                 cache.cache_set(keys.one.clone(), value.clone()).unwrap();
             }),
-            Work::GetMany => return None,
             Work::GetOrCreateHit => Sample::of(times, 1, || {
                 cache.cache_get_or_set_with(keys.one.clone(), Profile::sample).unwrap();
             }),
             Work::GetOrCreateMiss => Sample::of(times, 1, || {
                 cache.cache_get_or_set_with(keys.unused(), Profile::sample).unwrap();
             }),
+            _ => return None,
         })
     }
 }

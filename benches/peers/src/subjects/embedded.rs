@@ -80,6 +80,7 @@ impl<C: Cache> Subject for Embedded<C> {
             }),
             Work::GetOrCreateHit => Sample::of(times, GROUP, || cache.get_or_create(&keys.one)),
             Work::GetOrCreateMiss => Sample::of(times, GROUP, || cache.get_or_create(&keys.unused())),
+            _ => return None,
         })
     }
 }

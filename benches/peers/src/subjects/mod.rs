@@ -3,7 +3,9 @@
 mod asynchronous;
 mod blocking;
 mod embedded;
+mod limit;
 mod reference;
+mod tasks;
 
 use crate::Profile;
 use crate::meter::Sample;
@@ -16,10 +18,25 @@ pub enum Work {
     GetMany,
     GetOrCreateHit,
     GetOrCreateMiss,
+    /// As many tasks as it says, which share one connection, get at the same time.
+    Get1Task,
+    Get64Tasks,
+    Get256Tasks,
+    GetOrCreate64Tasks,
 }
 
 impl Work {
-    pub const ALL: [Work; 5] = [Work::GetHit, Work::Set, Work::GetMany, Work::GetOrCreateHit, Work::GetOrCreateMiss];
+    pub const ALL: [Work; 9] = [
+        Work::GetHit,
+        Work::Set,
+        Work::GetMany,
+        Work::GetOrCreateHit,
+        Work::GetOrCreateMiss,
+        Work::Get1Task,
+        Work::Get64Tasks,
+        Work::Get256Tasks,
+        Work::GetOrCreate64Tasks,
+    ];
 
     /// Its name in reports.
     #[must_use]
@@ -30,6 +47,31 @@ impl Work {
             Work::GetMany => "get_many_100",
             Work::GetOrCreateHit => "get_or_create_hit",
             Work::GetOrCreateMiss => "get_or_create_miss",
+            Work::Get1Task => "get_1_task",
+            Work::Get64Tasks => "get_64_tasks",
+            Work::Get256Tasks => "get_256_tasks",
+            Work::GetOrCreate64Tasks => "get_or_create_64_tasks",
+        }
+    }
+
+    /// How many tasks share a connection. `None` where operations come one after the other.
+    #[must_use]
+    pub fn tasks(self) -> Option<u32> {
+        match self {
+            Work::Get1Task => Some(1),
+            Work::Get64Tasks | Work::GetOrCreate64Tasks => Some(64),
+            Work::Get256Tasks => Some(256),
+            _ => None,
+        }
+    }
+
+    /// How often it is done where `times` are asked for, as one takes longer than another.
+    #[must_use]
+    pub fn operations(self, times: u32) -> u32 {
+        match self {
+            Work::GetMany => times.div_ceil(20),
+            Work::Get64Tasks | Work::Get256Tasks | Work::GetOrCreate64Tasks => times.saturating_mul(32),
+            _ => times,
         }
     }
 }
@@ -43,11 +85,13 @@ pub trait Subject {
     fn run(&mut self, work: Work, times: u32) -> Option<Sample>;
 }
 
-/// All that are there; the reference if Python is found.
+/// All that are there; those in other programs if these are found.
 #[must_use]
 pub fn all(url: &str) -> Vec<Box<dyn Subject>> {
     let mut subjects = blocking::subjects(url);
     subjects.extend(asynchronous::subjects(url));
+    subjects.extend(tasks::subjects(url));
+    subjects.extend(limit::subject(url));
     subjects.extend(embedded::subjects());
     subjects.extend(reference::subject(url));
     subjects
