@@ -3,19 +3,16 @@
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-/// What the free buffers of a thread may hold together, in bytes.
+/// What the first of the free buffers of a thread may keep, in bytes; each further one half of that, and a sixty-fourth
+/// at least.
 const KEEP: usize = 64 * 1024;
 
-thread_local! {
-    static FREE: Cell<Free> = const { Cell::new(Free { buffers: Vec::new(), bytes: 0 }) };
-}
+/// How many are kept.
+const MOST: usize = 64;
 
-/// The buffers that a thread does not use now: one most often; more where tasks hold some while they wait.
-#[derive(Default)]
-struct Free {
-    buffers: Vec<Vec<u8>>,
-    /// Their capacities together.
-    bytes: usize,
+thread_local! {
+    /// The buffers that this thread does not use now: one most often; more where tasks hold some while they wait.
+    static FREE: Cell<Vec<Vec<u8>>> = const { Cell::new(Vec::new()) };
 }
 
 /// An empty buffer on loan. It goes back to the thread that drops it.
@@ -25,8 +22,7 @@ impl Buffer {
     #[inline]
     pub(crate) fn take() -> Self {
         let mut free = FREE.take();
-        let buffer = free.buffers.pop().unwrap_or_default();
-        free.bytes -= buffer.capacity();
+        let buffer = free.pop().unwrap_or_default();
         FREE.set(free);
         Buffer(buffer)
     }
@@ -40,9 +36,8 @@ impl Drop for Buffer {
         // A thread that ends has no list any more.
         let _ = FREE.try_with(|list| {
             let mut free = list.take();
-            if free.bytes + buffer.capacity() <= KEEP {
-                free.bytes += buffer.capacity();
-                free.buffers.push(buffer);
+            if buffer.capacity() <= KEEP >> free.len().min(6) && free.len() < MOST {
+                free.push(buffer);
             }
             list.set(free);
         });

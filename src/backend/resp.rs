@@ -143,7 +143,10 @@ impl<X: AsyncExchange> Face<X> for Task {
 impl<X: Exchange> Backend for X {
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        now(get::<Thread, X>(self, key))
+        // Apart from that of tasks, since a hit should not cost what a future does.
+        let mut one = One::default();
+        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key), &mut one);
+        one.finish(exchanged, key)
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
@@ -197,8 +200,10 @@ impl<X: Exchange> Leases for X {
 #[cfg(feature = "tokio")]
 impl<X: AsyncExchange> AsyncBackend for X {
     #[inline]
-    fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
-        get::<Task, X>(self, key)
+    async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        let mut one = One::default();
+        let exchanged = self.exchange_async(Access::Read, |out| plan::get(out, key), &mut one).await;
+        one.finish(exchanged, key)
     }
 
     fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
@@ -254,17 +259,6 @@ impl<X: AsyncExchange> AsyncLeases for X {
     fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send {
         is_leased::<Task, X>(self, lock)
     }
-}
-
-#[inline(always)]
-async fn get<A: Face<X>, X>(server: &X, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-    let mut one = One { found: None, failed: None };
-    let failed = match A::exchange(server, Access::Read, |out| plan::get(out, key), &mut one).await {
-        Ok(()) if one.failed.is_none() => return Ok(one.found),
-        Ok(()) => one.failed,
-        Err(error) => Some(error),
-    };
-    failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
 }
 
 #[inline]
@@ -427,9 +421,23 @@ impl fmt::Display for Of<'_> {
 }
 
 /// Receives the one entry that was asked for.
+#[derive(Default)]
 struct One {
     found: Option<Bytes>,
     failed: Option<Error>,
+}
+
+impl One {
+    /// The entry, when it was received.
+    #[inline(always)]
+    fn finish(self, exchanged: Result<(), Error>, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+        let failed = match exchanged {
+            Ok(()) if self.failed.is_none() => return Ok(self.found),
+            Ok(()) => self.failed,
+            Err(error) => Some(error),
+        };
+        failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
+    }
 }
 
 impl Receive for One {
@@ -444,11 +452,18 @@ impl Receive for One {
         Ok(())
     }
 
-    #[inline]
+    // So that a hit is one function.
+    #[inline(always)]
     fn strings(&mut self, strings: &mut Strings<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
         if let Some(entry) = strings.next() {
             self.found = Some(chunk.keep(entry));
         }
+        Ok(())
+    }
+
+    #[inline]
+    fn string(&mut self, entry: Bytes) -> Result<(), Error> {
+        self.found = Some(entry);
         Ok(())
     }
 }

@@ -141,7 +141,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let entry = self.read(key)?;
+            let entry = region.miss_if_wrong_type(region.backend.get(key))?;
             Ok(entry
                 .and_then(|entry| region.fresh(Slice::from(&entry), self.settings.max_age, &Now::of(&region.clock))))
         })
@@ -156,7 +156,9 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
     {
         let now = Now::of(&self.shared().clock);
-        let entry = self.with_key(&key, |key| self.read(key))?;
+        let region = self.shared();
+        let read = self.with_key(&key, |key| region.backend.get(key));
+        let entry = region.miss_if_wrong_type(read)?;
         Ok(self.fresh_entry(entry, &now))
     }
 
@@ -223,9 +225,10 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
         F: StoreRule<V>,
     {
+        let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = self.shared().lines_ended(key);
-            match self.judge(self.read(key)) {
+            let ended = region.lines_ended(key);
+            match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => Ok(fresh),
                 Err(first) => self.create_one(key, ended, first, create),
             }
@@ -294,16 +297,6 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     #[inline]
     pub(super) fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
         then(Room::new().map(key, &self.shared().map))
-    }
-
-    /// The entry of a key; one of another type is none.
-    #[inline]
-    pub(super) fn read(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        let region = self.shared();
-        match region.backend.get(key) {
-            Err(error) => region.miss_if_wrong_type(error),
-            found => found,
-        }
     }
 }
 

@@ -320,9 +320,8 @@ where
         let most = self.face.max_entry(&region.backend);
         let mut batch = Batch::with_capacity(missing.len());
         for (&at, value) in missing.iter().zip(values) {
-            let stores = self.settings.rule.stores(&value);
-            let (flight, key) = (&mut self.flights[at], self.keys[at]);
-            flight.created(region, key, value, stores, time, most, &mut batch)?;
+            let most = self.settings.rule.stores(&value).then_some(most);
+            self.flights[at].created(region, self.keys[at], value, time, most, &mut batch)?;
         }
         self.store(&batch).await?;
         self.settle();

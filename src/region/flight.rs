@@ -216,15 +216,14 @@ impl<V, G> Flight<V, G> {
     }
 
     /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the
-    /// batch if it is to be stored and has `most` bytes at most.
+    /// batch if it is to be stored: it may have `most` bytes, and with `None` it is not.
     pub(super) fn created<B, S: Codec<V>, L, M, I: Invalidation>(
         &mut self,
         region: &Shared<B, S, L, M, I>,
         key: Key<'_>,
         value: V,
-        stores: bool,
         time: Timestamp,
-        most: usize,
+        most: Option<usize>,
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let before = batch.len();
@@ -235,13 +234,17 @@ impl<V, G> Flight<V, G> {
                 if let Some(Place::Leads(leader)) = &self.place {
                     leader.share(line::Shared::Made(Bytes::copy_from_slice(entry)));
                 }
-                if stores && entry.len() > most {
-                    region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
-                } else if stores {
-                    event = Event::Created;
+                match most {
+                    Some(most) if entry.len() > most => {
+                        region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
+                    }
+                    Some(_) => event = Event::Created,
+                    None => {}
                 }
             }
-            Err(error) if stores => region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?,
+            Err(error) if most.is_some() => {
+                region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?
+            }
             Err(_) => {}
         }
         self.made = Some(value);

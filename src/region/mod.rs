@@ -414,14 +414,16 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
         L::ONLY_THIS_REGION.then(|| self.line.ended(key))
     }
 
-    /// A reading of a key of another type is a miss.
-    #[cold]
-    fn miss_if_wrong_type(&self, error: Error) -> Result<Option<Bytes>, Error> {
-        if error.kind() != ErrorKind::WrongType {
-            return Err(error);
+    /// What reading a key came to; one that holds another type of data is a miss.
+    #[inline]
+    fn miss_if_wrong_type(&self, read: Result<Option<Bytes>, Error>) -> Result<Option<Bytes>, Error> {
+        match read {
+            Err(error) if error.kind() == ErrorKind::WrongType => {
+                self.counters.wrong_type.add(1);
+                Ok(None)
+            }
+            read => read,
         }
-        self.counters.wrong_type.add(1);
-        Ok(None)
     }
 }
 

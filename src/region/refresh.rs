@@ -108,39 +108,31 @@ where
     I: Invalidation,
     F: StoreRule<V>,
 {
+    /// The way to a new value, if nobody in this process is on it. It goes on from where its call is: with the lead, so
+    /// that others are not, and before the lock.
+    fn begin(
+        face: A,
+        call: &Call<'_, B, S, L, M, I, F>,
+        key: Key<'_>,
+        ended: Option<u64>,
+        stale: &Reading<V>,
+    ) -> Result<Option<Self>, Error>
+    where
+        F: Clone,
+    {
+        let (region, settings) = (call.shared(), call.settings.clone());
+        let again = region.reading(Some(stale.entry.clone()), settings.max_age);
+        let mut flight = call.begun(ended, Ok(again))?;
+        flight.join(&region.line, key, None);
+        let leads = flight.step() == Step::TryLock;
+        Ok(leads.then(|| Refresh { face, region: call.region().clone(), key: key.to_buf(), settings, flight }))
+    }
+
     /// Creates the value, and stores it. What goes wrong is counted.
     async fn run<R: Future<Output = Result<V, E>>, E>(mut self, create: impl FnOnce() -> R) {
         let (region, settings, keys) = (&self.region.shared, self.settings.by_ref(), [self.key.as_key()]);
         let flight = std::slice::from_mut(&mut self.flight);
         let _ = Drive::new(self.face, region, settings, &keys, flight).run_one(create).await;
-    }
-}
-
-impl<B, S, L: LockSettings, M, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I, F> {
-    /// The way to a new value, if nobody in this process is on it. It goes on from here: with the lead, so that others
-    /// are not, and before the lock.
-    fn refresh<A: Face<B, L>, V>(
-        &self,
-        face: A,
-        key: Key<'_>,
-        ended: Option<u64>,
-        stale: &Reading<V>,
-    ) -> Result<Option<Refresh<A, B, S, L, M, I, F, V>>, Error>
-    where
-        S: Codec<V>,
-    {
-        let region = self.shared();
-        let mut flight = Flight::new();
-        flight.reads_after(ended);
-        flight.read(region, Ok(region.reading(Some(stale.entry.clone()), self.settings.max_age)))?;
-        flight.join(&region.line, key, None);
-        Ok((flight.step() == Step::TryLock).then(|| Refresh {
-            face,
-            region: self.region().clone(),
-            key: key.to_buf(),
-            settings: self.settings.clone(),
-            flight,
-        }))
     }
 }
 
@@ -170,10 +162,10 @@ where
         let region = self.shared();
         self.with_key(&key, |key| {
             let ended = region.lines_ended(key);
-            match self.judge(self.read(key)) {
+            match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => Ok(fresh),
                 Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                    if let Some(refresh) = self.refresh(Thread, key, ended, &stale)? {
+                    if let Some(refresh) = Refresh::begin(Thread, self, key, ended, &stale)? {
                         (region.thread_runner.0)(Box::new(move || {
                             now(refresh.run(|| ready(create())));
                         }));
@@ -217,10 +209,10 @@ where
         let mut room = super::keys::Room::new();
         let key = room.map(&key, &region.map);
         let ended = region.lines_ended(key);
-        match self.judge(self.read_async(key).await) {
+        match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
             Ok(fresh) => Ok(fresh),
             Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                if let Some(refresh) = self.refresh(Task, key, ended, &stale)? {
+                if let Some(refresh) = Refresh::begin(Task, self, key, ended, &stale)? {
                     (region.task_runner.0)(Box::pin(refresh.run(create)));
                 }
                 region.counters.served_stale.add(1);

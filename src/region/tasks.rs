@@ -1,10 +1,10 @@
 //! What callers that are tasks do with a region: the `_async` twins of its methods.
 
+use super::Region;
 use super::call::{Call, Distinct, First, StoreRule};
 use super::drive::Drive;
 use super::flight::Flight;
 use super::keys::{KeyRoom, Room};
-use super::{Region, Shared};
 use crate::backend::AsyncBackend;
 use crate::buffer::Buffer;
 use crate::codec::Codec;
@@ -17,7 +17,6 @@ use crate::lock::AsyncLock;
 use crate::policy::Invalidation;
 use crate::request::Found;
 use crate::slice::Slice;
-use bytes::Bytes;
 
 /// For callers that are tasks. Feature `tokio`.
 ///
@@ -223,7 +222,8 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         S: Codec<V>,
     {
         let (region, mut room) = (self.shared(), Room::new());
-        let entry = self.read_async(room.map(&key, &region.map)).await?;
+        let read = region.backend.get_async(room.map(&key, &region.map)).await;
+        let entry = region.miss_if_wrong_type(read)?;
         Ok(entry.and_then(|entry| region.fresh(Slice::from(&entry), self.settings.max_age, &Now::of(&region.clock))))
     }
 
@@ -236,7 +236,8 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         S: Codec<V>,
     {
         let (region, mut room) = (self.shared(), Room::new());
-        let entry = self.read_async(room.map(&key, &region.map)).await?;
+        let read = region.backend.get_async(room.map(&key, &region.map)).await;
+        let entry = region.miss_if_wrong_type(read)?;
         Ok(self.fresh_entry(entry, &Now::of(&region.clock)))
     }
 
@@ -310,7 +311,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         let (region, mut room) = (self.shared(), Room::new());
         let key = room.map(&key, &region.map);
         let ended = region.lines_ended(key);
-        match self.judge(self.read_async(key).await) {
+        match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
             Ok(fresh) => Ok(fresh),
             Err(first) => self.create_one_async(key, ended, first, create).await,
         }
@@ -373,15 +374,5 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
             .run(async |missing: &[usize]| create(&distinct.positions(missing)).await)
             .await?;
         Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
-    }
-
-    /// The entry of a key; one of another type is none.
-    #[inline]
-    pub(super) async fn read_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        let region: &Shared<B, S, L, M, I> = self.shared();
-        match region.backend.get_async(key).await {
-            Err(error) => region.miss_if_wrong_type(error),
-            found => found,
-        }
     }
 }

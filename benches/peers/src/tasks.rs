@@ -1,8 +1,11 @@
 //! Clients that many tasks share over one connection. Each reads and writes 64 bytes, in the cheapest form that it has.
 
+use std::convert::Infallible;
 use std::ops::Deref;
+use std::time::Duration;
 
 use bytes::Bytes;
+use dogpile::{Redis, Region};
 use fred::prelude::{ClientLike, Expiration, KeysInterface};
 use redis::aio::MultiplexedConnection;
 use rustis::commands::{SetExpiration, StringCommands};
@@ -105,5 +108,28 @@ impl Client for rustis::client::Client {
     async fn set(&mut self, key: &str) {
         let value = BulkString::from(Bytes::from_static(&VALUE));
         self.set_with_options(key, value, None, SetExpiration::Ex(TTL)).await.unwrap();
+    }
+}
+
+impl Client for Region<Redis> {
+    type Value = Bytes;
+
+    async fn connect(url: &str) -> Self {
+        let ttl = Duration::from_secs(TTL);
+        let redis = Redis::open(url).expect("the URL is good");
+        Region::builder(redis).expires_after(ttl).ttl(ttl).build().expect("the settings are good")
+    }
+
+    async fn get(&mut self, key: &str) -> Option<Bytes> {
+        self.get_async(key).await.unwrap()
+    }
+
+    async fn set(&mut self, key: &str) {
+        self.set_async(key, &Bytes::from_static(&VALUE)).await.unwrap();
+    }
+
+    async fn get_or_create(&mut self, key: &str) {
+        let create = async || Ok::<_, Infallible>(Bytes::from_static(&VALUE));
+        let _: Bytes = self.get_or_create_async(key, create).await.unwrap();
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::pipeline::{Parts, Sent};
+use super::pipeline::{Pieces, Replied, Sent};
 use crate::engine::chunk::Chunk;
 use crate::engine::replies::{Fed, Receive, Replies, Strings, Token};
 use crate::error::Error;
@@ -26,7 +27,7 @@ pub(super) struct Incoming {
     /// Whether the first of `sent` has been told to `replies`.
     begun: bool,
     /// What came already of the replies to the first of `sent`.
-    parts: Parts,
+    pieces: SmallVec<[Bytes; 1]>,
     /// Each with the time when it was sent.
     pub(super) sent: VecDeque<(Sent, Instant)>,
 }
@@ -38,7 +39,7 @@ impl Incoming {
             needed: 1,
             replies: Replies::new(max_entry),
             begun: false,
-            parts: Parts::new(),
+            pieces: SmallVec::new(),
             sent: VecDeque::new(),
         }
     }
@@ -56,7 +57,7 @@ impl Incoming {
 
     /// Cuts off the replies that are complete. What is pushed belongs to none; before and inside of replies whoever
     /// takes these reads over it.
-    pub(super) fn cut(&mut self, answered: &mut Vec<(Sent, Parts)>) -> Result<(), Error> {
+    pub(super) fn cut(&mut self, answered: &mut Vec<(Sent, Replied)>) -> Result<(), Error> {
         if self.input.len() < self.needed {
             return Ok(());
         }
@@ -73,6 +74,16 @@ impl Incoming {
             if chunk.rest().is_empty() {
                 break 1;
             }
+            if first.replies == 1
+                && !self.begun
+                && let Some(string) = self.replies.cut_string(&mut chunk)
+            {
+                let place = chunk.place(string);
+                start = place.end + 2;
+                self.sent.pop_front();
+                answered.push((first, Replied::String(input.slice(place))));
+                continue;
+            }
             if !self.begun {
                 self.replies.expect(first.replies);
                 self.begun = true;
@@ -80,14 +91,15 @@ impl Incoming {
             let fed = self.replies.feed(&mut chunk, &mut Ignore)?;
             let end = input.len() - chunk.rest().len();
             if end > start {
-                self.parts.push(input.slice(start..end));
+                self.pieces.push(input.slice(start..end));
                 start = end;
             }
             match fed {
                 Fed::Done => {
                     self.begun = false;
                     self.sent.pop_front();
-                    answered.push((first, std::mem::take(&mut self.parts)));
+                    let pieces = Pieces { replies: first.replies, pieces: std::mem::take(&mut self.pieces) };
+                    answered.push((first, Replied::Pieces(Box::new(pieces))));
                 }
                 Fed::More(missing) => break missing,
             }

@@ -2,8 +2,9 @@
 //! again.
 
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,11 +18,9 @@ use super::WhileDown;
 use super::config::Server;
 use super::connection::{Limits, PROGRESS, io_error};
 use super::incoming::{Incoming, KEEP};
-use super::pipeline::{NotTaken, Parts, Pipeline, Sent};
+use super::pipeline::{NotTaken, Pipeline, Replied, Request, Sent};
 use super::stream::{Stream, connect};
 use crate::backend::Access;
-use crate::engine::chunk::Chunk;
-use crate::engine::replies::{Receive, Replies};
 use crate::error::{Error, ErrorKind};
 
 /// A connection that many tasks share. Its task runs in one runtime.
@@ -75,21 +74,29 @@ impl Link {
         }
     }
 
-    /// Sends what `write` appends and gives the replies to `receive`. `runtime` is where the link's task runs.
-    pub(super) async fn exchange(
+    /// A request, and the pipeline that it is for.
+    #[inline]
+    pub(super) fn request<W: Fn(&mut Vec<u8>) -> usize>(&self, write: W) -> Request<'_, W> {
+        self.pipeline.request(write, false)
+    }
+
+    /// What follows a request that was not answered: the same once more, when there is room, a connection, and it may
+    /// be sent twice.
+    #[cold]
+    pub(super) async fn request_again(
         self: &Arc<Self>,
         runtime: &Handle,
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
-        receive: &mut (impl Receive + Send),
-    ) -> Result<(), Error> {
+        mut came: Result<Result<Replied, Error>, NotTaken>,
+    ) -> Result<Replied, Error> {
         let mut twice = access != Access::Once;
-        let mut admitted = false;
         // How long to wait for what comes before the request; told when that is needed.
         let mut until = None;
+        let mut admitted = false;
         loop {
-            match self.pipeline.request(&write, admitted).await {
-                Ok(Ok((replies, parts))) => return read(replies, &parts, self.limits, receive),
+            match came {
+                Ok(Ok(replied)) => return Ok(replied),
                 // It says nothing about the server that a connection breaks which was open before.
                 Ok(Err(error)) if twice && error.kind() == ErrorKind::Connection => twice = false,
                 Ok(Err(error)) => return Err(error),
@@ -103,6 +110,7 @@ impl Link {
                     admitted = true;
                 }
             }
+            came = self.pipeline.request(&write, admitted).await;
         }
     }
 
@@ -164,16 +172,6 @@ pub(super) fn from_now(later: Duration) -> Instant {
     Instant::now() + later.min(YEAR)
 }
 
-/// Reads whole replies.
-pub(super) fn read(replies: usize, parts: &Parts, limits: Limits, receive: &mut impl Receive) -> Result<(), Error> {
-    let mut reader = Replies::new(limits.max_entry);
-    reader.expect(replies);
-    for part in parts {
-        reader.feed(&mut Chunk::sharing(part), receive)?;
-    }
-    Ok(())
-}
-
 /// The task of a link: connects, serves the connection until it breaks, and tries again where that was for no reason of
 /// the connection's own.
 async fn keep(link: Arc<Link>) {
@@ -227,7 +225,7 @@ struct Serving<'l> {
     incoming: Incoming,
     output: Vec<u8>,
     written: usize,
-    answered: Vec<(Sent, Parts)>,
+    answered: Vec<(Sent, Replied)>,
     woken: Vec<std::task::Waker>,
     /// Rings when the oldest request should have been answered; set when there is one and it is not.
     timer: Pin<Box<Sleep>>,
@@ -358,37 +356,52 @@ impl<'l> Serving<'l> {
 pub(super) struct Links {
     server: Server,
     limits: Limits,
-    links: Mutex<Vec<(tokio::runtime::Id, Arc<Link>)>>,
+    /// That of the first runtime, which is the only one most often: it needs no lock.
+    first: OnceLock<(tokio::runtime::Id, Arc<Link>)>,
+    others: Mutex<Vec<(tokio::runtime::Id, Arc<Link>)>>,
 }
 
 impl Links {
     pub(super) fn new(server: &Server, limits: Limits) -> Self {
-        Links { server: server.clone(), limits, links: Mutex::default() }
+        Links { server: server.clone(), limits, first: OnceLock::new(), others: Mutex::default() }
     }
 
     /// The link of a runtime.
-    pub(super) fn of(&self, runtime: &Handle) -> Arc<Link> {
+    #[inline]
+    pub(super) fn of(&self, runtime: &Handle) -> Shared<'_> {
         let id = runtime.id();
-        let mut links = self.links.lock();
-        if let Some((_, link)) = links.iter().find(|(runtime, _)| *runtime == id) {
-            return Arc::clone(link);
+        match self.first.get() {
+            Some((first, link)) if *first == id => Shared::Borrowed(link),
+            _ => self.of_other(id),
+        }
+    }
+
+    #[cold]
+    fn of_other(&self, id: tokio::runtime::Id) -> Shared<'_> {
+        let new = || (id, Arc::new(Link::new(&self.server, self.limits)));
+        let (first, link) = self.first.get_or_init(new);
+        if *first == id {
+            return Shared::Borrowed(link);
+        }
+        let mut others = self.others.lock();
+        if let Some((_, link)) = others.iter().find(|(other, _)| *other == id) {
+            return Shared::Owned(Arc::clone(link));
         }
         // Those of runtimes that have ended are asleep for ever.
-        links.retain(|(_, link)| !link.is_asleep());
-        let link = Arc::new(Link::new(&self.server, self.limits));
-        links.push((id, Arc::clone(&link)));
-        link
+        others.retain(|(_, link)| !link.is_asleep());
+        others.push(new());
+        Shared::Owned(Arc::clone(&others[others.len() - 1].1))
     }
 
     /// Sends commands whose replies nobody waits for: over the link of this runtime, and where there is none over
     /// another one, since what is dropped may be dropped anywhere.
     pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         let here = Handle::try_current().ok().map(|runtime| runtime.id());
-        let links = self.links.lock();
-        let open = || links.iter().filter(|(_, link)| link.pipeline.is_open());
+        let others = self.others.lock();
+        let open = || self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
         let link = open().find(|(runtime, _)| Some(*runtime) == here).or_else(|| open().next());
         let link = link.map(|(_, link)| Arc::clone(link));
-        drop(links);
+        drop(others);
         if let Some(link) = link {
             link.pipeline.send(write);
         }
@@ -397,6 +410,24 @@ impl Links {
 
 impl Drop for Links {
     fn drop(&mut self) {
-        self.links.get_mut().iter().for_each(|(_, link)| link.abandon());
+        self.first.get().into_iter().chain(self.others.get_mut().iter()).for_each(|(_, link)| link.abandon());
+    }
+}
+
+/// A link, borrowed or held.
+pub(super) enum Shared<'c> {
+    Borrowed(&'c Arc<Link>),
+    Owned(Arc<Link>),
+}
+
+impl Deref for Shared<'_> {
+    type Target = Arc<Link>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Link> {
+        match self {
+            Shared::Borrowed(link) => link,
+            Shared::Owned(link) => link,
+        }
     }
 }

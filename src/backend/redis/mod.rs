@@ -188,7 +188,11 @@ impl AsyncExchange for Redis {
             Error::new(ErrorKind::Config, "a connection of tasks needs a runtime of tokio, and there is none here")
         })?;
         let link = self.node(access).links.of(&runtime);
-        link.exchange(&runtime, access, write, receive).await
+        let replied = match link.request(&write).await {
+            Ok(Ok(replied)) => replied,
+            other => link.request_again(&runtime, access, write, other).await?,
+        };
+        replied.read(self.0.limits.max_entry, receive)
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {

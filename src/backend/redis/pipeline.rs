@@ -12,14 +12,47 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::buffer::Buffer;
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::{Receive, Replies};
 use crate::error::{Error, ErrorKind};
 
 /// What may wait to be sent, in bytes, before callers wait for room: a large request more at most.
 const MOST_OUTPUT: usize = 1 << 20;
 
-/// The replies to one request, whole. In one piece most often; large ones in several, cut between tokens.
-pub(super) type Parts = SmallVec<[Bytes; 1]>;
+/// The replies to one request, whole.
+#[derive(Debug)]
+pub(super) enum Replied {
+    /// One reply, which is this string.
+    String(Bytes),
+    /// Other replies. Boxed, so that a string, which is moved a few times, is not made larger by them.
+    Pieces(Box<Pieces>),
+}
+
+/// So many replies, in one piece most often; large ones in several, cut between tokens.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    pub(super) replies: usize,
+    pub(super) pieces: SmallVec<[Bytes; 1]>,
+}
+
+impl Replied {
+    /// Gives the replies to `receive`, token by token.
+    #[inline]
+    pub(super) fn read(self, max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
+        match self {
+            Replied::String(string) => receive.string(string),
+            Replied::Pieces(pieces) => pieces.read(max_entry, receive),
+        }
+    }
+}
+
+impl Pieces {
+    fn read(&self, max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
+        let mut replies = Replies::new(max_entry);
+        replies.expect(self.replies);
+        self.pieces.iter().try_for_each(|piece| replies.feed(&mut Chunk::sharing(piece), receive).map(drop))
+    }
+}
 
 /// What the callers of one connection share with the task that serves it.
 pub(super) struct Pipeline {
@@ -66,7 +99,7 @@ impl Sent {
 /// A caller who waits for replies.
 enum Slot {
     Waits(Waker),
-    Answered(Result<Parts, Error>),
+    Answered(Result<Replied, Error>),
     /// It was dropped; its replies belong to nobody.
     Left,
 }
@@ -114,11 +147,10 @@ impl Pipeline {
 
     /// Sends commands whose replies nobody waits for. What cannot be sent is lost.
     pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        let mut commands = Buffer::take();
-        let replies = write(&mut commands);
         let mut state = self.lock();
-        if state.is_open && replies > 0 {
-            let server = state.queue(&commands, Sent::apart(replies));
+        if state.is_open {
+            let replies = state.write(write);
+            let server = if replies > 0 { state.queue(Sent::apart(replies)) } else { None };
             drop(state);
             server.into_iter().for_each(Waker::wake);
         }
@@ -168,11 +200,11 @@ impl Pipeline {
     }
 
     /// Hands replies to who waits for them. `replies` and `woken` are empty afterwards.
-    pub(super) fn answer(&self, replies: &mut Vec<(Sent, Parts)>, woken: &mut Vec<Waker>) {
+    pub(super) fn answer(&self, replies: &mut Vec<(Sent, Replied)>, woken: &mut Vec<Waker>) {
         let answered = replies.len();
         let mut state = self.lock();
-        for (sent, parts) in replies.drain(..) {
-            state.answer(sent, Ok(parts), woken);
+        for (sent, replied) in replies.drain(..) {
+            state.answer(sent, Ok(replied), woken);
         }
         drop(state);
         woken.drain(..).for_each(Waker::wake);
@@ -214,17 +246,34 @@ impl State {
         self.under_way < most && self.output.len() < MOST_OUTPUT
     }
 
+    /// Appends commands to the output: all of them or, if `write` panics, none.
+    #[inline]
+    fn write(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> usize {
+        struct Undo<'o>(&'o mut Vec<u8>, usize);
+        impl Drop for Undo<'_> {
+            fn drop(&mut self) {
+                self.0.truncate(self.1);
+            }
+        }
+        let before = self.output.len();
+        let undo = Undo(&mut self.output, before);
+        let replies = write(&mut *undo.0);
+        if replies > 0 {
+            std::mem::forget(undo);
+        }
+        replies
+    }
+
     /// The waker to call, outside of the lock.
     #[inline]
-    fn queue(&mut self, commands: &[u8], sent: Sent) -> Option<Waker> {
-        self.output.extend_from_slice(commands);
+    fn queue(&mut self, sent: Sent) -> Option<Waker> {
         self.queued.push(sent);
         self.under_way += 1;
         self.server.take()
     }
 
     #[inline]
-    fn answer(&mut self, sent: Sent, answer: Result<Parts, Error>, woken: &mut Vec<Waker>) {
+    fn answer(&mut self, sent: Sent, answer: Result<Replied, Error>, woken: &mut Vec<Waker>) {
         self.under_way -= 1;
         let Some(slot) = sent.slot else { return };
         match std::mem::replace(&mut self.slots[slot as usize], Slot::Answered(answer)) {
@@ -243,7 +292,7 @@ pub(super) struct Request<'p, W> {
 
 enum Stage<W> {
     New(W),
-    Sent { slot: u32, replies: usize },
+    Sent(u32),
     Done,
 }
 
@@ -251,33 +300,29 @@ enum Stage<W> {
 impl<W> Unpin for Request<'_, W> {}
 
 impl<W: Fn(&mut Vec<u8>) -> usize> Future for Request<'_, W> {
-    /// How many replies, and the replies.
-    type Output = Result<Result<(usize, Parts), Error>, NotTaken>;
+    type Output = Result<Result<Replied, Error>, NotTaken>;
 
-    #[inline]
+    #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.stage {
-            Stage::New(ref write) => {
-                // Written apart, since a `write` that is slow or panics must not do so under the lock.
-                let mut commands = Buffer::take();
-                let replies = write(&mut commands);
-                if replies == 0 {
+            Stage::New(ref write) => match self.pipeline.queue(write, self.admitted, context) {
+                Ok(Some(slot)) => {
+                    self.stage = Stage::Sent(slot);
+                    Poll::Pending
+                }
+                Ok(None) => {
                     self.stage = Stage::Done;
-                    return Poll::Ready(Ok(Ok((0, Parts::new()))));
+                    Poll::Ready(Ok(Ok(Replied::Pieces(Box::new(Pieces { replies: 0, pieces: SmallVec::new() })))))
                 }
-                match self.pipeline.queue(&commands, replies, self.admitted, context) {
-                    Ok(slot) => self.stage = Stage::Sent { slot, replies },
-                    Err(not_taken) => {
-                        self.stage = Stage::Done;
-                        return Poll::Ready(Err(not_taken));
-                    }
+                Err(not_taken) => {
+                    self.stage = Stage::Done;
+                    Poll::Ready(Err(not_taken))
                 }
-                Poll::Pending
-            }
-            Stage::Sent { slot, replies } => {
+            },
+            Stage::Sent(slot) => {
                 let Poll::Ready(answer) = self.pipeline.poll_answer(slot, context) else { return Poll::Pending };
                 self.stage = Stage::Done;
-                Poll::Ready(Ok(answer.map(|parts| (replies, parts))))
+                Poll::Ready(Ok(answer))
             }
             Stage::Done => unreachable!("a request is answered once"),
         }
@@ -286,15 +331,21 @@ impl<W: Fn(&mut Vec<u8>) -> usize> Future for Request<'_, W> {
 
 impl<W> Drop for Request<'_, W> {
     fn drop(&mut self) {
-        if let Stage::Sent { slot, .. } = self.stage {
+        if let Stage::Sent(slot) = self.stage {
             self.pipeline.leave(slot);
         }
     }
 }
 
 impl Pipeline {
+    /// The caller's slot; none where nothing was written.
     #[inline]
-    fn queue(&self, commands: &[u8], replies: usize, admitted: bool, context: &Context<'_>) -> Result<u32, NotTaken> {
+    fn queue(
+        &self,
+        write: impl Fn(&mut Vec<u8>) -> usize,
+        admitted: bool,
+        context: &Context<'_>,
+    ) -> Result<Option<u32>, NotTaken> {
         // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
         let waker = context.waker().clone();
         let mut state = self.lock();
@@ -306,41 +357,52 @@ impl Pipeline {
             drop(state);
             return Err(NotTaken::Full);
         }
+        let replies = state.write(write);
+        if replies == 0 {
+            drop(state);
+            return Ok(None);
+        }
         // There are never so many.
         #[allow(clippy::cast_possible_truncation)]
         let slot = state.slots.insert(Slot::Waits(waker)) as u32;
-        let server = state.queue(commands, Sent { slot: Some(slot), replies });
+        let server = state.queue(Sent { slot: Some(slot), replies });
         drop(state);
         if let Some(server) = server {
             server.wake();
         }
-        Ok(slot)
+        Ok(Some(slot))
     }
 
     #[inline]
-    fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Parts, Error>> {
-        let mut waker = None;
-        loop {
-            let mut state = self.lock();
-            match &mut state.slots[slot as usize] {
-                Slot::Waits(known) if known.will_wake(context.waker()) => return Poll::Pending,
-                Slot::Waits(known) => {
-                    if let Some(waker) = waker.take() {
-                        let old = std::mem::replace(known, waker);
-                        drop(state);
-                        drop(old);
-                        return Poll::Pending;
-                    }
-                }
-                Slot::Answered(_) => {
-                    let Slot::Answered(answer) = state.slots.remove(slot as usize) else { unreachable!("it was seen") };
-                    return Poll::Ready(answer);
-                }
-                Slot::Left => unreachable!("who left does not come back"),
-            }
-            drop(state);
-            waker = Some(context.waker().clone());
+    fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Replied, Error>> {
+        let mut state = self.lock();
+        if let Slot::Answered(_) = state.slots[slot as usize]
+            && let Slot::Answered(answer) = state.slots.remove(slot as usize)
+        {
+            return Poll::Ready(answer);
         }
+        drop(state);
+        self.wait_on(slot, context)
+    }
+
+    /// Has another waker called than before, unless the answer comes meanwhile.
+    #[cold]
+    fn wait_on(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Replied, Error>> {
+        let waker = context.waker().clone();
+        let mut state = self.lock();
+        let old = match &mut state.slots[slot as usize] {
+            Slot::Waits(known) => std::mem::replace(known, waker),
+            Slot::Answered(_) => {
+                let answered = state.slots.remove(slot as usize);
+                drop(state);
+                let Slot::Answered(answer) = answered else { unreachable!("it was seen") };
+                return Poll::Ready(answer);
+            }
+            Slot::Left => unreachable!("who left does not come back"),
+        };
+        drop(state);
+        drop(old);
+        Poll::Pending
     }
 
     #[cold]

@@ -13,7 +13,6 @@ use super::config::{Address, Server};
 use super::connection::{Limits, io_error, keep_alive};
 use super::handshake::{Ask, Refusal, introduce};
 use super::incoming::Incoming;
-use super::link::read;
 use super::pipeline::Sent;
 use crate::error::{Error, ErrorKind};
 
@@ -29,7 +28,7 @@ pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
     let stream = connected
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
-    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), limits };
+    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), max_entry: limits.max_entry };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
         .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), "waiting for the server's answer")))
@@ -93,7 +92,7 @@ impl AsyncWrite for Stream {
 struct Greeting {
     stream: Stream,
     incoming: Incoming,
-    limits: Limits,
+    max_entry: usize,
 }
 
 impl Ask for Greeting {
@@ -109,9 +108,9 @@ impl Ask for Greeting {
                 return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
             }
             self.incoming.cut(&mut answered)?;
-            if let Some((_, parts)) = answered.pop() {
+            if let Some((_, replied)) = answered.pop() {
                 let mut refused = Refusal::default();
-                read(replies, &parts, self.limits, &mut refused)?;
+                replied.read(self.max_entry, &mut refused)?;
                 return Ok(refused.finish());
             }
         }

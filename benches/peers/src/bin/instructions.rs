@@ -136,6 +136,8 @@ const ROWS: &[Row] = &[
             pipe.query::<Vec<Vec<Option<Vec<u8>>>>>(&mut connection).unwrap()
         })
     }),
+    ("get_64_tasks", || get_by_tasks::<Region<Redis>>(64)),
+    ("get_1_task", || get_by_tasks::<Region<Redis>>(1)),
     ("get_64_tasks/redis_multiplexed", || get_by_tasks::<redis::aio::MultiplexedConnection>(64)),
     ("get_64_tasks/fred", || get_by_tasks::<fred::clients::Client>(64)),
     ("get_64_tasks/rustis", || get_by_tasks::<rustis::client::Client>(64)),

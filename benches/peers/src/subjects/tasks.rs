@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dogpile::{Redis, Region};
 use redis::aio::MultiplexedConnection;
 
 use super::{Subject, Work};
@@ -12,6 +13,7 @@ use crate::tasks::{Client, Shared, divide};
 /// The first is what the others are compared with.
 pub(super) fn subjects(url: &str) -> Vec<Box<dyn Subject>> {
     vec![
+        Box::new(Tasks { name: "dogpile", shared: Shared::<Region<Redis>>::connect(url) }),
         Box::new(Tasks { name: "redis", shared: Shared::<MultiplexedConnection>::connect(url) }),
         Box::new(Tasks { name: "fred", shared: Shared::<fred::clients::Client>::connect(url) }),
         Box::new(Tasks { name: "rustis", shared: Shared::<rustis::client::Client>::connect(url) }),
