@@ -57,7 +57,7 @@ impl Incoming {
 
     /// Cuts off the replies that are complete. What is pushed belongs to none; before and inside of replies whoever
     /// takes these reads over it.
-    pub(super) fn cut(&mut self, answered: &mut Vec<(Sent, Replied)>) -> Result<(), Error> {
+    pub(super) fn cut(&mut self, answered: &mut VecDeque<(Sent, Replied)>) -> Result<(), Error> {
         if self.input.len() < self.needed {
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl Incoming {
                 let place = chunk.place(string);
                 start = place.end + 2;
                 self.sent.pop_front();
-                answered.push((first, Replied::String(input.slice(place))));
+                answered.push_back((first, Replied::String(input.slice(place))));
                 continue;
             }
             if !self.begun {
@@ -99,7 +99,7 @@ impl Incoming {
                     self.begun = false;
                     self.sent.pop_front();
                     let pieces = Pieces { replies: first.replies, pieces: std::mem::take(&mut self.pieces) };
-                    answered.push((first, Replied::Pieces(Box::new(pieces))));
+                    answered.push_back((first, Replied::Pieces(Box::new(pieces))));
                 }
                 Fed::More(missing) => break missing,
             }

@@ -1,6 +1,7 @@
 //! [`Link`]: a connection that many tasks share, and the task that keeps it: it connects, sends and reads, and connects
 //! again.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Deref;
 use std::pin::{Pin, pin};
@@ -58,6 +59,9 @@ enum Keeper {
     /// It connects or is connected. The error is why there was no connection when it tried last.
     Awake(Option<Error>),
 }
+
+/// Replies are handed on in portions of so many at least, and in so many portions at most.
+const PORTION: usize = 8;
 
 /// How long to wait after the first attempt to connect that failed. Doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -225,7 +229,10 @@ struct Serving<'l> {
     incoming: Incoming,
     output: Vec<u8>,
     written: usize,
-    answered: Vec<(Sent, Replied)>,
+    /// Replies that were not handed on yet.
+    answered: VecDeque<(Sent, Replied)>,
+    /// How many to hand on at once.
+    portion: usize,
     woken: Vec<std::task::Waker>,
     /// Rings when the oldest request should have been answered; set when there is one and it is not.
     timer: Pin<Box<Sleep>>,
@@ -251,7 +258,8 @@ impl<'l> Serving<'l> {
             incoming,
             output: Vec::with_capacity(4096),
             written: 0,
-            answered: Vec::new(),
+            answered: VecDeque::new(),
+            portion: PORTION,
             woken: Vec::new(),
             timer: Box::pin(sleep_until(Instant::now())),
             is_set: false,
@@ -269,8 +277,19 @@ impl<'l> Serving<'l> {
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Error>> {
         loop {
-            let moved = match self.exchange(context) {
-                Ok(moved) => moved,
+            let moved = match self.send(context).and_then(|sent| {
+                // Who gets a reply now may send the next request before the others get theirs: server and tasks work at
+                // the same time then, and not in turns.
+                if self.answered.len() > self.portion {
+                    self.hand_on(self.portion);
+                    context.waker().wake_by_ref();
+                    return Ok(None);
+                }
+                self.hand_on(usize::MAX);
+                self.read(context).map(|read| Some(sent + read))
+            }) {
+                Ok(Some(moved)) => moved,
+                Ok(None) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Some(error)),
             };
             if moved > 0 {
@@ -284,9 +303,14 @@ impl<'l> Serving<'l> {
         }
     }
 
-    /// Sends what there is and reads what there is: how many bytes.
+    fn hand_on(&mut self, most: usize) {
+        let most = most.min(self.answered.len());
+        self.link.pipeline.answer(self.answered.drain(..most), &mut self.woken);
+    }
+
+    /// Sends what there is: how many bytes.
     #[inline]
-    fn exchange(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
+    fn send(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
         let mut moved = 0;
         if self.written == self.output.len() {
             self.output.clear();
@@ -313,15 +337,21 @@ impl<'l> Serving<'l> {
                 Poll::Pending => break,
             }
         }
+        Ok(moved)
+    }
+
+    /// Reads what there is: how many bytes.
+    #[inline]
+    fn read(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
         match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
             Poll::Ready(Ok(0)) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
             Poll::Ready(Ok(bytes)) => {
-                let cut = self.incoming.cut(&mut self.answered);
-                self.link.pipeline.answer(&mut self.answered, &mut self.woken);
-                cut.map(|()| moved + bytes)
+                self.incoming.cut(&mut self.answered)?;
+                self.portion = PORTION.max(self.answered.len() / PORTION);
+                Ok(bytes)
             }
             Poll::Ready(Err(error)) => Err(io_error(&error, "waiting for the server's answer")),
-            Poll::Pending => Ok(moved),
+            Poll::Pending => Ok(0),
         }
     }
 

@@ -199,11 +199,14 @@ impl Pipeline {
         self.make_room(usize::MAX);
     }
 
-    /// Hands replies to who waits for them. `replies` and `woken` are empty afterwards.
-    pub(super) fn answer(&self, replies: &mut Vec<(Sent, Replied)>, woken: &mut Vec<Waker>) {
+    /// Hands replies to who waits for them. `woken` is empty afterwards.
+    pub(super) fn answer(&self, replies: impl ExactSizeIterator<Item = (Sent, Replied)>, woken: &mut Vec<Waker>) {
         let answered = replies.len();
+        if answered == 0 {
+            return;
+        }
         let mut state = self.lock();
-        for (sent, replied) in replies.drain(..) {
+        for (sent, replied) in replies {
             state.answer(sent, Ok(replied), woken);
         }
         drop(state);

@@ -1,5 +1,6 @@
 //! [`Stream`]: a socket of a task, and how it is opened.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -101,14 +102,14 @@ impl Ask for Greeting {
         let replies = write(&mut output);
         self.incoming.sent.push_back((Sent::apart(replies), Instant::now()));
         self.stream.write_all(&output).await.map_err(|error| io_error(&error, "sending the request"))?;
-        let mut answered = Vec::new();
+        let mut answered = VecDeque::new();
         loop {
             let came = self.stream.read_buf(self.incoming.room()).await;
             if came.map_err(|error| io_error(&error, "waiting for the server's answer"))? == 0 {
                 return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
             }
             self.incoming.cut(&mut answered)?;
-            if let Some((_, replied)) = answered.pop() {
+            if let Some((_, replied)) = answered.pop_front() {
                 let mut refused = Refusal::default();
                 replied.read(self.max_entry, &mut refused)?;
                 return Ok(refused.finish());
