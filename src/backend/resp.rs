@@ -431,12 +431,10 @@ impl One {
     /// The entry, when it was received.
     #[inline(always)]
     fn finish(self, exchanged: Result<(), Error>, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        let failed = match exchanged {
-            Ok(()) if self.failed.is_none() => return Ok(self.found),
-            Ok(()) => self.failed,
-            Err(error) => Some(error),
-        };
-        failed.map_or(Ok(None), |error| Err(error.during(format_args!("reading {key}"))))
+        match exchanged.err().or(self.failed) {
+            None => Ok(self.found),
+            Some(error) => Err(error.during(format_args!("reading {key}"))),
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl<'a> Chunk<'a> {
     ///
     /// # Panics
     /// When `part` is not part of a chunk that is shared.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn keep(&mut self, part: &[u8]) -> Bytes {
         match &mut self.memory {

@@ -415,15 +415,18 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     }
 
     /// What reading a key came to; one that holds another type of data is a miss.
-    #[inline]
+    #[inline(always)]
     fn miss_if_wrong_type(&self, read: Result<Option<Bytes>, Error>) -> Result<Option<Bytes>, Error> {
-        match read {
-            Err(error) if error.kind() == ErrorKind::WrongType => {
-                self.counters.wrong_type.add(1);
-                Ok(None)
-            }
-            read => read,
+        read.or_else(|error| self.wrong_type(error))
+    }
+
+    #[cold]
+    fn wrong_type(&self, error: Error) -> Result<Option<Bytes>, Error> {
+        if error.kind() != ErrorKind::WrongType {
+            return Err(error);
         }
+        self.counters.wrong_type.add(1);
+        Ok(None)
     }
 }
 

@@ -89,7 +89,6 @@ impl Link {
     #[cold]
     pub(super) async fn request_again(
         self: &Arc<Self>,
-        runtime: &Handle,
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         mut came: Result<Result<Replied, Error>, NotTaken>,
@@ -109,7 +108,7 @@ impl Link {
                     let until = *until.get_or_insert_with(|| from_now(patience));
                     match not_taken {
                         NotTaken::Full => self.pipeline.admit(until).await?,
-                        NotTaken::Closed => self.connected(runtime, until).await?,
+                        NotTaken::Closed => self.connected(until).await?,
                     }
                     admitted = true;
                 }
@@ -131,28 +130,28 @@ impl Link {
 
     /// Waits until there is a connection, or it is known that there is none.
     #[cold]
-    async fn connected(self: &Arc<Self>, runtime: &Handle, until: Instant) -> Result<(), Error> {
+    async fn connected(self: &Arc<Self>, until: Instant) -> Result<(), Error> {
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             if self.pipeline.is_open() {
                 return Ok(());
             }
-            if let Some(known) = self.want(runtime)
+            if let Some(known) = self.want()
                 && self.limits.shared.while_down == WhileDown::Fail
             {
                 return Err(known);
             }
             if timeout_at(until, changed).await.is_err() {
                 let message = format!("connecting to {}: the time for it is over", self.server.address);
-                let known = self.want(runtime);
+                let known = self.want();
                 return Err(known.unwrap_or_else(|| Error::new(ErrorKind::Timeout, message)));
             }
         }
     }
 
     /// Says that a connection is wanted, and why there was none when that was tried last.
-    fn want(self: &Arc<Self>, runtime: &Handle) -> Option<Error> {
+    fn want(self: &Arc<Self>) -> Option<Error> {
         let mut keeper = self.keeper.lock();
         if let Keeper::Awake(known) = &*keeper {
             self.wanted.notify_one();
@@ -160,7 +159,7 @@ impl Link {
         }
         *keeper = Keeper::Awake(None);
         drop(keeper);
-        runtime.spawn(keep(Arc::clone(self)));
+        tokio::spawn(keep(Arc::clone(self)));
         None
     }
 
@@ -319,7 +318,9 @@ impl<'l> Serving<'l> {
                 self.output = Vec::with_capacity(4096);
             }
             let (mut now, sent) = (None, &mut self.incoming.sent);
-            self.link.pipeline.take_output(context, &mut self.output, |request| {
+            // Who comes back by himself need not be woken.
+            let waker = (self.answered.len() <= self.portion).then(|| context.waker());
+            self.link.pipeline.take_output(waker, &mut self.output, |request| {
                 sent.push_back((request, *now.get_or_insert_with(Instant::now)));
             });
         }
@@ -396,13 +397,14 @@ impl Links {
         Links { server: server.clone(), limits, first: OnceLock::new(), others: Mutex::default() }
     }
 
-    /// The link of a runtime.
+    /// The link of the runtime that this task is in.
     #[inline]
-    pub(super) fn of(&self, runtime: &Handle) -> Shared<'_> {
+    pub(super) fn here(&self) -> Result<Shared<'_>, Error> {
+        let Ok(runtime) = Handle::try_current() else { return Err(no_runtime()) };
         let id = runtime.id();
         match self.first.get() {
-            Some((first, link)) if *first == id => Shared::Borrowed(link),
-            _ => self.of_other(id),
+            Some((first, link)) if *first == id => Ok(Shared::Borrowed(link)),
+            _ => Ok(self.of_other(id)),
         }
     }
 
@@ -442,6 +444,11 @@ impl Drop for Links {
     fn drop(&mut self) {
         self.first.get().into_iter().chain(self.others.get_mut().iter()).for_each(|(_, link)| link.abandon());
     }
+}
+
+#[cold]
+fn no_runtime() -> Error {
+    Error::new(ErrorKind::Config, "tasks' connection needs a runtime of tokio, and there is none here")
 }
 
 /// A link, borrowed or held.

@@ -16,9 +16,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-#[cfg(feature = "tokio")]
-use tokio::runtime::Handle;
-
 use self::config::Server;
 use self::connection::{Connection, Limits};
 #[cfg(feature = "tokio")]
@@ -184,13 +181,10 @@ impl AsyncExchange for Redis {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        let runtime = Handle::try_current().map_err(|_| {
-            Error::new(ErrorKind::Config, "a connection of tasks needs a runtime of tokio, and there is none here")
-        })?;
-        let link = self.node(access).links.of(&runtime);
+        let link = self.node(access).links.here()?;
         let replied = match link.request(&write).await {
             Ok(Ok(replied)) => replied,
-            other => link.request_again(&runtime, access, write, other).await?,
+            other => link.request_again(access, write, other).await?,
         };
         replied.read(self.0.limits.max_entry, receive)
     }

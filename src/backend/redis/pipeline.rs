@@ -183,13 +183,15 @@ impl Pipeline {
     }
 
     /// Gives all that is to be sent to the task that serves the connection: the commands to `output`, which is empty,
-    /// and their requests to the end of `sent`. When there is nothing, the context's waker is called when there is.
-    pub(super) fn take_output(&self, context: &Context<'_>, output: &mut Vec<u8>, mut sent: impl FnMut(Sent)) {
+    /// and their requests to `sent`, one after the other. When there is nothing, `waker` is called when there is.
+    #[inline]
+    pub(super) fn take_output(&self, waker: Option<&Waker>, output: &mut Vec<u8>, mut sent: impl FnMut(Sent)) {
         let mut state = self.lock();
         if state.output.is_empty() {
-            let waker = state.server.replace(context.waker().clone());
-            drop(state);
-            drop(waker);
+            // It is the waker of one task, our own: cloning and dropping it does no harm under the lock.
+            if let (Some(waker), None) = (waker, &state.server) {
+                state.server = Some(waker.clone());
+            }
             return;
         }
         std::mem::swap(&mut state.output, output);
@@ -275,7 +277,7 @@ impl State {
         self.server.take()
     }
 
-    #[inline]
+    #[inline(always)]
     fn answer(&mut self, sent: Sent, answer: Result<Replied, Error>, woken: &mut Vec<Waker>) {
         self.under_way -= 1;
         let Some(slot) = sent.slot else { return };
@@ -376,7 +378,7 @@ impl Pipeline {
         Ok(Some(slot))
     }
 
-    #[inline]
+    #[inline(always)]
     fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Replied, Error>> {
         let mut state = self.lock();
         if let Slot::Answered(_) = state.slots[slot as usize]
