@@ -27,6 +27,8 @@ mod slice;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(all(feature = "driver", feature = "tokio"))]
+pub use backend::AsyncDriver;
 #[cfg(feature = "driver")]
 pub use backend::Driver;
 #[cfg(feature = "memory")]

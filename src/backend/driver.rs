@@ -1,4 +1,4 @@
-//! [`Driver`]: the same backend over blocking connections of the `redis` crate.
+//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,9 +7,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use redis::{ConnectionLike, RedisError, Value};
 
+#[cfg(feature = "tokio")]
+use super::AsyncExchange;
 use super::pool::{Failed, Pool, Wire};
 use super::{Access, Exchange};
 use crate::engine::chunk::Chunk;
+#[cfg(feature = "tokio")]
+use crate::engine::replies::Replies;
 use crate::engine::replies::{Receive, Token};
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
@@ -35,6 +39,9 @@ use crate::request::HashExpiry;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Driver<C = redis::Connection>(Arc<Shared<C>>);
+
+/// The servers' own limit.
+const MAX_ENTRY: usize = 512 * 1024 * 1024;
 
 struct Shared<C> {
     pool: Pool<Connection<C>>,
@@ -86,7 +93,7 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     }
 
     fn max_entry(&self) -> usize {
-        512 * 1024 * 1024
+        MAX_ENTRY
     }
 }
 
@@ -105,12 +112,123 @@ impl<C: ConnectionLike> Wire for Connection<C> {
             .inner
             .req_packed_commands(&self.output, 0, replies)
             .map_err(|error| fail(driver_error(&error), error.is_connection_dropped()))?;
-        if values.len() != replies {
-            let message = format!("{} replies came to {replies} commands", values.len());
-            return Err(fail(Error::new(ErrorKind::Protocol, message), false));
-        }
-        values.into_iter().try_for_each(|value| flatten(value, receive)).map_err(|error| fail(error, false))
+        flatten_all(values, replies, receive).map_err(|error| fail(error, false))
     }
+}
+
+/// Entries in a Redis server over an asynchronous connection of the `redis` crate that many tasks share: a
+/// `MultiplexedConnection` or a `ConnectionManager`. For a service that has one already.
+///
+/// It sends the same commands as [`Redis`](super::Redis) and means the same by them; a hit costs the `redis` crate's
+/// copies and allocations, and what is said in our own RESP once more in that crate's terms. Timeouts, and whether a
+/// connection that broke is made anew, are the connection's business. Features `driver` and `tokio`.
+///
+/// ```no_run
+/// use dogpile::{AsyncDriver, Region};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = redis::Client::open("redis://127.0.0.1/")?;
+/// let region = Region::builder(AsyncDriver::new(client.get_multiplexed_async_connection().await?)).build()?;
+/// let name: Option<String> = region.get_async("user-15|name").await?;
+/// # Ok(())
+/// # }
+/// ```
+#[cfg(feature = "tokio")]
+#[derive(Clone)]
+pub struct AsyncDriver<C = redis::aio::MultiplexedConnection> {
+    connection: C,
+    hash_expiry: HashExpiry,
+}
+
+#[cfg(feature = "tokio")]
+impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncDriver<C> {
+    /// A backend over a connection whose clones are the same connection.
+    pub fn new(connection: C) -> Self {
+        AsyncDriver { connection, hash_expiry: HashExpiry::default() }
+    }
+
+    /// Changes when hashes get their TTL. Default: [`HashExpiry::OnCreate`].
+    #[must_use]
+    pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
+        self.hash_expiry = hash_expiry;
+        self
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchange for AsyncDriver<C> {
+    async fn exchange_async(
+        &self,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let (pipeline, replies) = pipeline(write)?;
+        if replies == 0 {
+            return Ok(());
+        }
+        let mut connection = self.connection.clone();
+        let mut answered = connection.req_packed_commands(&pipeline, 0, replies).await;
+        // It says nothing about the server that a connection breaks which was open before.
+        if access != Access::Once && matches!(&answered, Err(error) if error.is_connection_dropped()) {
+            answered = connection.req_packed_commands(&pipeline, 0, replies).await;
+        }
+        flatten_all(answered.map_err(|error| driver_error(&error))?, replies, receive)
+    }
+
+    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        let (Ok((pipeline, replies)), Ok(runtime)) = (pipeline(write), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let mut connection = self.connection.clone();
+        runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });
+    }
+
+    fn hash_expiry(&self) -> HashExpiry {
+        self.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        MAX_ENTRY
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<C> fmt::Debug for AsyncDriver<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncDriver").field("hash_expiry", &self.hash_expiry).finish_non_exhaustive()
+    }
+}
+
+/// What `write` says in RESP, in the `redis` crate's terms, and how many replies will come. Its asynchronous
+/// connections do not take bytes.
+#[cfg(feature = "tokio")]
+fn pipeline(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<(redis::Pipeline, usize), Error> {
+    let mut output = Vec::with_capacity(256);
+    let count = write(&mut output);
+    let output = Bytes::from(output);
+    let mut pipeline = redis::Pipeline::with_capacity(count);
+    let mut replies = Replies::new(MAX_ENTRY);
+    replies.expect(count);
+    replies.feed(&mut Chunk::sharing(&output), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+        match token {
+            Token::Array(_) => drop(pipeline.add_command(redis::Cmd::new())),
+            Token::Bulk(argument) => drop(pipeline.arg(argument)),
+            other => return Err(crate::engine::batch::unexpected(other)),
+        }
+        Ok(())
+    })?;
+    Ok((pipeline, count))
+}
+
+/// Gives `receive` the tokens that make up so many replies.
+fn flatten_all(values: Vec<Value>, replies: usize, receive: &mut impl Receive) -> Result<(), Error> {
+    if values.len() != replies {
+        let message = format!("{} replies came to {replies} commands", values.len());
+        return Err(Error::new(ErrorKind::Protocol, message));
+    }
+    values.into_iter().try_for_each(|value| flatten(value, receive))
 }
 
 /// Gives `receive` the tokens that make up `value`.

@@ -16,6 +16,8 @@ use crate::error::Error;
 use crate::key::Key;
 use crate::request::{Batch, Found, Lease};
 
+#[cfg(all(feature = "driver", feature = "tokio"))]
+pub use self::driver::AsyncDriver;
 #[cfg(feature = "driver")]
 pub use self::driver::Driver;
 #[cfg(feature = "memory")]

@@ -112,6 +112,20 @@ mod tasks {
     }
 
     #[test]
+    #[cfg(feature = "driver")]
+    fn driver() {
+        let server = Server::start();
+        let runtime = &runtimes()[1];
+        for protocol in ["resp2", "resp3"] {
+            let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
+            let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
+            let driver = dogpile::AsyncDriver::new(connection);
+            testing::backend_async(&driver, runtime, &format!("{protocol}:"));
+            testing::lock_async(&driver, &RedisLock::new(), &RedisLock::new(), runtime, &format!("{protocol}:"));
+        }
+    }
+
+    #[test]
     #[cfg(unix)]
     fn redis_over_a_unix_socket() {
         let server = Server::start();
