@@ -1,5 +1,8 @@
 //! Cached functions: a function whose results are values of a region, under keys made from its arguments.
 
+#[cfg(feature = "tokio")]
+mod tasks;
+
 use std::fmt;
 use std::marker::PhantomData;
 
