@@ -3,10 +3,9 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::pipeline::{Pieces, Replied, Sent};
+use super::pipeline::{Replied, Sent};
 use crate::engine::chunk::Chunk;
 use crate::engine::replies::{Fed, Receive, Replies, Strings, Token};
 use crate::error::Error;
@@ -27,7 +26,7 @@ pub(super) struct Incoming {
     /// Whether the first of `sent` has been told to `replies`.
     begun: bool,
     /// What came already of the replies to the first of `sent`.
-    pieces: SmallVec<[Bytes; 1]>,
+    pieces: Vec<Bytes>,
     /// Each with the time when it was sent.
     pub(super) sent: VecDeque<(Sent, Instant)>,
 }
@@ -39,20 +38,30 @@ impl Incoming {
             needed: 1,
             replies: Replies::new(max_entry),
             begun: false,
-            pieces: SmallVec::new(),
+            pieces: Vec::new(),
             sent: VecDeque::new(),
         }
     }
 
-    /// Where to read to, with room for some more. A large string gets its room as it comes, since its length is only
-    /// announced.
+    /// Whether there is room to read to.
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.input.capacity() - self.input.len() >= self.wanted()
+    }
+
+    /// Where to read to, with room for some more: that of what nobody holds any more, or new.
+    #[inline]
     pub(super) fn room(&mut self) -> &mut BytesMut {
-        let came = self.input.len();
-        let wanted = self.needed.saturating_sub(came).clamp(PIECE / 4, came.max(PIECE));
-        if self.input.capacity() - came < wanted {
-            self.input.reserve(wanted.max(PIECE));
+        if !self.has_room() {
+            self.input.reserve(self.wanted().max(PIECE));
         }
         &mut self.input
+    }
+
+    /// How much room there should be. A large string gets its room as it comes, since its length is only announced.
+    fn wanted(&self) -> usize {
+        let came = self.input.len();
+        self.needed.saturating_sub(came).clamp(PIECE / 4, came.max(PIECE))
     }
 
     /// Cuts off the replies that are complete. What is pushed belongs to none; before and inside of replies whoever
@@ -85,23 +94,31 @@ impl Incoming {
                 continue;
             }
             if !self.begun {
-                self.replies.expect(first.replies);
+                self.replies.expect(first.replies as usize);
                 self.begun = true;
             }
             let fed = self.replies.feed(&mut chunk, &mut Ignore)?;
             let end = input.len() - chunk.rest().len();
-            if end > start {
-                self.pieces.push(input.slice(start..end));
-                start = end;
-            }
+            let piece = input.slice(start..end);
+            start = end;
             match fed {
                 Fed::Done => {
                     self.begun = false;
                     self.sent.pop_front();
-                    let pieces = Pieces { replies: first.replies, pieces: std::mem::take(&mut self.pieces) };
-                    answered.push_back((first, Replied::Pieces(Box::new(pieces))));
+                    let replied = if self.pieces.is_empty() {
+                        Replied::Piece(first.replies, piece)
+                    } else {
+                        self.pieces.push(piece);
+                        Replied::Pieces(first.replies, std::mem::take(&mut self.pieces).into())
+                    };
+                    answered.push_back((first, replied));
                 }
-                Fed::More(missing) => break missing,
+                Fed::More(missing) => {
+                    if !piece.is_empty() {
+                        self.pieces.push(piece);
+                    }
+                    break missing;
+                }
             }
         };
         let rest = chunk.rest();

@@ -344,6 +344,11 @@ impl<'l> Serving<'l> {
     /// Reads what there is: how many bytes.
     #[inline]
     fn read(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
+        // Replies that were handed on just now still hold the room that could be used again: it is looked for when
+        // something has come.
+        if !self.incoming.has_room() && self.stream.poll_read_ready(context).is_pending() {
+            return Ok(0);
+        }
         match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
             Poll::Ready(Ok(0)) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
             Poll::Ready(Ok(bytes)) => {

@@ -8,7 +8,6 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
-use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,15 +23,10 @@ const MOST_OUTPUT: usize = 1 << 20;
 pub(super) enum Replied {
     /// One reply, which is this string.
     String(Bytes),
-    /// Other replies. Boxed, so that a string, which is moved a few times, is not made larger by them.
-    Pieces(Box<Pieces>),
-}
-
-/// So many replies, in one piece most often; large ones in several, cut between tokens.
-#[derive(Debug)]
-pub(super) struct Pieces {
-    pub(super) replies: usize,
-    pub(super) pieces: SmallVec<[Bytes; 1]>,
+    /// So many replies, in one piece.
+    Piece(u32, Bytes),
+    /// So many replies, in several pieces, cut between tokens.
+    Pieces(u32, Box<[Bytes]>),
 }
 
 impl Replied {
@@ -41,17 +35,16 @@ impl Replied {
     pub(super) fn read(self, max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
         match self {
             Replied::String(string) => receive.string(string),
-            Replied::Pieces(pieces) => pieces.read(max_entry, receive),
+            Replied::Piece(replies, piece) => read(replies, &[piece], max_entry, receive),
+            Replied::Pieces(replies, pieces) => read(replies, &pieces, max_entry, receive),
         }
     }
 }
 
-impl Pieces {
-    fn read(&self, max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
-        let mut replies = Replies::new(max_entry);
-        replies.expect(self.replies);
-        self.pieces.iter().try_for_each(|piece| replies.feed(&mut Chunk::sharing(piece), receive).map(drop))
-    }
+fn read(count: u32, pieces: &[Bytes], max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
+    let mut replies = Replies::new(max_entry);
+    replies.expect(count as usize);
+    pieces.iter().try_for_each(|piece| replies.feed(&mut Chunk::sharing(piece), receive).map(drop))
 }
 
 /// What the callers of one connection share with the task that serves it.
@@ -86,13 +79,18 @@ struct State {
 pub(super) struct Sent {
     /// `None` when nobody waits for the replies.
     slot: Option<u32>,
-    pub(super) replies: usize,
+    pub(super) replies: u32,
+}
+
+/// As many as there are commands in memory, so never more.
+fn count(replies: usize) -> u32 {
+    u32::try_from(replies).expect("a request has less than four thousand million commands")
 }
 
 impl Sent {
     /// For whose replies no slot is.
     pub(super) fn apart(replies: usize) -> Self {
-        Sent { slot: None, replies }
+        Sent { slot: None, replies: count(replies) }
     }
 }
 
@@ -317,7 +315,7 @@ impl<W: Fn(&mut Vec<u8>) -> usize> Future for Request<'_, W> {
                 }
                 Ok(None) => {
                     self.stage = Stage::Done;
-                    Poll::Ready(Ok(Ok(Replied::Pieces(Box::new(Pieces { replies: 0, pieces: SmallVec::new() })))))
+                    Poll::Ready(Ok(Ok(Replied::Piece(0, Bytes::new()))))
                 }
                 Err(not_taken) => {
                     self.stage = Stage::Done;
@@ -370,7 +368,7 @@ impl Pipeline {
         // There are never so many.
         #[allow(clippy::cast_possible_truncation)]
         let slot = state.slots.insert(Slot::Waits(waker)) as u32;
-        let server = state.queue(Sent { slot: Some(slot), replies });
+        let server = state.queue(Sent { slot: Some(slot), replies: count(replies) });
         drop(state);
         if let Some(server) = server {
             server.wake();

@@ -54,6 +54,17 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Whether there is something to read, or the end.
+    pub(super) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => stream.poll_read_ready(context),
+            #[cfg(unix)]
+            Stream::Unix(stream) => stream.poll_read_ready(context),
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -1,8 +1,10 @@
 //! Promises on allocations, counted on the thread that makes the call: tables of what each operation allocates.
 
-#[path = "it/support.rs"]
+#[path = "../it/support.rs"]
 #[allow(dead_code)]
 mod support;
+#[cfg(feature = "tokio")]
+mod tasks;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
