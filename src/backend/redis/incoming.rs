@@ -145,3 +145,77 @@ impl Receive for Ignore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds the input in pieces that end at `cuts`, and shows what each of the requests, which expect so many replies,
+    /// was answered.
+    fn answers(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
+        let mut incoming = Incoming::new(1 << 20);
+        incoming.sent.extend(requests.iter().map(|replies| (Sent::apart(*replies), Instant::now())));
+        let (mut answered, mut at) = (VecDeque::new(), 0);
+        for end in cuts.iter().copied().chain([input.len()]) {
+            incoming.room().extend_from_slice(&input[at..end]);
+            at = end;
+            incoming.cut(&mut answered)?;
+        }
+        answered
+            .into_iter()
+            .map(|(_, replied)| {
+                let mut tokens = String::new();
+                replied.read(1 << 20, &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+                    tokens += &format!("{token:?} ");
+                    Ok(())
+                })?;
+                Ok(tokens)
+            })
+            .collect()
+    }
+
+    const INPUT: &[u8] = b">2\r\n$3\r\nfoo\r\n:1\r\n$2\r\nab\r\n*2\r\n$1\r\nc\r\n>1\r\n+p\r\n$-1\r\n+OK\r\n:7\r\n\
+        >1\r\n$1\r\nq\r\n|1\r\n+k\r\n+v\r\n$12\r\nmellifluous!\r\n>1\r\n$1\r\nr\r\n";
+
+    #[test]
+    fn every_cut_gives_each_request_its_replies_and_no_push() {
+        let whole = answers(INPUT, &[1, 1, 2, 1], &[]).unwrap();
+        assert_eq!(whole.len(), 4);
+        assert_eq!(whole[0], format!("{:?} ", Token::Bulk(b"ab")));
+        assert_eq!(whole[2], format!("{:?} {:?} ", Token::Status(b"OK"), Token::Int(7)));
+        assert_eq!(whole[3], format!("{:?} ", Token::Bulk(b"mellifluous!")));
+        for first in 0..=INPUT.len() {
+            for second in first..=INPUT.len() {
+                assert_eq!(answers(INPUT, &[1, 1, 2, 1], &[first, second]).unwrap(), whole, "{first} {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_breaks_the_connection() {
+        let error = answers(b"$1\r\na\r\n$1\r\nb\r\n", &[1], &[]).unwrap_err();
+        assert_eq!(error.to_string(), "the server sent 7 bytes more than it was asked for");
+        assert!(answers(b"$1\r\na\r\n?", &[1, 1], &[]).is_err());
+    }
+
+    #[test]
+    fn large_strings_come_in_pieces() {
+        let large = format!("*2\r\n$100000\r\n{}\r\n$3\r\nend\r\n", "x".repeat(100_000));
+        let cuts: Vec<usize> = (0..large.len()).step_by(777).collect();
+        let shown = answers(large.as_bytes(), &[1], &cuts).unwrap();
+        assert!(shown[0].len() > 100_000 && shown.len() == 1);
+    }
+
+    #[test]
+    fn room_is_used_again_when_nobody_holds_any_of_it() {
+        let (mut incoming, mut answered) = (Incoming::new(1 << 20), VecDeque::new());
+        let begin = incoming.room().as_ptr();
+        for _ in 0..1000 {
+            incoming.sent.push_back((Sent::apart(1), Instant::now()));
+            incoming.room().extend_from_slice(b"$50\r\n01234567890123456789012345678901234567890123456789\r\n");
+            incoming.cut(&mut answered).unwrap();
+            answered.clear();
+        }
+        assert!(incoming.room().as_ptr().addr() - begin.addr() < PIECE, "it is the same memory");
+    }
+}

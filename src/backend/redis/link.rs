@@ -245,6 +245,8 @@ impl Drop for Serving<'_> {
     fn drop(&mut self) {
         let ended = || Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
         let error = self.broken_by.take().unwrap_or_else(ended);
+        // What came before it broke is as good as ever.
+        self.hand_on(usize::MAX);
         self.link.pipeline.close(self.incoming.sent.drain(..).map(|(sent, _)| sent), &error);
     }
 }

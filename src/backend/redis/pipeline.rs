@@ -420,3 +420,118 @@ impl Pipeline {
         drop(left);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn poll<F: Future + Unpin>(future: &mut F, bell: &Arc<Bell>) -> Poll<F::Output> {
+        Pin::new(future).poll(&mut Context::from_waker(&Waker::from(Arc::clone(bell))))
+    }
+
+    fn ask(out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(b"*1\r\n$4\r\nPING\r\n");
+        1
+    }
+
+    /// What was sent, as the connection's task takes it.
+    fn take(pipeline: &Pipeline) -> Vec<Sent> {
+        let (mut output, mut sent) = (Vec::new(), Vec::new());
+        pipeline.take_output(None, &mut output, |request| sent.push(request));
+        assert_eq!(output.len(), sent.len() * 14);
+        sent
+    }
+
+    fn answer(pipeline: &Pipeline, sent: &[Sent], with: &'static [u8]) {
+        let replied = |sent: &Sent| (*sent, Replied::String(Bytes::from_static(with)));
+        pipeline.answer(sent.iter().map(replied), &mut Vec::new());
+    }
+
+    #[test]
+    fn each_gets_the_answer_to_what_it_asked() {
+        let (pipeline, bells) = (Pipeline::new(10), [0; 3].map(|_| Arc::new(Bell::default())));
+        assert!(matches!(poll(&mut pipeline.request(ask, false), &bells[0]), Poll::Ready(Err(NotTaken::Closed))));
+        pipeline.open();
+        let mut requests = [0; 3].map(|_| pipeline.request(ask, false));
+        for (request, bell) in requests.iter_mut().zip(&bells) {
+            assert!(poll(request, bell).is_pending());
+            assert!(poll(request, bell).is_pending(), "it may be looked at again");
+        }
+        let sent = take(&pipeline);
+        answer(&pipeline, &sent[..1], b"first");
+        let [first, second, third] = requests;
+        // One that leaves, and one that leaves with its answer there, take nothing from the others.
+        drop(second);
+        answer(&pipeline, &sent[1..2], b"second");
+        answer(&pipeline, &sent[2..], b"third");
+        assert_eq!(bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed)), [1, 0, 1]);
+        drop(first);
+        let mut third = third;
+        let answer = poll(&mut third, &bells[2]);
+        assert!(matches!(&answer, Poll::Ready(Ok(Ok(Replied::String(text)))) if text == "third"), "{answer:?}");
+        assert!(pipeline.lock().slots.is_empty());
+        assert_eq!(pipeline.lock().under_way, 0);
+    }
+
+    #[test]
+    fn those_who_wait_when_it_closes_are_told() {
+        let (pipeline, bell) = (Pipeline::new(10), Arc::new(Bell::default()));
+        pipeline.open();
+        let (mut sent, mut queued) = (pipeline.request(ask, false), pipeline.request(ask, false));
+        assert!(poll(&mut sent, &bell).is_pending());
+        let under_way = take(&pipeline);
+        assert!(poll(&mut queued, &bell).is_pending());
+        pipeline.send(ask);
+        pipeline.close(under_way.into_iter(), &Error::new(ErrorKind::Connection, "gone"));
+        assert_eq!(bell.0.load(Ordering::Relaxed), 2);
+        for request in [&mut sent, &mut queued] {
+            let Poll::Ready(Ok(Err(error))) = poll(request, &bell) else { panic!("was not told") };
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Connection, "gone".into()));
+        }
+        assert!(matches!(poll(&mut pipeline.request(ask, false), &bell), Poll::Ready(Err(NotTaken::Closed))));
+        assert_eq!(pipeline.lock().under_way, 0);
+    }
+
+    #[test]
+    fn no_more_are_under_way_than_may_be() {
+        let (pipeline, bell) = (Pipeline::new(2), Arc::new(Bell::default()));
+        pipeline.open();
+        let mut requests = [0; 2].map(|_| pipeline.request(ask, false));
+        requests.iter_mut().for_each(|request| assert!(poll(request, &bell).is_pending()));
+        assert!(matches!(poll(&mut pipeline.request(ask, false), &bell), Poll::Ready(Err(NotTaken::Full))));
+        let sent = take(&pipeline);
+        answer(&pipeline, &sent[..1], b"room");
+        assert!(poll(&mut pipeline.request(ask, false), &bell).is_pending());
+    }
+
+    #[test]
+    fn commands_are_written_whole_or_not_at_all() {
+        let (pipeline, bell) = (Pipeline::new(2), Arc::new(Bell::default()));
+        pipeline.open();
+        let broken = |out: &mut Vec<u8>| -> usize {
+            out.extend_from_slice(b"*1\r\n");
+            panic!("in the middle");
+        };
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = poll(&mut pipeline.request(broken, false), &bell);
+        }));
+        assert!(polled.is_err());
+        assert!(pipeline.lock().output.is_empty() && pipeline.lock().slots.is_empty());
+        let nothing = poll(&mut pipeline.request(|_: &mut Vec<u8>| 0, false), &bell);
+        assert!(matches!(nothing, Poll::Ready(Ok(Ok(Replied::Piece(0, _))))));
+    }
+}
