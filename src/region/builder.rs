@@ -145,7 +145,8 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
     }
 
     /// Who runs the creators of [`Region::get_or_refresh_async`]. Default: each in a task of the tokio runtime that its
-    /// caller is in.
+    /// caller is in. A runtime that shuts down drops them and can no longer release their locks in a server, which then
+    /// last as long as their leases. A program that stops cleanly brings its own runner, and waits for what it runs.
     #[cfg(feature = "tokio")]
     pub fn task_runner(mut self, run: impl Fn(TaskJob) + Send + Sync + 'static) -> Self {
         self.task_runner = Runner::new(run);
