@@ -122,7 +122,31 @@ mod tasks {
             let driver = dogpile::AsyncDriver::new(connection);
             testing::backend_async(&driver, runtime, &format!("{protocol}:"));
             testing::lock_async(&driver, &RedisLock::new(), &RedisLock::new(), runtime, &format!("{protocol}:"));
+
+            let manager = runtime.block_on(client.get_connection_manager()).unwrap();
+            testing::backend_async(&dogpile::AsyncDriver::new(manager), runtime, &format!("manager, {protocol}:"));
         }
+    }
+
+    #[test]
+    #[cfg(feature = "driver")]
+    fn a_manager_connects_again() {
+        let mut server = Server::start();
+        let client = redis::Client::open(server.url()).unwrap();
+        runtimes()[0].block_on(async {
+            let manager = client.get_connection_manager().await.unwrap();
+            let region = dogpile::Region::builder(dogpile::AsyncDriver::new(manager)).build().unwrap();
+            region.set_async("k", &1_u64).await.unwrap();
+            server.restart();
+            let created = region.get_or_create_async("k", async || Ok::<_, std::convert::Infallible>(2_u64)).await;
+            assert_eq!(created.unwrap(), 2);
+            let deadline = std::time::Instant::now() + Duration::from_secs(10);
+            while region.set_async("k", &3_u64).await.is_err() {
+                assert!(std::time::Instant::now() < deadline, "it never connected again");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(region.get_async("k").await.unwrap(), Some(3_u64));
+        });
     }
 
     #[test]
