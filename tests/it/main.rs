@@ -8,3 +8,5 @@ mod locks;
 mod redis;
 mod region;
 mod support;
+#[cfg(feature = "tokio")]
+mod tasks;
