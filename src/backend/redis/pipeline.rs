@@ -192,11 +192,14 @@ impl Pipeline {
             }
             return;
         }
+        // Who waits for room in the output is woken; who waits for replies to come would wait again.
+        let room = if state.output.len() < MOST_OUTPUT { 0 } else { self.most.saturating_sub(state.under_way) };
         std::mem::swap(&mut state.output, output);
         state.queued.drain(..).for_each(&mut sent);
         drop(state);
-        // Who waits for room in the output.
-        self.make_room(usize::MAX);
+        if room > 0 {
+            self.make_room(room);
+        }
     }
 
     /// Hands replies to who waits for them. `woken` is empty afterwards.
