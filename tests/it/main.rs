@@ -5,6 +5,8 @@ mod conformance;
 mod creation;
 mod faults;
 mod locks;
+#[cfg(feature = "tokio")]
+mod pipeline;
 mod redis;
 mod region;
 mod support;

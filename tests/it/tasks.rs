@@ -619,7 +619,10 @@ fn batches_of_tasks_create_each_key_once() {
     let server = Server::start();
     let runtime = multi();
     let region = || Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
-    for regions in [[region(), region()], { let same = region(); [same.clone(), same] }] {
+    for regions in [[region(), region()], {
+        let same = region();
+        [same.clone(), same]
+    }] {
         let first = new_key() * 1_000;
         let (calls, present) = (Arc::new(AtomicUsize::new(0)), first + 3);
         regions[0].set(present, &(present * 10)).unwrap();

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::WhileDown;
@@ -381,8 +382,8 @@ impl<'l> Serving<'l> {
         self.moved = 0;
         self.is_set = true;
         self.timer.as_mut().reset(due.max(now));
-        // Asks to be woken.
-        let _ = self.timer.as_mut().poll(context);
+        // Asks to be woken, also where the task's budget is used up: nobody asks once more.
+        let _ = pin!(unconstrained(self.timer.as_mut())).poll(context);
         Poll::Pending
     }
 }
