@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -431,19 +432,33 @@ impl Links {
         Shared::Owned(Arc::clone(&others[others.len() - 1].1))
     }
 
-    /// Sends commands whose replies nobody waits for: over the link of this runtime, and where there is none over
-    /// another one, since what is dropped may be dropped anywhere.
-    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    /// Sends commands whose replies nobody waits for, over the link of this runtime. Where it has none, over each that
+    /// is open: only over one of them do they come after what was asked before, and some runtimes may rest. Gives them
+    /// back then, for another attempt in this runtime.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<(Vec<u8>, usize)> {
         let here = Handle::try_current().ok().map(|runtime| runtime.id());
         let others = self.others.lock();
-        let open = || self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
-        let link = open().find(|(runtime, _)| Some(*runtime) == here).or_else(|| open().next());
-        let link = link.map(|(_, link)| Arc::clone(link));
+        let open = self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
+        let mut open: SmallVec<[_; 4]> = open.map(|(id, link)| (Some(*id) == here, Arc::clone(link))).collect();
         drop(others);
-        if let Some(link) = link {
-            link.pipeline.send(write);
+        if let Some(at) = open.iter().position(|(is_here, _)| *is_here) {
+            return open.swap_remove(at).1.pipeline.send(write).err().map(written);
         }
+        let (commands, replies) = written(write);
+        for (_, link) in open {
+            let _ = link.pipeline.send(|out: &mut Vec<u8>| {
+                out.extend_from_slice(&commands);
+                replies
+            });
+        }
+        here.map(|_| (commands, replies))
     }
+}
+
+fn written(write: impl FnOnce(&mut Vec<u8>) -> usize) -> (Vec<u8>, usize) {
+    let mut commands = Vec::new();
+    let replies = write(&mut commands);
+    (commands, replies)
 }
 
 impl Drop for Links {

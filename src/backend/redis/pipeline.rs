@@ -143,15 +143,18 @@ impl Pipeline {
         Request { pipeline: self, admitted, stage: Stage::New(write) }
     }
 
-    /// Sends commands whose replies nobody waits for. What cannot be sent is lost.
-    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    /// Sends commands whose replies nobody waits for. Gives back what cannot be sent.
+    pub(super) fn send<W: FnOnce(&mut Vec<u8>) -> usize>(&self, write: W) -> Result<(), W> {
         let mut state = self.lock();
-        if state.is_open {
-            let replies = state.write(write);
-            let server = if replies > 0 { state.queue(Sent::apart(replies)) } else { None };
+        if !state.is_open {
             drop(state);
-            server.into_iter().for_each(Waker::wake);
+            return Err(write);
         }
+        let replies = state.write(write);
+        let server = if replies > 0 { state.queue(Sent::apart(replies)) } else { None };
+        drop(state);
+        server.into_iter().for_each(Waker::wake);
+        Ok(())
     }
 
     /// Waits until there may be room for another request.
