@@ -161,7 +161,7 @@ impl Link {
         }
         *keeper = Keeper::Awake(None);
         drop(keeper);
-        tokio::spawn(keep(Arc::clone(self)));
+        tokio::spawn(keep(Ends(Arc::clone(self))));
         None
     }
 
@@ -177,20 +177,21 @@ pub(super) fn from_now(later: Duration) -> Instant {
     Instant::now() + later.min(YEAR)
 }
 
+/// However the task of a link ends, with its runtime, before it began, or by a panic too, nobody waits for it any more.
+struct Ends(Arc<Link>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
+        self.0.pipeline.close(std::iter::empty(), &error);
+        *self.0.keeper.lock() = Keeper::Asleep;
+        self.0.changed.notify_waiters();
+    }
+}
+
 /// The task of a link: connects, serves the connection until it breaks, and tries again where that was for no reason of
 /// the connection's own.
-async fn keep(link: Arc<Link>) {
-    /// However the task ends, with its runtime or by a panic too, nobody waits for it any more.
-    struct Ends(Arc<Link>);
-    impl Drop for Ends {
-        fn drop(&mut self) {
-            let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
-            self.0.pipeline.close(std::iter::empty(), &error);
-            *self.0.keeper.lock() = Keeper::Asleep;
-            self.0.changed.notify_waiters();
-        }
-    }
-    let link = Ends(link);
+async fn keep(link: Ends) {
     let link = &link.0;
     let mut pause = FIRST_PAUSE;
     while !link.pipeline.is_abandoned() {
@@ -426,8 +427,8 @@ impl Links {
         if let Some((_, link)) = others.iter().find(|(other, _)| *other == id) {
             return Shared::Owned(Arc::clone(link));
         }
-        // Those of runtimes that have ended are asleep for ever.
-        others.retain(|(_, link)| !link.is_asleep());
+        // Those of runtimes that have ended are asleep for ever; one that somebody holds is about to be woken.
+        others.retain(|(_, link)| !link.is_asleep() || Arc::strong_count(link) > 1);
         others.push(new());
         Shared::Owned(Arc::clone(&others[others.len() - 1].1))
     }
