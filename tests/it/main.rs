@@ -8,6 +8,7 @@ mod locks;
 #[cfg(feature = "tokio")]
 mod pipeline;
 mod redis;
+mod refresh;
 mod region;
 mod support;
 #[cfg(feature = "tokio")]
