@@ -74,8 +74,8 @@ pub trait AsyncExchange: Clone + Send + Sync + 'static {
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Sends commands whose replies do not matter, after all that this caller sent before. Does not block; what cannot
-    /// be sent is lost.
+    /// Sends commands whose replies do not matter, and that may be sent twice, after all that this caller sent before.
+    /// Does not block; what cannot be sent is lost.
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize);
 
     /// When hashes get their TTL.

@@ -116,7 +116,7 @@ where
     /// Waiting comes last, when this caller has nothing left to create, and it waits for all that is missing at once;
     /// who waits and has to do something leaves the lines that it stands in. So nobody waits for a caller that waits,
     /// and nobody is elected who is not looking.
-    async fn missing(&mut self) -> Result<Option<Creation<'d>>, Error> {
+    pub(super) async fn missing(&mut self) -> Result<Option<Creation<'d>>, Error> {
         let (region, thread) = (self.region, self.face.thread());
         loop {
             self.read().await?;
@@ -304,7 +304,7 @@ where
     }
 
     /// Takes what was created, shares it and stores it.
-    async fn created(&mut self, creation: Creation<'_>, values: Vec<V>) -> Result<(), Error> {
+    pub(super) async fn created(&mut self, creation: Creation<'_>, values: Vec<V>) -> Result<(), Error> {
         let Creation { missing, started, failure } = creation;
         if values.len() != missing.len() {
             return Err(wrong_number(missing.len(), values.len()));
@@ -349,9 +349,9 @@ pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
 }
 
 /// Values that are being created.
-struct Creation<'d> {
+pub(super) struct Creation<'d> {
     /// The numbers of their flights.
-    missing: SmallVec<[usize; 4]>,
+    pub(super) missing: SmallVec<[usize; 4]>,
     /// What an entry of the time when it began would be stamped with.
     started: Timestamp,
     failure: CountUnlessDone<'d>,

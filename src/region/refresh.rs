@@ -123,6 +123,10 @@ where
         let (region, settings) = (call.shared(), call.settings.clone());
         let again = region.reading(Some(stale.entry.clone()), settings.max_age);
         let mut flight = call.begun(ended, Ok(again))?;
+        if flight.step() != Step::Join {
+            // It is fresh by now: a clock was set back, or what is invalid changed.
+            return Ok(None);
+        }
         flight.join(&region.line, key, None);
         let leads = flight.step() == Step::TryLock;
         Ok(leads.then(|| Refresh { face, region: call.region().clone(), key: key.to_buf(), settings, flight }))

@@ -339,24 +339,21 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
     pub async fn get_or_create_many_async<K: AsKey, V: Clone, E>(
         &self,
         keys: &[K],
-        mut create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
+        create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        self.create_many_async(keys, async |missing: &[usize]| {
-            let missing: Vec<&K> = missing.iter().map(|&at| &keys[at]).collect();
-            create(&missing).await
-        })
-        .await
+        self.create_many_async(keys, keys, create).await
     }
 
-    /// The same, with a creator that is given positions in `keys`.
-    pub(super) async fn create_many_async<K: AsKey, V: Clone, E>(
+    /// The same, with a creator that is given those of `items` whose keys are missing: as many as there are keys.
+    pub(super) async fn create_many_async<K: AsKey, T, V: Clone, E>(
         &self,
         keys: &[K],
-        mut create: impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
+        items: &[T],
+        mut create: impl AsyncFnMut(&[&T]) -> Result<Vec<V>, E>,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
@@ -367,9 +364,15 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         let distinct = Distinct::of(&keys);
         let keys = distinct.keys(&keys);
         let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
-        Drive::new(Task, self.shared(), self.settings.by_ref(), &keys, &mut flights)
-            .run(async |missing: &[usize]| create(&distinct.positions(missing)).await)
-            .await?;
+        let mut drive = Drive::new(Task, self.shared(), self.settings.by_ref(), &keys, &mut flights);
+        // Not by a closure around `create`, whose futures would borrow from here: the compiler cannot tell of such a
+        // call that it may change threads.
+        while let Some(creation) = drive.missing().await? {
+            let missing: Vec<&T> = distinct.positions(&creation.missing).into_iter().map(|at| &items[at]).collect();
+            let values = create(&missing).await.map_err(GetError::Create)?;
+            drive.created(creation, values).await?;
+        }
+        drop(drive);
         Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
     }
 }

@@ -5,6 +5,11 @@ mod conformance;
 mod creation;
 mod faults;
 mod locks;
+#[cfg(feature = "tokio")]
+mod pipeline;
 mod redis;
+mod refresh;
 mod region;
 mod support;
+#[cfg(feature = "tokio")]
+mod tasks;

@@ -10,9 +10,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
 
 use super::WhileDown;
@@ -159,7 +161,7 @@ impl Link {
         }
         *keeper = Keeper::Awake(None);
         drop(keeper);
-        tokio::spawn(keep(Arc::clone(self)));
+        tokio::spawn(keep(Ends(Arc::clone(self))));
         None
     }
 
@@ -175,20 +177,21 @@ pub(super) fn from_now(later: Duration) -> Instant {
     Instant::now() + later.min(YEAR)
 }
 
+/// However the task of a link ends, with its runtime, before it began, or by a panic too, nobody waits for it any more.
+struct Ends(Arc<Link>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
+        self.0.pipeline.close(std::iter::empty(), &error);
+        *self.0.keeper.lock() = Keeper::Asleep;
+        self.0.changed.notify_waiters();
+    }
+}
+
 /// The task of a link: connects, serves the connection until it breaks, and tries again where that was for no reason of
 /// the connection's own.
-async fn keep(link: Arc<Link>) {
-    /// However the task ends, with its runtime or by a panic too, nobody waits for it any more.
-    struct Ends(Arc<Link>);
-    impl Drop for Ends {
-        fn drop(&mut self) {
-            let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
-            self.0.pipeline.close(std::iter::empty(), &error);
-            *self.0.keeper.lock() = Keeper::Asleep;
-            self.0.changed.notify_waiters();
-        }
-    }
-    let link = Ends(link);
+async fn keep(link: Ends) {
     let link = &link.0;
     let mut pause = FIRST_PAUSE;
     while !link.pipeline.is_abandoned() {
@@ -383,8 +386,8 @@ impl<'l> Serving<'l> {
         self.moved = 0;
         self.is_set = true;
         self.timer.as_mut().reset(due.max(now));
-        // Asks to be woken.
-        let _ = self.timer.as_mut().poll(context);
+        // Asks to be woken, also where the task's budget is used up: nobody asks once more.
+        let _ = pin!(unconstrained(self.timer.as_mut())).poll(context);
         Poll::Pending
     }
 }
@@ -426,25 +429,39 @@ impl Links {
         if let Some((_, link)) = others.iter().find(|(other, _)| *other == id) {
             return Shared::Owned(Arc::clone(link));
         }
-        // Those of runtimes that have ended are asleep for ever.
-        others.retain(|(_, link)| !link.is_asleep());
+        // Those of runtimes that have ended are asleep for ever; one that somebody holds is about to be woken.
+        others.retain(|(_, link)| !link.is_asleep() || Arc::strong_count(link) > 1);
         others.push(new());
         Shared::Owned(Arc::clone(&others[others.len() - 1].1))
     }
 
-    /// Sends commands whose replies nobody waits for: over the link of this runtime, and where there is none over
-    /// another one, since what is dropped may be dropped anywhere.
-    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    /// Sends commands whose replies nobody waits for, over the link of this runtime. Where it has none, over each that
+    /// is open: only over one of them do they come after what was asked before, and some runtimes may rest. Gives them
+    /// back then, for another attempt in this runtime.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<(Vec<u8>, usize)> {
         let here = Handle::try_current().ok().map(|runtime| runtime.id());
         let others = self.others.lock();
-        let open = || self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
-        let link = open().find(|(runtime, _)| Some(*runtime) == here).or_else(|| open().next());
-        let link = link.map(|(_, link)| Arc::clone(link));
+        let open = self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
+        let mut open: SmallVec<[_; 4]> = open.map(|(id, link)| (Some(*id) == here, Arc::clone(link))).collect();
         drop(others);
-        if let Some(link) = link {
-            link.pipeline.send(write);
+        if let Some(at) = open.iter().position(|(is_here, _)| *is_here) {
+            return open.swap_remove(at).1.pipeline.send(write).err().map(written);
         }
+        let (commands, replies) = written(write);
+        for (_, link) in open {
+            let _ = link.pipeline.send(|out: &mut Vec<u8>| {
+                out.extend_from_slice(&commands);
+                replies
+            });
+        }
+        here.map(|_| (commands, replies))
     }
+}
+
+fn written(write: impl FnOnce(&mut Vec<u8>) -> usize) -> (Vec<u8>, usize) {
+    let mut commands = Vec::new();
+    let replies = write(&mut commands);
+    (commands, replies)
 }
 
 impl Drop for Links {

@@ -25,8 +25,12 @@ use super::AsyncExchange;
 use super::pool::Pool;
 use super::{Access, Exchange};
 use crate::engine::batch::Acknowledged;
+#[cfg(feature = "tokio")]
+use crate::engine::chunk::Chunk;
 use crate::engine::plan;
 use crate::engine::replies::Receive;
+#[cfg(feature = "tokio")]
+use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
@@ -190,7 +194,17 @@ impl AsyncExchange for Redis {
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        self.0.writer.links.send(write);
+        let Some((commands, replies)) = self.0.writer.links.send(write) else { return };
+        // The connection broke, which is no reason for a lease to stay.
+        let redis = self.clone();
+        tokio::spawn(async move {
+            let write = |out: &mut Vec<u8>| {
+                out.extend_from_slice(&commands);
+                replies
+            };
+            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
+            let _ = redis.exchange_async(Access::Write, write, &mut ignore).await;
+        });
     }
 
     fn hash_expiry(&self) -> HashExpiry {

@@ -143,15 +143,18 @@ impl Pipeline {
         Request { pipeline: self, admitted, stage: Stage::New(write) }
     }
 
-    /// Sends commands whose replies nobody waits for. What cannot be sent is lost.
-    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    /// Sends commands whose replies nobody waits for. Gives back what cannot be sent.
+    pub(super) fn send<W: FnOnce(&mut Vec<u8>) -> usize>(&self, write: W) -> Result<(), W> {
         let mut state = self.lock();
-        if state.is_open {
-            let replies = state.write(write);
-            let server = if replies > 0 { state.queue(Sent::apart(replies)) } else { None };
+        if !state.is_open {
             drop(state);
-            server.into_iter().for_each(Waker::wake);
+            return Err(write);
         }
+        let replies = state.write(write);
+        let server = if replies > 0 { state.queue(Sent::apart(replies)) } else { None };
+        drop(state);
+        server.into_iter().for_each(Waker::wake);
+        Ok(())
     }
 
     /// Waits until there may be room for another request.
@@ -192,11 +195,14 @@ impl Pipeline {
             }
             return;
         }
+        // Who waits for room in the output is woken; who waits for replies to come would wait again.
+        let room = if state.output.len() < MOST_OUTPUT { 0 } else { self.most.saturating_sub(state.under_way) };
         std::mem::swap(&mut state.output, output);
         state.queued.drain(..).for_each(&mut sent);
         drop(state);
-        // Who waits for room in the output.
-        self.make_room(usize::MAX);
+        if room > 0 {
+            self.make_room(room);
+        }
     }
 
     /// Hands replies to who waits for them. `woken` is empty afterwards.

@@ -138,12 +138,7 @@ where
     /// # Errors
     /// As [`Region::get_or_create_many_async`].
     pub async fn call_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
-        let keys = self.keys(arguments);
-        let create = async |missing: &[usize]| {
-            let missing: Vec<&A> = missing.iter().map(|&at| &arguments[at]).collect();
-            (self.function)(&missing).await
-        };
-        Call::new(&self.region).create_many_async(&keys, create).await
+        Call::new(&self.region).create_many_async(&self.keys(arguments), arguments, &self.function).await
     }
 
     /// As [`FunctionMany::get`].

@@ -1,0 +1,695 @@
+//! Callers that are tasks: futures that are dropped wherever they wait, many tasks, and tasks and threads together.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use dogpile::{AsyncBackend, AsyncLock, ErrorKind, GetError, LocalLock, Memory, Msgpack, Redis, RedisLock, Region};
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use crate::region::fine;
+use crate::support::Server;
+
+/// Far less than a lease takes to end by itself, and far more than a machine with other work needs.
+pub const SOON: Duration = Duration::from_secs(5);
+
+type Of<B, L> = Region<B, Msgpack, L>;
+
+pub fn single() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub fn multi() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap()
+}
+
+/// What comes soon, or the test fails.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what}: it hangs"))
+}
+
+/// Waits until something is so, and lets other tasks work meanwhile.
+pub async fn comes(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it never came that {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+pub async fn no_locks_stay(server: &Server) {
+    comes("no lock is left", || server.ask(&["KEYS", "_lok.*"]) == "*0").await;
+}
+
+/// Where a future is dropped.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    polls: usize,
+    /// Not at once after the last poll, but when it would be polled again.
+    when_woken: bool,
+}
+
+impl Cut {
+    /// Polls a future, each time when it was woken, and drops it where that is to be. What it came to, if it did.
+    async fn off<F: Future>(self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut polled = 0;
+        poll_fn(|context| {
+            if polled == self.polls {
+                return Poll::Ready(None);
+            }
+            polled += 1;
+            match future.as_mut().poll(context) {
+                Poll::Ready(output) => Poll::Ready(Some(output)),
+                Poll::Pending if polled == self.polls && !self.when_woken => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// Has `scenario` drop its future after each number of polls, until it says that the future was done before.
+async fn at_each_point(what: &str, mut scenario: impl AsyncFnMut(Cut) -> bool) {
+    for when_woken in [false, true] {
+        for polls in 0.. {
+            assert!(polls < 200, "{what}: it never ends");
+            let cut = Cut { polls, when_woken };
+            if soon(&format!("{what}, {cut:?}"), scenario(cut)).await {
+                break;
+            }
+        }
+    }
+}
+
+/// A key that was not used before.
+fn new_key() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1_000_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A creator that waits a few times.
+async fn create(value: u64) -> Result<u64, Infallible> {
+    tokio::task::yield_now().await;
+    sleep(Duration::from_millis(1)).await;
+    tokio::task::yield_now().await;
+    Ok(value)
+}
+
+async fn create_many(keys: &[&u64]) -> Result<Vec<u64>, Infallible> {
+    create(0).await?;
+    Ok(keys.iter().map(|key| **key * 10).collect())
+}
+
+/// Reads keys all the time, while futures are dropped, and finds in each its own value.
+fn probe<B, L>(region: &Of<B, L>) -> (Arc<AtomicBool>, tokio::task::JoinHandle<()>)
+where
+    B: AsyncBackend + 'static,
+    L: AsyncLock<B> + 'static,
+{
+    let (done, region) = (Arc::new(AtomicBool::new(false)), region.clone());
+    let is_done = Arc::clone(&done);
+    let probes = tokio::spawn(async move {
+        let keys: Vec<u64> = (0..20).collect();
+        for key in &keys {
+            region.set_async(key, &(key + 500)).await.unwrap();
+        }
+        while !is_done.load(Ordering::Relaxed) {
+            for key in &keys {
+                assert_eq!(region.get_async(key).await.unwrap(), Some(key + 500));
+            }
+            let all: Vec<Option<u64>> = region.get_many_async(&keys).await.unwrap();
+            assert!(all.iter().zip(&keys).all(|(value, key)| *value == Some(key + 500)));
+            sleep(Duration::from_micros(200)).await;
+        }
+    });
+    (done, probes)
+}
+
+/// Drops every kind of call at every point where it waits. `other` is another region on the same server, or the same
+/// one where there is none.
+async fn drop_everything<B, L>(region: Of<B, L>, other: Of<B, L>)
+where
+    B: AsyncBackend + 'static,
+    L: AsyncLock<B> + 'static,
+    L::AsyncGuard: 'static,
+{
+    let (done, probes) = probe(&region);
+    let anew = async |region: &Of<B, L>, key: u64| {
+        let value = soon("another call", region.get_or_create_async(key, || create(7))).await.unwrap();
+        assert!(value == 7 || value == 5, "{value}");
+        // It is shared before it is stored.
+        while region.get_async(key).await.unwrap() != Some(value) {
+            sleep(Duration::from_micros(100)).await;
+        }
+    };
+
+    at_each_point("get", async |cut| {
+        let key = new_key();
+        region.set_async(key, &7_u64).await.unwrap();
+        let got = cut.off(region.get_async::<u64>(key)).await;
+        anew(&region, key).await;
+        got.map(|got| assert_eq!(got.unwrap(), Some(7))).is_some()
+    })
+    .await;
+    at_each_point("set", async |cut| {
+        let key = new_key();
+        let set = cut.off(region.set_async(key, &5_u64)).await;
+        anew(&region, key).await;
+        set.map(|set| set.unwrap()).is_some()
+    })
+    .await;
+    at_each_point("get_many", async |cut| {
+        let got = cut.off(region.get_many_async::<_, u64>(&[3_u64, 1, 2])).await;
+        let key = new_key();
+        anew(&region, key).await;
+        got.map(|got| assert_eq!(got.unwrap(), [Some(503), Some(501), Some(502)])).is_some()
+    })
+    .await;
+    at_each_point("a miss", async |cut| {
+        let key = new_key();
+        let got = cut.off(region.get_or_create_async(key, || create(7))).await;
+        anew(&other, key).await;
+        anew(&region, key).await;
+        got.map(|got| assert_eq!(got.unwrap(), 7)).is_some()
+    })
+    .await;
+    at_each_point("a hit", async |cut| {
+        let key = new_key();
+        region.set_async(key, &7_u64).await.unwrap();
+        let got = cut.off(region.get_or_create_async(key, async || -> Result<u64, Infallible> { panic!() })).await;
+        anew(&region, key).await;
+        got.map(|got| assert_eq!(got.unwrap(), 7)).is_some()
+    })
+    .await;
+    at_each_point("what is stale", async |cut| {
+        let key = new_key();
+        region.set_async(key, &5_u64).await.unwrap();
+        let stale = region.with_expiry(Duration::ZERO);
+        let got = cut.off(stale.get_or_create_async(key, || create(7))).await;
+        // Not at hand any more, so that whoever comes now needs the lock.
+        region.delete_async(key).await.unwrap();
+        anew(&other, key).await;
+        anew(&region, key).await;
+        got.map(|got| assert_eq!(got.unwrap(), 7)).is_some()
+    })
+    .await;
+    for fails in [false, true] {
+        at_each_point("a leader that others wait for", async |cut| {
+            let key = new_key();
+            let began = Arc::new(Notify::new());
+            let waiters: Vec<_> = (0..3)
+                .map(|_| {
+                    let (region, began) = (region.clone(), Arc::clone(&began));
+                    tokio::spawn(async move {
+                        began.notified().await;
+                        region.get_or_create_async(key, || create(7)).await.unwrap()
+                    })
+                })
+                .collect();
+            tokio::task::yield_now().await;
+            let leads = region.get_or_create_async(key, async || {
+                began.notify_waiters();
+                sleep(Duration::from_millis(3)).await;
+                if fails { Err("no") } else { Ok(7_u64) }
+            });
+            let got = cut.off(leads).await;
+            began.notify_waiters();
+            for waiter in waiters {
+                // One that was not listening yet.
+                while !waiter.is_finished() {
+                    began.notify_waiters();
+                    sleep(Duration::from_micros(100)).await;
+                }
+                assert_eq!(waiter.await.unwrap(), 7);
+            }
+            anew(&other, key).await;
+            got.map(|got| assert_eq!(got.is_err(), fails)).is_some()
+        })
+        .await;
+        at_each_point("one who waits for another", async |cut| {
+            let key = new_key();
+            let began = Arc::new(Notify::new());
+            // In this region, who waits stands in the line; in the other one, the holder of the lock is waited for.
+            for leader in [&region, &other] {
+                let (leads, began2) = (leader.clone(), Arc::clone(&began));
+                let leads = tokio::spawn(async move {
+                    let create = async || {
+                        began2.notify_one();
+                        sleep(Duration::from_millis(3)).await;
+                        if fails { Err("no") } else { Ok(7_u64) }
+                    };
+                    leads.get_or_create_async(key, create).await
+                });
+                began.notified().await;
+                let got = cut.off(region.get_or_create_async(key, || create(7))).await;
+                // Comes behind in the line.
+                anew(&region, key).await;
+                anew(&other, key).await;
+                if let Some(got) = got {
+                    assert_eq!(got.unwrap(), 7);
+                    assert_eq!(leads.await.unwrap().is_err(), fails);
+                    if std::ptr::eq(leader, &raw const other) {
+                        return true;
+                    }
+                } else {
+                    assert_eq!(leads.await.unwrap().is_err(), fails);
+                }
+                region.delete_async(key).await.unwrap();
+            }
+            false
+        })
+        .await;
+    }
+    at_each_point("a batch", async |cut| {
+        let keys = [new_key(), new_key(), 3, new_key()];
+        region.set_async(keys[1], &(keys[1] * 10)).await.unwrap();
+        region.set_async(3, &503_u64).await.unwrap();
+        let got = cut.off(region.get_or_create_many_async(&keys, create_many)).await;
+        let values: Vec<u64> = soon("a batch", other.get_or_create_many_async(&keys, create_many)).await.unwrap();
+        assert_eq!(values, [keys[0] * 10, keys[1] * 10, 503, keys[3] * 10]);
+        for key in &keys {
+            anew_is(&region, *key, if *key == 3 { 503 } else { key * 10 }).await;
+        }
+        got.map(|got| assert_eq!(got.unwrap(), values)).is_some()
+    })
+    .await;
+    at_each_point("a batch that waits for parts", async |cut| {
+        let keys = [new_key(), new_key(), new_key()];
+        let (leads, began) = (other.clone(), Arc::new(Notify::new()));
+        let (began2, theirs) = (Arc::clone(&began), [keys[1], keys[2]]);
+        let leads = tokio::spawn(async move {
+            let create = async move |missing: &[&u64]| {
+                began2.notify_one();
+                sleep(Duration::from_millis(3)).await;
+                create_many(missing).await
+            };
+            leads.get_or_create_many_async(&theirs, create).await.unwrap()
+        });
+        began.notified().await;
+        let got = cut.off(region.get_or_create_many_async(&keys, create_many)).await;
+        let values: Vec<u64> = soon("a batch", region.get_or_create_many_async(&keys, create_many)).await.unwrap();
+        assert_eq!(values, keys.map(|key| key * 10));
+        assert_eq!(leads.await.unwrap(), values[1..]);
+        got.map(|got| assert_eq!(got.unwrap(), values)).is_some()
+    })
+    .await;
+    at_each_point("a refresh", async |cut| {
+        let key = new_key();
+        region.set_async(key, &5_u64).await.unwrap();
+        let stale = region.with_expiry(Duration::ZERO);
+        let got = cut.off(stale.get_or_refresh_async(key, || create(7))).await;
+        anew(&region, key).await;
+        region.delete_async(key).await.unwrap();
+        let got2 = cut.off(region.get_or_refresh_async(key, || create(7))).await;
+        anew(&other, key).await;
+        anew(&region, key).await;
+        if let Some(got) = &got {
+            // Of another call's clock: an entry of this second may be as good as new.
+            assert!(matches!(got, Ok(5 | 7)), "{got:?}");
+        }
+        got.is_some() && got2.map(|got| assert!(matches!(got, Ok(5 | 7)))).is_some()
+    })
+    .await;
+
+    done.store(true, Ordering::Relaxed);
+    soon("the probes", probes).await.unwrap();
+}
+
+async fn anew_is<B: AsyncBackend, L: AsyncLock<B>>(region: &Of<B, L>, key: u64, value: u64) {
+    assert_eq!(soon("another call", region.get_or_create_async(key, async || fine(value))).await.unwrap(), value);
+}
+
+#[test]
+fn futures_may_be_dropped_anywhere_with_leases() {
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        runtime.block_on(async {
+            let region = || Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+            drop_everything(region(), region()).await;
+            no_locks_stay(&server).await;
+        });
+    }
+}
+
+#[test]
+fn futures_may_be_dropped_anywhere_without_leases() {
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        runtime.block_on(async {
+            let region = Region::builder(server.redis()).build().unwrap();
+            drop_everything(region.clone(), region).await;
+            let memory = Region::builder(Memory::new(64 << 20)).build().unwrap();
+            drop_everything(memory.clone(), memory).await;
+        });
+    }
+}
+
+#[test]
+fn ten_thousand_tasks_want_one_missing_key() {
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        let locked = Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+        runtime.block_on(ten_thousand(Region::builder(server.redis()).build().unwrap()));
+        runtime.block_on(ten_thousand(locked));
+        runtime.block_on(ten_thousand(Region::builder(Memory::new(1 << 20)).build().unwrap()));
+    }
+}
+
+async fn ten_thousand<B, L>(region: Of<B, L>)
+where
+    B: AsyncBackend + 'static,
+    L: AsyncLock<B> + 'static,
+    L::AsyncGuard: 'static,
+{
+    let (key, calls) = (new_key(), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..10_000)
+        .map(|_| {
+            let (region, calls) = (region.clone(), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let create = async || {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    sleep(Duration::from_millis(20)).await;
+                    fine(15_u64)
+                };
+                assert_eq!(region.get_or_create_async(key, create).await.unwrap(), 15);
+            })
+        })
+        .collect();
+    for task in tasks {
+        timeout(Duration::from_secs(30), task).await.expect("it hangs").unwrap();
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    let stats = region.stats();
+    assert_eq!((stats.created, stats.failed_reads, stats.failed_locks, stats.failed_writes), (1, 0, 0, 0));
+    assert!(!region.is_locked_async(key).await.unwrap());
+}
+
+#[test]
+fn ten_thousand_tasks_share_sixteen_places() {
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        runtime.block_on(async {
+            // Whoever waits for room waits as long as connecting and answering may take: much longer than it does here.
+            let redis = Redis::builder(&server.url()).in_flight(16).response_timeout(Duration::from_secs(20));
+            let region = Region::builder(redis.build().unwrap()).build().unwrap();
+            let entries: Vec<(u64, u64)> = (0..10_000).map(|key| (key, key * 3)).collect();
+            region.set_many_async(&entries).await.unwrap();
+            let tasks: Vec<_> = (0..10_000_u64)
+                .map(|key| {
+                    let region = region.clone();
+                    tokio::spawn(async move {
+                        if key % 7 == 0 {
+                            // Gives up while it waits for room, or for its reply.
+                            let _ = timeout(Duration::from_micros(key), region.get_async::<u64>(key)).await;
+                        }
+                        assert_eq!(region.get_async(key).await.unwrap(), Some(key * 3));
+                    })
+                })
+                .collect();
+            for task in tasks {
+                timeout(Duration::from_secs(30), task).await.expect("it hangs").unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn one_of_threads_and_tasks_creates() {
+    let server = Server::start();
+    let runtime = multi();
+    let locked = || Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+    let (region, other) = (locked(), locked());
+    let memory = Region::builder(Memory::new(1 << 20)).build().unwrap();
+    for round in 0..10_u64 {
+        let calls = Arc::new(AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for at in 0..16 {
+                let (region, memory) = (if at % 4 < 2 { &region } else { &other }, &memory);
+                let (called, calls) = (Arc::clone(&calls), &calls);
+                if at % 2 == 0 {
+                    let create = || {
+                        calls.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(5));
+                        fine(round)
+                    };
+                    scope.spawn(move || {
+                        assert_eq!(region.get_or_create(round, create).unwrap(), round);
+                        assert_eq!(memory.get_or_create(round, create).unwrap(), round);
+                    });
+                } else {
+                    let (region, memory) = (region.clone(), memory.clone());
+                    let task = runtime.spawn(async move {
+                        let create = || async {
+                            called.fetch_add(1, Ordering::SeqCst);
+                            sleep(Duration::from_millis(5)).await;
+                            fine(round)
+                        };
+                        assert_eq!(region.get_or_create_async(round, create).await.unwrap(), round);
+                        assert_eq!(memory.get_or_create_async(round, create).await.unwrap(), round);
+                    });
+                    let runtime = &runtime;
+                    scope.spawn(move || runtime.block_on(task).unwrap());
+                }
+            }
+        });
+        assert_eq!(calls.load(Ordering::SeqCst), 2, "once in each backend");
+    }
+    runtime.block_on(no_locks_stay(&server));
+}
+
+#[test]
+fn a_creator_that_fails_hands_on_to_threads_and_tasks() {
+    let runtime = multi();
+    let region = Region::builder(Memory::new(1 << 20)).build().unwrap();
+    for round in 0..20_u64 {
+        std::thread::scope(|scope| {
+            let (began, begin) = std::sync::mpsc::channel();
+            let (region, runtime) = (&region, &runtime);
+            let task_fails = round % 2 == 0;
+            if task_fails {
+                let region = region.clone();
+                runtime.spawn(async move {
+                    let create = async || {
+                        began.send(()).unwrap();
+                        sleep(Duration::from_millis(5)).await;
+                        Err::<u64, _>("no")
+                    };
+                    assert!(region.get_or_create_async(round, create).await.is_err());
+                });
+            } else {
+                scope.spawn(move || {
+                    let create = || {
+                        began.send(()).unwrap();
+                        std::thread::sleep(Duration::from_millis(5));
+                        Err::<u64, _>("no")
+                    };
+                    assert!(region.get_or_create(round, create).is_err());
+                });
+            }
+            begin.recv().unwrap();
+            let begun = Instant::now();
+            if task_fails {
+                assert_eq!(region.get_or_create(round, || fine(round)).unwrap(), round);
+            } else {
+                let value = runtime.block_on(region.get_or_create_async(round, async || fine(round)));
+                assert_eq!(value.unwrap(), round);
+            }
+            assert!(begun.elapsed() < SOON);
+        });
+    }
+}
+
+#[test]
+fn a_creator_that_panics_or_is_aborted_releases() {
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        runtime.block_on(async {
+            let region = Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+            let panics = region.clone();
+            let create = async || -> Result<u64, Infallible> { panic!("as it should") };
+            let task = tokio::spawn(async move { panics.get_or_create_async("k", create).await.is_ok() });
+            assert!(task.await.unwrap_err().is_panic());
+            anew_is(&region, 1, 1).await;
+            no_locks_stay(&server).await;
+            let (sleeps, began) = (region.clone(), Arc::new(Notify::new()));
+            let begins = Arc::clone(&began);
+            let task = tokio::spawn(async move {
+                let create = async || {
+                    begins.notify_one();
+                    std::future::pending::<Result<u64, Infallible>>().await
+                };
+                sleeps.get_or_create_async(2, create).await.is_ok()
+            });
+            began.notified().await;
+            assert!(region.is_locked_async(2).await.unwrap());
+            task.abort();
+            anew_is(&region, 2, 2).await;
+            no_locks_stay(&server).await;
+            assert_eq!(region.stats().failed_creations, 2);
+            region.delete_many_async(&[1, 2]).await.unwrap();
+        });
+    }
+}
+
+/// The checks are made by the compiler.
+#[test]
+fn futures_of_all_methods_may_change_threads() {
+    fn goes<F: Future + Send>(future: F) -> F {
+        future
+    }
+    fn moves<F: Future<Output: Send> + Send + 'static>(runtime: &Runtime, future: F) -> F::Output {
+        runtime.block_on(runtime.spawn(future)).unwrap()
+    }
+    let server = Server::start();
+    let runtime = multi();
+    let region = Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+    let at = region.clone();
+    moves(&runtime, async move {
+        let keys = vec![String::from("a"), String::from("b")];
+        goes(at.set_async("a", &1_u64)).await.unwrap();
+        goes(at.set_many_async(&[("b", 2_u64)])).await.unwrap();
+        assert_eq!(goes(at.get_async(&keys[0])).await.unwrap(), Some(1_u64));
+        assert_eq!(goes(at.get_entry_async::<u64>("b")).await.unwrap().unwrap().value, 2);
+        assert_eq!(goes(at.get_many_async(&keys)).await.unwrap(), [Some(1_u64), Some(2)]);
+        assert!(!goes(at.is_locked_async("a")).await.unwrap());
+        goes(at.delete_async("a")).await.unwrap();
+        goes(at.delete_many_async(&keys)).await.unwrap();
+        assert_eq!(goes(at.get_or_create_async(("h", "f"), || create(3))).await.unwrap(), 3);
+        assert_eq!(goes(at.get_or_refresh_async("c", || create(4))).await.unwrap(), 4);
+        goes(at.backend().ping_async()).await.unwrap();
+        let call = at.with_ttl(Duration::from_secs(60)).store_if(|value: &u64| *value > 5);
+        assert_eq!(goes(call.get_or_create_async("d", || create(5))).await.unwrap(), 5);
+        assert_eq!(goes(call.get_async::<u64>("d")).await.unwrap(), None);
+    });
+    let at = region.clone();
+    let values: Vec<u64> = moves(&runtime, async move {
+        let keys: Vec<u64> = vec![1, 2, 1];
+        let factor = String::from("10");
+        let create = async move |missing: &[&u64]| {
+            sleep(Duration::from_millis(1)).await;
+            Ok::<_, Infallible>(missing.iter().map(|key| **key * factor.parse::<u64>().unwrap()).collect())
+        };
+        at.get_or_create_many_async(&keys, create).await.unwrap()
+    });
+    assert_eq!(values, [10, 20, 10]);
+}
+
+#[test]
+fn creators_that_stay_in_one_thread_may_hold_what_cannot_leave_it() {
+    let server = Server::start();
+    let runtime = single();
+    let local = tokio::task::LocalSet::new();
+    let region = Rc::new(Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap());
+    local.block_on(&runtime, async {
+        let tasks: Vec<_> = (0..10)
+            .map(|_| {
+                let (region, value) = (Rc::clone(&region), Rc::new(7_u64));
+                tokio::task::spawn_local(async move {
+                    let create = async || {
+                        let value = Rc::clone(&value);
+                        sleep(Duration::from_millis(2)).await;
+                        Ok::<u64, Rc<str>>(*value)
+                    };
+                    assert_eq!(region.get_or_create_async("k", create).await.unwrap(), 7);
+                    let create = async |missing: &[&u64]| {
+                        sleep(Duration::from_millis(2)).await;
+                        Ok::<_, Rc<str>>(missing.iter().map(|key| **key + *value).collect())
+                    };
+                    assert_eq!(region.get_or_create_many_async(&[1, 2], create).await.unwrap(), [8, 9]);
+                })
+            })
+            .collect();
+        for task in tasks {
+            soon("a local task", task).await.unwrap();
+        }
+    });
+    assert_eq!(region.stats().created, 3);
+}
+
+#[test]
+fn batches_of_tasks_create_each_key_once() {
+    let server = Server::start();
+    let runtime = multi();
+    let region = || Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+    for regions in [[region(), region()], {
+        let same = region();
+        [same.clone(), same]
+    }] {
+        let first = new_key() * 1_000;
+        let (calls, present) = (Arc::new(AtomicUsize::new(0)), first + 3);
+        regions[0].set(present, &(present * 10)).unwrap();
+        let tasks: Vec<_> = (0..8_u64)
+            .map(|at| {
+                let (region, calls) = (regions[at as usize % 2].clone(), Arc::clone(&calls));
+                runtime.spawn(async move {
+                    for round in 0..5 {
+                        // Each in another order, which must not make them wait for each other.
+                        let keys: Vec<u64> = (0..10).map(|key| first + round * 5 + (key * 3 + at) % 10).collect();
+                        let calls = Arc::clone(&calls);
+                        let create = async move |missing: &[&u64]| {
+                            assert!(!missing.contains(&&present));
+                            calls.fetch_add(missing.len(), Ordering::SeqCst);
+                            create_many(missing).await
+                        };
+                        let values = region.get_or_create_many_async(&keys, create).await.unwrap();
+                        assert_eq!(values, keys.iter().map(|key| key * 10).collect::<Vec<_>>());
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            runtime.block_on(soon("a batch", task)).unwrap();
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 29, "of thirty keys, one was there");
+    }
+    runtime.block_on(no_locks_stay(&server));
+}
+
+#[test]
+fn patience_of_tasks_ends() {
+    async fn impatient<B, L>(region: Of<B, L>)
+    where
+        B: AsyncBackend + 'static,
+        L: AsyncLock<B> + 'static,
+        L::AsyncGuard: 'static,
+    {
+        let (leads, began) = (region.clone(), Arc::new(Notify::new()));
+        let (begins, key) = (Arc::clone(&began), new_key());
+        let leads = tokio::spawn(async move {
+            let create = async || {
+                begins.notify_one();
+                std::future::pending::<Result<u64, Infallible>>().await
+            };
+            leads.get_or_create_async(key, create).await
+        });
+        began.notified().await;
+        let begun = Instant::now();
+        let error = soon("one", region.get_or_create_async(key, || create(1))).await.unwrap_err();
+        assert!(matches!(&error, GetError::Cache(error) if error.kind() == ErrorKind::Timeout), "{error}");
+        assert!(begun.elapsed() >= Duration::from_millis(60), "{:?}", begun.elapsed());
+        // What can be created is, before this one waits for the rest.
+        let keys = [new_key(), key, new_key()];
+        let error = soon("a batch", region.get_or_create_many_async(&keys, create_many)).await.unwrap_err();
+        assert!(matches!(&error, GetError::Cache(error) if error.kind() == ErrorKind::Timeout), "{error}");
+        assert_eq!(region.get_async(keys[0]).await.unwrap(), Some(keys[0] * 10));
+        leads.abort();
+        anew_is(&region, key, 2).await;
+    }
+    let server = Server::start();
+    for runtime in [single(), multi()] {
+        let patience = Duration::from_millis(60);
+        let redis = || Region::builder(server.redis()).patience(patience);
+        runtime.block_on(impatient(redis().lock(RedisLock::new()).build().unwrap()));
+        runtime.block_on(impatient(redis().lock(LocalLock).build().unwrap()));
+        runtime.block_on(impatient(Region::builder(Memory::new(1 << 20)).patience(patience).build().unwrap()));
+        runtime.block_on(no_locks_stay(&server));
+    }
+}
