@@ -501,7 +501,7 @@ mod tests {
         assert!(poll(&mut sent, &bell).is_pending());
         let under_way = take(&pipeline);
         assert!(poll(&mut queued, &bell).is_pending());
-        pipeline.send(ask);
+        assert!(pipeline.send(ask).is_ok());
         pipeline.close(under_way.into_iter(), &Error::new(ErrorKind::Connection, "gone"));
         assert_eq!(bell.0.load(Ordering::Relaxed), 2);
         for request in [&mut sent, &mut queued] {
