@@ -143,7 +143,9 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
         self.call().get_or_create_async(key, create).await
     }
 
-    /// As [`Region::get_or_create_many`].
+    /// As [`Region::get_or_create_many`]; `create` is given a list of its own. It may borrow from around it, as in
+    /// `async |missing| …`; one that owns what each call uses gives each its own, as in `|missing| { let pool =
+    /// pool.clone(); async move { … } }`.
     ///
     /// # Errors
     /// As there.
@@ -155,7 +157,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let region = Region::builder(Memory::new(1 << 20)).build()?;
     /// region.set_async(2, &20_u64).await?;
-    /// let create = async |missing: &[&i32]| {
+    /// let create = async |missing: Vec<&i32>| {
     ///     assert_eq!(missing, [&1, &3]);
     ///     Ok::<_, std::io::Error>(missing.iter().map(|key| **key as u64 * 10).collect())
     /// };
@@ -164,13 +166,14 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn get_or_create_many_async<K: AsKey, V: Clone, E>(
+    pub async fn get_or_create_many_async<'k, K: AsKey, V: Clone, E, R>(
         &self,
-        keys: &[K],
-        create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
+        keys: &'k [K],
+        create: impl FnMut(Vec<&'k K>) -> R,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
+        R: Future<Output = Result<Vec<V>, E>>,
     {
         self.call().get_or_create_many_async(keys, create).await
     }
@@ -336,28 +339,30 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
     ///
     /// # Errors
     /// As there.
-    pub async fn get_or_create_many_async<K: AsKey, V: Clone, E>(
+    pub async fn get_or_create_many_async<'k, K: AsKey, V: Clone, E, R>(
         &self,
-        keys: &[K],
-        create: impl AsyncFnMut(&[&K]) -> Result<Vec<V>, E>,
+        keys: &'k [K],
+        create: impl FnMut(Vec<&'k K>) -> R,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
         F: StoreRule<V>,
+        R: Future<Output = Result<Vec<V>, E>>,
     {
         self.create_many_async(keys, keys, create).await
     }
 
     /// The same, with a creator that is given those of `items` whose keys are missing: as many as there are keys.
-    pub(super) async fn create_many_async<K: AsKey, T, V: Clone, E>(
+    pub(super) async fn create_many_async<'k, K: AsKey, T, V: Clone, E, R>(
         &self,
         keys: &[K],
-        items: &[T],
-        mut create: impl AsyncFnMut(&[&T]) -> Result<Vec<V>, E>,
+        items: &'k [T],
+        mut create: impl FnMut(Vec<&'k T>) -> R,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
         F: StoreRule<V>,
+        R: Future<Output = Result<Vec<V>, E>>,
     {
         let mut room = KeyRoom::new();
         let keys = room.map_all(keys, &self.shared().map);
@@ -368,8 +373,8 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         // Not by a closure around `create`, whose futures would borrow from here: the compiler cannot tell of such a
         // call that it may change threads.
         while let Some(creation) = drive.missing().await? {
-            let missing: Vec<&T> = distinct.positions(&creation.missing).into_iter().map(|at| &items[at]).collect();
-            let values = create(&missing).await.map_err(GetError::Create)?;
+            let missing = distinct.positions(&creation.missing).into_iter().map(|at| &items[at]).collect();
+            let values = create(missing).await.map_err(GetError::Create)?;
             drive.created(creation, values).await?;
         }
         drop(drive);

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
-use std::time::{Duration, Instant};
 
 use dogpile::{
     Clock, Freshness, Invalidate, Invalidation, LocalInvalidation, Memory, Msgpack, Redis, RedisLock, Region,
@@ -211,6 +210,8 @@ fn what_was_stale_may_be_fresh_when_it_is_looked_at_again() {
 
 #[cfg(feature = "tokio")]
 mod tasks {
+    use std::time::{Duration, Instant};
+
     use dogpile::{LocalLock, TaskJob};
     use tokio::sync::Notify;
     use tokio::time::sleep;

@@ -103,7 +103,7 @@ async fn create(value: u64) -> Result<u64, Infallible> {
     Ok(value)
 }
 
-async fn create_many(keys: &[&u64]) -> Result<Vec<u64>, Infallible> {
+async fn create_many(keys: Vec<&u64>) -> Result<Vec<u64>, Infallible> {
     create(0).await?;
     Ok(keys.iter().map(|key| **key * 10).collect())
 }
@@ -286,7 +286,7 @@ where
         let (leads, began) = (other.clone(), Arc::new(Notify::new()));
         let (began2, theirs) = (Arc::clone(&began), [keys[1], keys[2]]);
         let leads = tokio::spawn(async move {
-            let create = async move |missing: &[&u64]| {
+            let create = async |missing: Vec<&u64>| {
                 began2.notify_one();
                 sleep(Duration::from_millis(3)).await;
                 create_many(missing).await
@@ -570,10 +570,30 @@ fn futures_of_all_methods_may_change_threads() {
         assert_eq!(goes(call.get_async::<u64>("d")).await.unwrap(), None);
     });
     let at = region.clone();
+    moves(&runtime, async move {
+        let more = String::from("10");
+        let again = more.clone();
+        let add = async move |n: &u64| Ok::<_, Infallible>(n + more.parse::<u64>().unwrap());
+        let sum = at.function_async("sum", add);
+        assert_eq!(goes(sum.call_async(&7)).await.unwrap(), 17);
+        assert_eq!(goes(sum.refresh_async(&7)).await.unwrap(), 17);
+        goes(sum.set_async(&7, &18)).await.unwrap();
+        assert_eq!(goes(sum.get_async(&7)).await.unwrap(), Some(18));
+        goes(sum.invalidate_async(&7)).await.unwrap();
+        let sums = at.function_many_async("sum", async move |all: &[&u64]| {
+            Ok::<_, Infallible>(all.iter().map(|n| **n + again.parse::<u64>().unwrap()).collect())
+        });
+        assert_eq!(goes(sums.call_async(&[1, 2, 1])).await.unwrap(), [11, 12, 11]);
+        assert_eq!(goes(sums.refresh_async(&[1, 2])).await.unwrap(), [11, 12]);
+        goes(sums.set_async(&[(1, 5)])).await.unwrap();
+        assert_eq!(goes(sums.get_async(&[1, 2, 3])).await.unwrap(), [Some(5), Some(12), None]);
+        goes(sums.invalidate_async(&[1, 2])).await.unwrap();
+    });
+    let at = region.clone();
     let values: Vec<u64> = moves(&runtime, async move {
         let keys: Vec<u64> = vec![1, 2, 1];
         let factor = String::from("10");
-        let create = async move |missing: &[&u64]| {
+        let create = async |missing: Vec<&u64>| {
             sleep(Duration::from_millis(1)).await;
             Ok::<_, Infallible>(missing.iter().map(|key| **key * factor.parse::<u64>().unwrap()).collect())
         };
@@ -599,7 +619,7 @@ fn creators_that_stay_in_one_thread_may_hold_what_cannot_leave_it() {
                         Ok::<u64, Rc<str>>(*value)
                     };
                     assert_eq!(region.get_or_create_async("k", create).await.unwrap(), 7);
-                    let create = async |missing: &[&u64]| {
+                    let create = async |missing: Vec<&u64>| {
                         sleep(Duration::from_millis(2)).await;
                         Ok::<_, Rc<str>>(missing.iter().map(|key| **key + *value).collect())
                     };
@@ -634,7 +654,7 @@ fn batches_of_tasks_create_each_key_once() {
                         // Each in another order, which must not make them wait for each other.
                         let keys: Vec<u64> = (0..10).map(|key| first + round * 5 + (key * 3 + at) % 10).collect();
                         let calls = Arc::clone(&calls);
-                        let create = async move |missing: &[&u64]| {
+                        let create = async |missing: Vec<&u64>| {
                             assert!(!missing.contains(&&present));
                             calls.fetch_add(missing.len(), Ordering::SeqCst);
                             create_many(missing).await

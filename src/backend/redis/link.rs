@@ -133,11 +133,16 @@ impl Link {
     /// Waits until there is a connection, or it is known that there is none.
     #[cold]
     async fn connected(self: &Arc<Self>, until: Instant) -> Result<(), Error> {
+        let mut begun = false;
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             if self.pipeline.is_open() {
                 return Ok(());
+            }
+            // Where the runtime ends, a task that keeps the connection ends before it begins.
+            if self.is_asleep() && std::mem::replace(&mut begun, true) {
+                return Err(ended());
             }
             if let Some(known) = self.want()
                 && self.limits.shared.while_down == WhileDown::Fail
@@ -182,8 +187,7 @@ struct Ends(Arc<Link>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        let error = Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
-        self.0.pipeline.close(std::iter::empty(), &error);
+        self.0.pipeline.close(std::iter::empty(), &ended());
         *self.0.keeper.lock() = Keeper::Asleep;
         self.0.changed.notify_waiters();
     }
@@ -218,6 +222,11 @@ async fn keep(link: Ends) {
     }
 }
 
+#[cold]
+fn ended() -> Error {
+    Error::new(ErrorKind::Connection, "the connection ended, or the runtime whose task kept it")
+}
+
 /// Between a half and all of a pause, so that not all clients of a server come back at once.
 fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(0);
@@ -246,7 +255,6 @@ struct Serving<'l> {
 
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
-        let ended = || Error::new(ErrorKind::Connection, "the runtime that kept the connection has ended");
         let error = self.broken_by.take().unwrap_or_else(ended);
         // What came before it broke is as good as ever.
         self.hand_on(usize::MAX);

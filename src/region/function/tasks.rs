@@ -15,7 +15,8 @@ use crate::region::{Call, Region};
 
 /// For callers that are tasks. Feature `tokio`.
 impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
-    /// As [`Region::function`], of an asynchronous function.
+    /// As [`Region::function`], of an asynchronous function. One that is to be called in spawned tasks owns what it uses
+    /// (`async move`), since the compiler cannot tell of one that borrows that its futures are `Send`.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -41,7 +42,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
         Function { region: self.clone(), function, make_key: named(name), makes: PhantomData }
     }
 
-    /// As [`Region::function_many`], of an asynchronous function.
+    /// As [`Region::function_many`], of an asynchronous function; see [`Region::function_async`].
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -138,7 +139,8 @@ where
     /// # Errors
     /// As [`Region::get_or_create_many_async`].
     pub async fn call_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
-        Call::new(&self.region).create_many_async(&self.keys(arguments), arguments, &self.function).await
+        let create = |missing: Vec<_>| async move { (self.function)(&missing).await };
+        Call::new(&self.region).create_many_async(&self.keys(arguments), arguments, create).await
     }
 
     /// As [`FunctionMany::get`].
