@@ -338,7 +338,7 @@ impl<B: AsyncBackend> Backend for Awaited<'_, B> {
     }
 
     fn max_entry(&self) -> usize {
-        self.inner.max_entry()
+        self.inner.max_entry_async()
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use redis::{ConnectionLike, RedisError, Value};
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::{Failed, Pool, Wire};
-use super::{Access, Exchange};
+use super::{Access, Exchange, ExchangeSettings};
 use crate::engine::chunk::Chunk;
 #[cfg(feature = "tokio")]
 use crate::engine::replies::Replies;
@@ -87,7 +87,9 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     ) -> Result<(), Error> {
         self.0.pool.exchange(access, || self.connect(), write, receive)
     }
+}
 
+impl<C: ConnectionLike + Send + 'static> ExchangeSettings for Driver<C> {
     fn hash_expiry(&self) -> HashExpiry {
         self.0.hash_expiry
     }
@@ -184,7 +186,10 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
         let mut connection = self.connection.clone();
         runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });
     }
+}
 
+#[cfg(feature = "tokio")]
+impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> ExchangeSettings for AsyncDriver<C> {
     fn hash_expiry(&self) -> HashExpiry {
         self.hash_expiry
     }

@@ -140,8 +140,8 @@ impl Memory {
     fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         let key = key.to_buf();
         let size = key.len() + entry.len();
-        if size > Backend::max_entry(self) {
-            let message = format!("writing {key}: {size} bytes are over the limit of {}", Backend::max_entry(self));
+        if size > self.max_entry() {
+            let message = format!("writing {key}: {size} bytes are over the limit of {}", self.max_entry());
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
@@ -239,8 +239,8 @@ impl AsyncBackend for Memory {
         self.set_many(batch, ttl)
     }
 
-    fn max_entry(&self) -> usize {
-        Backend::max_entry(self)
+    fn max_entry_async(&self) -> usize {
+        self.max_entry()
     }
 
     async fn delete_many_async(&self, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -294,7 +294,7 @@ mod tests {
             memory.set(Key::Plain(&at.to_le_bytes()), &[7; 100_000], None).unwrap();
             assert!(memory.weight() <= 1 << 20, "{memory:?}");
         }
-        let largest = vec![7; Backend::max_entry(&memory) - 1];
+        let largest = vec![7; memory.max_entry() - 1];
         memory.set(KEY, &largest, None).unwrap();
         assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "what is not refused is kept");
         memory.clear();

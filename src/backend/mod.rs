@@ -27,7 +27,7 @@ pub use self::redis::WhileDown;
 pub use self::redis::{Redis, RedisBuilder};
 #[cfg(feature = "tokio")]
 pub use self::resp::AsyncExchange;
-pub use self::resp::{Access, Exchange};
+pub use self::resp::{Access, Exchange, ExchangeSettings};
 
 /// Where entries live. Entries are bytes; what they mean is the codec's business.
 ///
@@ -104,6 +104,7 @@ pub trait Backend: Send + Sync {
 }
 
 /// Where entries live, for callers that are tasks. As [`Backend`], whose promises hold here too; a type may be both.
+/// There is no `dyn AsyncBackend`.
 ///
 /// Futures may be dropped at any time: what was asked for may then have been done or not.
 ///
@@ -173,8 +174,8 @@ pub trait AsyncBackend: Send + Sync {
     /// As there.
     fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// As [`Backend::max_entry`].
-    fn max_entry(&self) -> usize {
+    /// As [`Backend::max_entry`]; it is named apart because a type may be both.
+    fn max_entry_async(&self) -> usize {
         usize::MAX
     }
 
@@ -210,7 +211,7 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
 
 /// One backend for several regions.
 #[cfg(feature = "tokio")]
-impl<B: AsyncBackend + ?Sized> AsyncBackend for std::sync::Arc<B> {
+impl<B: AsyncBackend> AsyncBackend for std::sync::Arc<B> {
     fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
         (**self).get_async(key)
     }
@@ -228,8 +229,8 @@ impl<B: AsyncBackend + ?Sized> AsyncBackend for std::sync::Arc<B> {
     fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).set_many_async(batch, ttl)
     }
-    fn max_entry(&self) -> usize {
-        (**self).max_entry()
+    fn max_entry_async(&self) -> usize {
+        (**self).max_entry_async()
     }
     fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).delete_many_async(keys)

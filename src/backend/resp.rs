@@ -37,7 +37,7 @@ pub enum Access {
 
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`] with
 /// [`Leases`].
-pub trait Exchange: Clone + Send + Sync + 'static {
+pub trait Exchange: ExchangeSettings {
     /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write`
     /// returns how many replies will come. When `receive` fails, the connection is given up.
     ///
@@ -49,7 +49,10 @@ pub trait Exchange: Clone + Send + Sync + 'static {
         write: impl FnOnce(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error>;
+}
 
+/// What an exchange is for callers of either face. A clone is a handle of the same.
+pub trait ExchangeSettings: Clone + Send + Sync + 'static {
     /// When hashes get their TTL.
     fn hash_expiry(&self) -> HashExpiry;
 
@@ -60,10 +63,11 @@ pub trait Exchange: Clone + Send + Sync + 'static {
 /// Something that exchanges commands for replies with a Redis server, and whose callers are tasks. Whatever does so is
 /// an [`AsyncBackend`] with [`AsyncLeases`].
 #[cfg(feature = "tokio")]
-pub trait AsyncExchange: Clone + Send + Sync + 'static {
+pub trait AsyncExchange: ExchangeSettings {
     /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write`
-    /// returns how many replies will come; it may be called again when a connection broke. A future that is dropped
-    /// leaves the commands that were sent, and their replies reach nobody.
+    /// returns how many replies will come; it may be called again when a connection broke, and must not use this
+    /// exchange, since it may run under its lock. A future that is dropped leaves the commands that were sent, and their
+    /// replies reach nobody.
     ///
     /// # Errors
     /// When the server cannot be reached, does not answer in time or not in RESP, and what `receive` failed with.
@@ -77,26 +81,16 @@ pub trait AsyncExchange: Clone + Send + Sync + 'static {
     /// Sends commands whose replies do not matter, and that may be sent twice, after all that this caller sent before.
     /// Does not block; what cannot be sent is lost.
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize);
-
-    /// When hashes get their TTL.
-    fn hash_expiry(&self) -> HashExpiry;
-
-    /// The largest entry that the server takes, in bytes.
-    fn max_entry(&self) -> usize;
 }
 
 /// How a face exchanges.
-trait Face<X> {
+trait Face<X: ExchangeSettings> {
     fn exchange(
         server: &X,
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
-
-    fn hash_expiry(server: &X) -> HashExpiry;
-
-    fn max_entry(server: &X) -> usize;
 }
 
 impl<X: Exchange> Face<X> for Thread {
@@ -108,14 +102,6 @@ impl<X: Exchange> Face<X> for Thread {
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
         ready(server.exchange(access, write, receive))
-    }
-
-    fn hash_expiry(server: &X) -> HashExpiry {
-        server.hash_expiry()
-    }
-
-    fn max_entry(server: &X) -> usize {
-        server.max_entry()
     }
 }
 
@@ -129,14 +115,6 @@ impl<X: AsyncExchange> Face<X> for Task {
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
         server.exchange_async(access, write, receive)
-    }
-
-    fn hash_expiry(server: &X) -> HashExpiry {
-        server.hash_expiry()
-    }
-
-    fn max_entry(server: &X) -> usize {
-        server.max_entry()
     }
 }
 
@@ -162,7 +140,7 @@ impl<X: Exchange> Backend for X {
     }
 
     fn max_entry(&self) -> usize {
-        Exchange::max_entry(self)
+        ExchangeSettings::max_entry(self)
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -223,8 +201,8 @@ impl<X: AsyncExchange> AsyncBackend for X {
         set_many::<Task, X>(self, batch, ttl)
     }
 
-    fn max_entry(&self) -> usize {
-        AsyncExchange::max_entry(self)
+    fn max_entry_async(&self) -> usize {
+        ExchangeSettings::max_entry(self)
     }
 
     fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
@@ -262,7 +240,11 @@ impl<X: AsyncExchange> AsyncLeases for X {
 }
 
 #[inline]
-async fn get_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
+async fn get_many<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    keys: &[Key<'_>],
+    found: &mut Found,
+) -> Result<(), Error> {
     found.reset(keys.len());
     if keys.is_empty() {
         return Ok(());
@@ -277,11 +259,16 @@ async fn get_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>], found: &mut Found
 }
 
 #[inline]
-async fn set<A: Face<X>, X>(server: &X, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+async fn set<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    key: Key<'_>,
+    entry: &[u8],
+    ttl: Option<Duration>,
+) -> Result<(), Error> {
     let mut acknowledged = Acknowledged::default();
     let set = async {
-        check_size(entry, A::max_entry(server))?;
-        let expiry = A::hash_expiry(server);
+        check_size(entry, ExchangeSettings::max_entry(server))?;
+        let expiry = server.hash_expiry();
         let write = |out: &mut Vec<u8>| plan::set(out, key, entry, ttl, expiry);
         A::exchange(server, Access::Write, write, &mut acknowledged).await?;
         acknowledged.finish()
@@ -289,15 +276,19 @@ async fn set<A: Face<X>, X>(server: &X, key: Key<'_>, entry: &[u8], ttl: Option<
     set.await.map_err(|error| error.during(format_args!("writing {key}")))
 }
 
-async fn set_many<A: Face<X>, X>(server: &X, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
+async fn set_many<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    batch: &Batch,
+    ttl: Option<Duration>,
+) -> Result<(), Error> {
     if batch.is_empty() {
         return Ok(());
     }
     let groups = Groups::of(batch.len(), |at| batch.key(at));
     let mut acknowledged = Acknowledged::default();
     let set = async {
-        check_sizes(batch, A::max_entry(server))?;
-        let expiry = A::hash_expiry(server);
+        check_sizes(batch, ExchangeSettings::max_entry(server))?;
+        let expiry = server.hash_expiry();
         let write = |out: &mut Vec<u8>| write_batch(out, &groups, batch, ttl, expiry);
         A::exchange(server, Access::Write, write, &mut acknowledged).await?;
         acknowledged.finish()
@@ -305,7 +296,7 @@ async fn set_many<A: Face<X>, X>(server: &X, batch: &Batch, ttl: Option<Duration
     set.await.map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
 }
 
-async fn delete_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
+async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
     if keys.is_empty() {
         return Ok(());
     }
@@ -320,7 +311,7 @@ async fn delete_many<A: Face<X>, X>(server: &X, keys: &[Key<'_>]) -> Result<(), 
     )
 }
 
-async fn lease<A: Face<X>, X>(
+async fn lease<A: Face<X>, X: ExchangeSettings>(
     server: &X,
     wanted: &[Lease<'_>],
     life: Duration,
@@ -357,7 +348,7 @@ async fn lease<A: Face<X>, X>(
     Ok(leased.into_iter().zip(entries).collect())
 }
 
-async fn set_and_release<A: Face<X>, X>(
+async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
     server: &X,
     held: &[Lease<'_>],
     batch: &Batch,
@@ -367,7 +358,7 @@ async fn set_and_release<A: Face<X>, X>(
     let mut acknowledged = Acknowledged::default();
     let mut released = Flags::default();
     let groups = Groups::of(batch.len(), |at| batch.key(at));
-    let expiry = A::hash_expiry(server);
+    let expiry = server.hash_expiry();
     // The writes come first and are only acknowledged; then each release says whether the lease was still held. One
     // closure tells the other, which runs later.
     let writes = AtomicUsize::new(0);
@@ -387,7 +378,7 @@ async fn set_and_release<A: Face<X>, X>(
         }
     };
     let store = async {
-        check_sizes(batch, A::max_entry(server))?;
+        check_sizes(batch, ExchangeSettings::max_entry(server))?;
         let access = if only_if_held { Access::Once } else { Access::Write };
         A::exchange(server, access, write, &mut receive).await
     };
@@ -398,7 +389,7 @@ async fn set_and_release<A: Face<X>, X>(
         .map_err(|error| error.during(Of("writing and unlocking", held)))
 }
 
-async fn is_leased<A: Face<X>, X>(server: &X, lock: &[u8]) -> Result<bool, Error> {
+async fn is_leased<A: Face<X>, X: ExchangeSettings>(server: &X, lock: &[u8]) -> Result<bool, Error> {
     let mut leased = Flags::default();
     // The primary knows, so this is no read.
     A::exchange(server, Access::Write, |out| plan::is_leased(out, lock), &mut leased)

@@ -110,8 +110,14 @@ impl std::error::Error for Malformed {}
 impl From<Malformed> for Error {
     #[cold]
     fn from(malformed: Malformed) -> Self {
-        Error::new(ErrorKind::Protocol, format!("reading the server's answer: {malformed}"))
+        let kind = if malformed == too_long() { ErrorKind::TooLarge } else { ErrorKind::Protocol };
+        Error::new(kind, format!("reading the server's answer: {malformed}"))
     }
+}
+
+/// What is said of a string that is longer than is taken.
+pub(crate) fn too_long() -> Malformed {
+    Malformed("a string is longer than the limit for values")
 }
 
 /// The longest line (status, error, number) that is read.
@@ -193,7 +199,7 @@ impl Replies {
     /// Cuts off a reply that was not told to [`expect`](Replies::expect), if it is a string of less than a thousand
     /// bytes that has all come.
     #[inline]
-    pub fn cut_string<'a>(&self, chunk: &mut Chunk<'a>) -> Option<&'a [u8]> {
+    pub(crate) fn cut_string<'a>(&self, chunk: &mut Chunk<'a>) -> Option<&'a [u8]> {
         if self.pending + self.skipping > 0 {
             return None;
         }
@@ -207,7 +213,7 @@ impl Replies {
     /// # Errors
     /// When something else comes, which nobody asked for.
     #[cold]
-    pub fn feed_pushes(&mut self, chunk: &mut Chunk<'_>) -> Result<Fed, Error> {
+    pub(crate) fn feed_pushes(&mut self, chunk: &mut Chunk<'_>) -> Result<Fed, Error> {
         while let Some(kind) = chunk.rest.first() {
             if !matches!(kind, b'>' | b'|') {
                 let message = format!("the server sent {} bytes more than it was asked for", chunk.rest.len());
@@ -307,7 +313,7 @@ impl Replies {
         }
         let length = usize::try_from(length).map_err(|_| Malformed("a string has a negative length"))?;
         if length > self.max_bulk {
-            return Err(Malformed("a string is longer than the limit for values"));
+            return Err(too_long());
         }
         let (Some(bytes), Some(end)) = (rest.get(..length), rest.get(length..length + 2)) else {
             return Ok(Cut::More(length + 2 - rest.len()));

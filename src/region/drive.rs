@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -160,13 +160,13 @@ where
                 let message = format!("waiting for somebody else to create {first}: the region's patience is over");
                 return Err(Error::new(ErrorKind::Timeout, message));
             }
-            let begun = Instant::now();
+            let begun = self.face.clock();
             if holders.is_empty() {
                 self.wait_in_line(&waiting).await;
             } else {
                 self.await_holders(&holders, holders.len() + waiting.len() > 1).await?;
             }
-            self.patience = self.patience.map(|patience| patience.saturating_sub(begun.elapsed()));
+            self.patience = self.patience.map(|patience| patience.saturating_sub(self.face.clock() - begun));
         }
         for &at in &waiting {
             if self.flights[at].step() == Step::Queue {
@@ -180,7 +180,7 @@ where
     /// flights that were woken are looked at.
     async fn wait_in_line(&mut self, waiting: &[usize]) {
         // A patience that no clock can tell has no end.
-        let deadline = self.patience.and_then(|patience| Instant::now().checked_add(patience));
+        let deadline = self.patience.and_then(|patience| self.face.clock().checked_add(patience));
         let bell = Arc::new(Bell::new());
         let wakers: Vec<Waker> = waiting.iter().map(|&at| Rings::waker(&bell, at)).collect();
         let waker_of = |at: usize| &wakers[waiting.binary_search(&at).unwrap_or_default()];

@@ -28,6 +28,9 @@ pub(super) trait Face<B, L>: Copy {
     /// This thread, if waiting blocks it.
     fn thread(self) -> Option<ThreadId>;
 
+    /// The time by the clock that its timers go by.
+    fn clock(self) -> Instant;
+
     fn get_many(
         self,
         backend: &B,
@@ -82,6 +85,10 @@ impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
 
     fn thread(self) -> Option<ThreadId> {
         Some(thread::current().id())
+    }
+
+    fn clock(self) -> Instant {
+        Instant::now()
     }
 
     fn get_many(
@@ -173,6 +180,10 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
         None
     }
 
+    fn clock(self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
     fn get_many(
         self,
         backend: &B,
@@ -183,7 +194,7 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
     }
 
     fn max_entry(self, backend: &B) -> usize {
-        backend.max_entry()
+        backend.max_entry_async()
     }
 
     fn try_lock(

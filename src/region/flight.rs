@@ -311,9 +311,10 @@ impl<V, G> Flight<V, G> {
 }
 
 impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
-    /// Counts the error of a cache that its callers can do without, or passes it on.
+    /// Counts the error of a cache that its callers can do without, or passes it on. A setting that cannot work is no
+    /// outage, and would never be noticed.
     pub(super) fn tolerate(&self, error: Error, counter: &Counter) -> Result<(), Error> {
-        if self.fail_closed {
+        if self.fail_closed || error.kind() == ErrorKind::Config {
             return Err(error);
         }
         counter.add(1);

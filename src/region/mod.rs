@@ -151,7 +151,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     }
 
     /// Stores a value, in one round trip, and without allocating once the buffers are warm, if its entry has at most
-    /// 64 KiB (in `Memory`: no more than the entry that it replaces).
+    /// 32 KiB (in `Memory`: no more than the entry that it replaces).
     ///
     /// # Errors
     /// When the value cannot be encoded or the backend fails.

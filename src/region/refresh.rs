@@ -121,6 +121,9 @@ where
         F: Clone,
     {
         let (region, settings) = (call.shared(), call.settings.clone());
+        if region.line.is_busy(key) {
+            return Ok(None);
+        }
         let again = region.reading(Some(stale.entry.clone()), settings.max_age);
         let mut flight = call.begun(ended, Ok(again))?;
         if flight.step() != Step::Join {

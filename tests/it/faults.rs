@@ -156,7 +156,7 @@ fn strangers_that_talk_nonsense_or_nothing() {
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\n";
     for (answer, kind) in [
         (&http[..], ErrorKind::Protocol),
-        (b"$99999999999\r\n", ErrorKind::Protocol),
+        (b"$99999999999\r\n", ErrorKind::TooLarge),
         (b"*-7\r\n", ErrorKind::Protocol),
         (b"+OK", ErrorKind::Connection),
         (b"", ErrorKind::Connection),

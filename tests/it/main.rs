@@ -10,6 +10,8 @@ mod pipeline;
 mod redis;
 mod refresh;
 mod region;
+#[cfg(feature = "tokio")]
+mod sharing;
 mod support;
 #[cfg(feature = "tokio")]
 mod tasks;

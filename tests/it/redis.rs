@@ -182,7 +182,7 @@ fn large_entries() {
     let small = Redis::builder(&server.url()).max_entry(1000).build().unwrap();
     region.set("k", &Bytes::from(vec![0; 1001])).unwrap();
     let error = small.get(Key::from("k")).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(error.to_string().contains("longer than the limit for values"), "{error}");
     small.set(Key::from("k"), b"small", None).unwrap();
     assert_eq!(small.get(Key::from("k")).unwrap().unwrap(), "small");

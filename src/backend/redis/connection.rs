@@ -27,10 +27,10 @@ pub(super) struct Limits {
 }
 
 /// How much is read at once, unless a string is larger.
-const PIECE: usize = 16 * 1024;
+pub(super) const PIECE: usize = 16 * 1024;
 
 /// What may stay allocated in a connection that goes back to its pool.
-const KEEP: usize = 256 * 1024;
+pub(super) const KEEP: usize = 256 * 1024;
 
 /// How long a connection is idle before the system asks whether its other end is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);

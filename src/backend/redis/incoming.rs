@@ -3,18 +3,16 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::Instant;
 
-use super::pipeline::{Replied, Sent};
+use super::connection::{KEEP, PIECE};
+use super::pipeline::{Mark, Replied, Sent};
 use crate::engine::chunk::Chunk;
 use crate::engine::replies::{Fed, Receive, Replies, Strings, Token};
 use crate::error::Error;
 
-/// How much is read at once, unless a string is larger.
-const PIECE: usize = 16 * 1024;
-
-/// What may stay allocated when nobody holds any of it.
-pub(super) const KEEP: usize = 256 * 1024;
+/// The longest string that servers keep, unless they are told otherwise. What a caller takes may be less; that is his
+/// business, and not that of all who share the connection.
+const MAX_BULK: usize = 512 * 1024 * 1024;
 
 /// What came from the server, and the requests that it is to be the replies to.
 pub(super) struct Incoming {
@@ -27,8 +25,8 @@ pub(super) struct Incoming {
     begun: bool,
     /// What came already of the replies to the first of `sent`.
     pieces: Vec<Bytes>,
-    /// Each with the time when it was sent.
-    pub(super) sent: VecDeque<(Sent, Instant)>,
+    /// Each with when it was sent.
+    pub(super) sent: VecDeque<(Sent, Mark)>,
 }
 
 impl Incoming {
@@ -36,7 +34,7 @@ impl Incoming {
         Incoming {
             input: BytesMut::with_capacity(PIECE),
             needed: 1,
-            replies: Replies::new(max_entry),
+            replies: Replies::new(max_entry.max(MAX_BULK)),
             begun: false,
             pieces: Vec::new(),
             sent: VecDeque::new(),
@@ -149,12 +147,17 @@ impl Receive for Ignore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::redis::pipeline::Moved;
+
+    fn now() -> Mark {
+        Mark { at: tokio::time::Instant::now(), moved: Moved::default() }
+    }
 
     /// Feeds the input in pieces that end at `cuts`, and shows what each of the requests, which expect so many replies,
     /// was answered.
     fn answers(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
         let mut incoming = Incoming::new(1 << 20);
-        incoming.sent.extend(requests.iter().map(|replies| (Sent::apart(*replies), Instant::now())));
+        incoming.sent.extend(requests.iter().map(|replies| (Sent::apart(*replies), now())));
         let (mut answered, mut at) = (VecDeque::new(), 0);
         for end in cuts.iter().copied().chain([input.len()]) {
             incoming.room().extend_from_slice(&input[at..end]);
@@ -214,7 +217,7 @@ mod tests {
         let (mut incoming, mut answered) = (Incoming::new(1 << 20), VecDeque::new());
         let begin = incoming.room().as_ptr();
         for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
-            incoming.sent.push_back((Sent::apart(1), Instant::now()));
+            incoming.sent.push_back((Sent::apart(1), now()));
             incoming.room().extend_from_slice(b"$50\r\n01234567890123456789012345678901234567890123456789\r\n");
             incoming.cut(&mut answered).unwrap();
             answered.clear();

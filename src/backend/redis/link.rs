@@ -1,36 +1,30 @@
-//! [`Link`]: a connection that many tasks share, and the task that keeps it: it connects, sends and reads, and connects
-//! again.
+//! [`Link`]: a connection that many tasks share, and the task that keeps it there; [`Links`]: those of all runtimes.
 
-use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::ops::Deref;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::unconstrained;
-use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::WhileDown;
 use super::config::Server;
-use super::connection::{Limits, PROGRESS, io_error};
-use super::incoming::{Incoming, KEEP};
-use super::pipeline::{NotTaken, Pipeline, Replied, Request, Sent};
-use super::stream::{Stream, connect};
+use super::connection::Limits;
+use super::pipeline::{NotTaken, Pipeline, Replied, Request};
+use super::serving::Serving;
+use super::stream::connect;
 use crate::backend::Access;
 use crate::error::{Error, ErrorKind};
 
 /// A connection that many tasks share. Its task runs in one runtime.
 pub(super) struct Link {
-    pipeline: Pipeline,
+    pub(super) pipeline: Pipeline,
     server: Server,
-    limits: Limits,
+    pub(super) limits: Limits,
     keeper: Mutex<Keeper>,
     /// The connection is open, or could not be opened.
     changed: Notify,
@@ -61,9 +55,6 @@ enum Keeper {
     /// It connects or is connected. The error is why there was no connection when it tried last.
     Awake(Option<Error>),
 }
-
-/// Replies are handed on in portions of so many at least, and in so many portions at most.
-const PORTION: usize = 8;
 
 /// How long to wait after the first attempt to connect that failed. Doubled with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -176,9 +167,11 @@ impl Link {
     }
 }
 
-/// The moment so much later; a year later at most, since timers cannot tell any time.
+/// Longer than any timer needs to tell.
+pub(super) const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// The moment so much later; a year later at most.
 pub(super) fn from_now(later: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 86_400);
     Instant::now() + later.min(YEAR)
 }
 
@@ -223,7 +216,7 @@ async fn keep(link: Ends) {
 }
 
 #[cold]
-fn ended() -> Error {
+pub(super) fn ended() -> Error {
     Error::new(ErrorKind::Connection, "the connection ended, or the runtime whose task kept it")
 }
 
@@ -231,173 +224,6 @@ fn ended() -> Error {
 fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(0);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
-}
-
-/// An open connection. Dropped, it is closed, and whoever waits for replies gets an error.
-struct Serving<'l> {
-    link: &'l Link,
-    stream: Stream,
-    incoming: Incoming,
-    output: Vec<u8>,
-    written: usize,
-    /// Replies that were not handed on yet.
-    answered: VecDeque<(Sent, Replied)>,
-    /// How many to hand on at once.
-    portion: usize,
-    woken: Vec<std::task::Waker>,
-    /// Rings when the oldest request should have been answered; set when there is one and it is not.
-    timer: Pin<Box<Sleep>>,
-    is_set: bool,
-    /// What was sent or read since the timer was set.
-    moved: u64,
-    broken_by: Option<Error>,
-}
-
-impl Drop for Serving<'_> {
-    fn drop(&mut self) {
-        let error = self.broken_by.take().unwrap_or_else(ended);
-        // What came before it broke is as good as ever.
-        self.hand_on(usize::MAX);
-        self.link.pipeline.close(self.incoming.sent.drain(..).map(|(sent, _)| sent), &error);
-    }
-}
-
-impl<'l> Serving<'l> {
-    fn new(link: &'l Link, stream: Stream, incoming: Incoming) -> Self {
-        Serving {
-            link,
-            stream,
-            incoming,
-            output: Vec::with_capacity(4096),
-            written: 0,
-            answered: VecDeque::new(),
-            portion: PORTION,
-            woken: Vec::new(),
-            timer: Box::pin(sleep_until(Instant::now())),
-            is_set: false,
-            moved: 0,
-            broken_by: None,
-        }
-    }
-
-    /// Sends and reads until the connection breaks, and why; `None` when nobody needs it any more.
-    async fn serve(mut self) -> Option<Error> {
-        let error = poll_fn(|context| self.poll(context)).await?;
-        self.broken_by = Some(error.copy());
-        Some(error)
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Error>> {
-        loop {
-            let moved = match self.send(context).and_then(|sent| {
-                // Who gets a reply now may send the next request before the others get theirs: server and tasks work at
-                // the same time then, and not in turns.
-                if self.answered.len() > self.portion {
-                    self.hand_on(self.portion);
-                    context.waker().wake_by_ref();
-                    return Ok(None);
-                }
-                self.hand_on(usize::MAX);
-                self.read(context).map(|read| Some(sent + read))
-            }) {
-                Ok(Some(moved)) => moved,
-                Ok(None) => return Poll::Pending,
-                Err(error) => return Poll::Ready(Some(error)),
-            };
-            if moved > 0 {
-                self.moved += moved as u64;
-                continue;
-            }
-            if self.incoming.sent.is_empty() && self.link.pipeline.is_abandoned() {
-                return Poll::Ready(None);
-            }
-            return self.poll_timer(context).map(Some);
-        }
-    }
-
-    fn hand_on(&mut self, most: usize) {
-        let most = most.min(self.answered.len());
-        self.link.pipeline.answer(self.answered.drain(..most), &mut self.woken);
-    }
-
-    /// Sends what there is: how many bytes.
-    #[inline]
-    fn send(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
-        let mut moved = 0;
-        if self.written == self.output.len() {
-            self.output.clear();
-            self.written = 0;
-            if self.output.capacity() > KEEP {
-                self.output = Vec::with_capacity(4096);
-            }
-            let (mut now, sent) = (None, &mut self.incoming.sent);
-            // Who comes back by himself need not be woken.
-            let waker = (self.answered.len() <= self.portion).then(|| context.waker());
-            self.link.pipeline.take_output(waker, &mut self.output, |request| {
-                sent.push_back((request, *now.get_or_insert_with(Instant::now)));
-            });
-        }
-        while self.written < self.output.len() {
-            let left = &self.output[self.written..];
-            match Pin::new(&mut self.stream).poll_write(context, left) {
-                Poll::Ready(Ok(0)) => {
-                    return Err(io_error(&std::io::ErrorKind::WriteZero.into(), "sending the request"));
-                }
-                Poll::Ready(Ok(bytes)) => {
-                    self.written += bytes;
-                    moved += bytes;
-                }
-                Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
-                Poll::Pending => break,
-            }
-        }
-        Ok(moved)
-    }
-
-    /// Reads what there is: how many bytes.
-    #[inline]
-    fn read(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
-        // Replies that were handed on just now still hold the room that could be used again: it is looked for when
-        // something has come.
-        if !self.incoming.has_room() && self.stream.poll_read_ready(context).is_pending() {
-            return Ok(0);
-        }
-        match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
-            Poll::Ready(Ok(0)) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
-            Poll::Ready(Ok(bytes)) => {
-                self.incoming.cut(&mut self.answered)?;
-                self.portion = PORTION.max(self.answered.len() / PORTION);
-                Ok(bytes)
-            }
-            Poll::Ready(Err(error)) => Err(io_error(&error, "waiting for the server's answer")),
-            Poll::Pending => Ok(0),
-        }
-    }
-
-    /// Ready when the oldest request has waited for too long.
-    fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Error> {
-        let Some(&(_, since)) = self.incoming.sent.front() else { return Poll::Pending };
-        let response = self.link.limits.response;
-        if self.is_set && !self.timer.is_elapsed() {
-            return Poll::Pending;
-        }
-        let mut due = since + response.min(Duration::from_secs(365 * 86_400));
-        let now = Instant::now();
-        if self.is_set && due <= now {
-            // Large requests and replies may go on as long as they move.
-            if self.moved < PROGRESS {
-                let message = "waiting for the server's answer: the time for it is over";
-                return Poll::Ready(Error::new(ErrorKind::Timeout, message));
-            }
-            due = from_now(response);
-        }
-        self.moved = 0;
-        self.is_set = true;
-        self.timer.as_mut().reset(due.max(now));
-        // Asks to be woken, also where the task's budget is used up: nobody asks once more.
-        let _ = pin!(unconstrained(self.timer.as_mut())).poll(context);
-        Poll::Pending
-    }
 }
 
 /// The links to one server, each used by the tasks of one runtime: a connection is served by a task, and that of one
@@ -417,30 +243,30 @@ impl Links {
 
     /// The link of the runtime that this task is in.
     #[inline]
-    pub(super) fn here(&self) -> Result<Shared<'_>, Error> {
+    pub(super) fn here(&self) -> Result<Held<'_>, Error> {
         let Ok(runtime) = Handle::try_current() else { return Err(no_runtime()) };
         let id = runtime.id();
         match self.first.get() {
-            Some((first, link)) if *first == id => Ok(Shared::Borrowed(link)),
+            Some((first, link)) if *first == id => Ok(Held::Borrowed(link)),
             _ => Ok(self.of_other(id)),
         }
     }
 
     #[cold]
-    fn of_other(&self, id: tokio::runtime::Id) -> Shared<'_> {
+    fn of_other(&self, id: tokio::runtime::Id) -> Held<'_> {
         let new = || (id, Arc::new(Link::new(&self.server, self.limits)));
         let (first, link) = self.first.get_or_init(new);
         if *first == id {
-            return Shared::Borrowed(link);
+            return Held::Borrowed(link);
         }
         let mut others = self.others.lock();
         if let Some((_, link)) = others.iter().find(|(other, _)| *other == id) {
-            return Shared::Owned(Arc::clone(link));
+            return Held::Owned(Arc::clone(link));
         }
         // Those of runtimes that have ended are asleep for ever; one that somebody holds is about to be woken.
         others.retain(|(_, link)| !link.is_asleep() || Arc::strong_count(link) > 1);
         others.push(new());
-        Shared::Owned(Arc::clone(&others[others.len() - 1].1))
+        Held::Owned(Arc::clone(&others[others.len() - 1].1))
     }
 
     /// Sends commands whose replies nobody waits for, over the link of this runtime. Where it has none, over each that
@@ -484,19 +310,19 @@ fn no_runtime() -> Error {
 }
 
 /// A link, borrowed or held.
-pub(super) enum Shared<'c> {
+pub(super) enum Held<'c> {
     Borrowed(&'c Arc<Link>),
     Owned(Arc<Link>),
 }
 
-impl Deref for Shared<'_> {
+impl Deref for Held<'_> {
     type Target = Arc<Link>;
 
     #[inline]
     fn deref(&self) -> &Arc<Link> {
         match self {
-            Shared::Borrowed(link) => link,
-            Shared::Owned(link) => link,
+            Held::Borrowed(link) => link,
+            Held::Owned(link) => link,
         }
     }
 }

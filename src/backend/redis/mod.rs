@@ -10,6 +10,8 @@ mod link;
 #[cfg(feature = "tokio")]
 mod pipeline;
 #[cfg(feature = "tokio")]
+mod serving;
+#[cfg(feature = "tokio")]
 mod stream;
 
 use std::fmt;
@@ -23,7 +25,7 @@ use self::link::Links;
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::Pool;
-use super::{Access, Exchange};
+use super::{Access, Exchange, ExchangeSettings};
 use crate::engine::batch::Acknowledged;
 #[cfg(feature = "tokio")]
 use crate::engine::chunk::Chunk;
@@ -166,7 +168,9 @@ impl Exchange for Redis {
         let node = self.node(access);
         node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, receive)
     }
+}
 
+impl ExchangeSettings for Redis {
     fn hash_expiry(&self) -> HashExpiry {
         self.0.hash_expiry
     }
@@ -188,9 +192,14 @@ impl AsyncExchange for Redis {
         let link = self.node(access).links.here()?;
         let replied = match link.request(&write).await {
             Ok(Ok(replied)) => replied,
-            other => link.request_again(access, write, other).await?,
+            // Boxed, since it is seldom needed, and its size would be part of every request's.
+            other => Box::pin(link.request_again(access, write, other)).await?,
         };
-        replied.read(self.0.limits.max_entry, receive)
+        let read = replied.read(self.0.limits.max_entry, receive);
+        if matches!(&read, Err(error) if error.kind() == ErrorKind::Protocol) {
+            link.pipeline.distrust();
+        }
+        read
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
@@ -205,14 +214,6 @@ impl AsyncExchange for Redis {
             let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
             let _ = redis.exchange_async(Access::Write, write, &mut ignore).await;
         });
-    }
-
-    fn hash_expiry(&self) -> HashExpiry {
-        self.0.hash_expiry
-    }
-
-    fn max_entry(&self) -> usize {
-        self.0.limits.max_entry
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::engine::chunk::Chunk;
-use crate::engine::replies::{Receive, Replies};
+use crate::engine::replies::{Receive, Replies, too_long};
 use crate::error::{Error, ErrorKind};
 
 /// What may wait to be sent, in bytes, before callers wait for room: a large request more at most.
@@ -34,7 +34,8 @@ impl Replied {
     #[inline]
     pub(super) fn read(self, max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
         match self {
-            Replied::String(string) => receive.string(string),
+            Replied::String(string) if string.len() <= max_entry => receive.string(string),
+            Replied::String(_) => Err(too_long().into()),
             Replied::Piece(replies, piece) => read(replies, &[piece], max_entry, receive),
             Replied::Pieces(replies, pieces) => read(replies, &pieces, max_entry, receive),
         }
@@ -62,6 +63,8 @@ struct State {
     is_open: bool,
     /// No requests will come any more.
     is_abandoned: bool,
+    /// A reply was none to what was asked.
+    is_distrusted: bool,
     /// Commands to be sent.
     output: Vec<u8>,
     /// Their requests.
@@ -94,6 +97,20 @@ impl Sent {
     }
 }
 
+/// How many bytes a connection has sent and read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    pub(super) sent: u64,
+    pub(super) read: u64,
+}
+
+/// When a request was sent, and what had moved by then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    pub(super) at: Instant,
+    pub(super) moved: Moved,
+}
+
 /// A caller who waits for replies.
 enum Slot {
     Waits(Waker),
@@ -118,7 +135,9 @@ impl Pipeline {
 
     /// Takes requests from now on.
     pub(super) fn open(&self) {
-        self.lock().is_open = true;
+        let mut state = self.lock();
+        state.is_open = true;
+        state.is_distrusted = false;
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -129,6 +148,16 @@ impl Pipeline {
     pub(super) fn abandon(&self) {
         let mut state = self.lock();
         state.is_abandoned = true;
+        let server = state.server.take();
+        drop(state);
+        server.into_iter().for_each(Waker::wake);
+    }
+
+    /// The replies are not those to what was asked: the connection is to be closed before others get each other's.
+    #[cold]
+    pub(super) fn distrust(&self) {
+        let mut state = self.lock();
+        state.is_distrusted = true;
         let server = state.server.take();
         drop(state);
         server.into_iter().for_each(Waker::wake);
@@ -186,14 +215,22 @@ impl Pipeline {
     /// Gives all that is to be sent to the task that serves the connection: the commands to `output`, which is empty,
     /// and their requests to `sent`, one after the other. When there is nothing, `waker` is called when there is.
     #[inline]
-    pub(super) fn take_output(&self, waker: Option<&Waker>, output: &mut Vec<u8>, mut sent: impl FnMut(Sent)) {
+    pub(super) fn take_output(
+        &self,
+        waker: Option<&Waker>,
+        output: &mut Vec<u8>,
+        mut sent: impl FnMut(Sent),
+    ) -> Result<(), Error> {
         let mut state = self.lock();
+        if state.is_distrusted {
+            return Err(Error::new(ErrorKind::Protocol, "a reply of the server was none to what it was asked"));
+        }
         if state.output.is_empty() {
             // It is the waker of one task, our own: cloning and dropping it does no harm under the lock.
             if let (Some(waker), None) = (waker, &state.server) {
                 state.server = Some(waker.clone());
             }
-            return;
+            return Ok(());
         }
         // Who waits for room in the output is woken; who waits for replies to come would wait again.
         let room = if state.output.len() < MOST_OUTPUT { 0 } else { self.most.saturating_sub(state.under_way) };
@@ -203,21 +240,22 @@ impl Pipeline {
         if room > 0 {
             self.make_room(room);
         }
+        Ok(())
     }
 
     /// Hands replies to who waits for them. `woken` is empty afterwards.
     pub(super) fn answer(&self, replies: impl ExactSizeIterator<Item = (Sent, Replied)>, woken: &mut Vec<Waker>) {
-        let answered = replies.len();
-        if answered == 0 {
+        if replies.len() == 0 {
             return;
         }
         let mut state = self.lock();
         for (sent, replied) in replies {
             state.answer(sent, Ok(replied), woken);
         }
+        let room = self.most.saturating_sub(state.under_way);
         drop(state);
         woken.drain(..).for_each(Waker::wake);
-        self.make_room(answered);
+        self.make_room(room);
     }
 
     /// The connection is gone: whoever waits for the replies to `sent`, or for his request to be sent, gets the error.
@@ -227,8 +265,13 @@ impl Pipeline {
         state.is_open = false;
         state.output = Vec::new();
         let queued = std::mem::take(&mut state.queued);
+        let mut error = error.copy();
         for sent in sent.chain(queued) {
             state.answer(sent, Err(error.copy()), &mut woken);
+            // Only the oldest request may be what the server's nonsense came to; the others lost their connection.
+            if error.kind() == ErrorKind::Protocol {
+                error = Error::new(ErrorKind::Connection, format!("the connection was closed: {error}"));
+            }
         }
         let server = state.server.take();
         drop(state);
@@ -362,7 +405,9 @@ impl Pipeline {
             drop(state);
             return Err(NotTaken::Closed);
         }
-        if !state.has_room(self.most) || (!admitted && self.waiting.load(Ordering::Relaxed) > 0) {
+        // Who was woken for a place gets it, though others may have come in between.
+        let has_place = admitted || (state.under_way < self.most && self.waiting.load(Ordering::Relaxed) == 0);
+        if !has_place || state.output.len() >= MOST_OUTPUT {
             drop(state);
             return Err(NotTaken::Full);
         }
@@ -385,10 +430,14 @@ impl Pipeline {
     #[inline(always)]
     fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Replied, Error>> {
         let mut state = self.lock();
-        if let Slot::Answered(_) = state.slots[slot as usize]
-            && let Slot::Answered(answer) = state.slots.remove(slot as usize)
-        {
-            return Poll::Ready(answer);
+        match &state.slots[slot as usize] {
+            Slot::Answered(_) => {
+                if let Slot::Answered(answer) = state.slots.remove(slot as usize) {
+                    return Poll::Ready(answer);
+                }
+            }
+            Slot::Waits(known) if known.will_wake(context.waker()) => return Poll::Pending,
+            _ => {}
         }
         drop(state);
         self.wait_on(slot, context)
@@ -457,7 +506,7 @@ mod tests {
     /// What was sent, as the connection's task takes it.
     fn take(pipeline: &Pipeline) -> Vec<Sent> {
         let (mut output, mut sent) = (Vec::new(), Vec::new());
-        pipeline.take_output(None, &mut output, |request| sent.push(request));
+        pipeline.take_output(None, &mut output, |request| sent.push(request)).unwrap();
         assert_eq!(output.len(), sent.len() * 14);
         sent
     }

@@ -4,17 +4,19 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::config::{Address, Server};
 use super::connection::{Limits, io_error, keep_alive};
 use super::handshake::{Ask, Refusal, introduce};
 use super::incoming::Incoming;
-use super::pipeline::Sent;
+use super::link::from_now;
+use super::pipeline::{Mark, Moved, Sent};
 use crate::error::{Error, ErrorKind};
 
 pub(super) enum Stream {
@@ -25,10 +27,8 @@ pub(super) enum Stream {
 
 /// Connects, and introduces us.
 pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, Incoming), Error> {
-    let connected = timeout(limits.connect, Stream::connect(&server.address)).await;
-    let stream = connected
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
+    let connected = Stream::connect(&server.address, limits.connect).await;
+    let stream = connected.map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
     let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), max_entry: limits.max_entry };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
@@ -38,20 +38,39 @@ pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
 }
 
 impl Stream {
-    async fn connect(address: &Address) -> io::Result<Self> {
+    async fn connect(address: &Address, within: Duration) -> io::Result<Self> {
         match address {
             Address::Tcp(host, port) => {
-                let stream = TcpStream::connect((&**host, *port)).await?;
+                let stream = connect_tcp(host, *port, within).await?;
                 stream.set_nodelay(true)?;
                 keep_alive(socket2::SockRef::from(&stream))?;
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
-            Address::Unix(path) => Ok(Stream::Unix(tokio::net::UnixStream::connect(path).await?)),
+            Address::Unix(path) => in_time(within, tokio::net::UnixStream::connect(path)).await.map(Stream::Unix),
             #[cfg(not(unix))]
             Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
         }
     }
+}
+
+async fn in_time<T>(within: Duration, connect: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(within, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Tries the host's addresses in turn, as threads do: each gets its share of the time that is left.
+async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+    let deadline = from_now(within);
+    for (address, others) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let left = deadline.saturating_duration_since(Instant::now()) / u32::try_from(others).unwrap_or(u32::MAX);
+        match in_time(left, TcpStream::connect(address)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 impl Stream {
@@ -111,7 +130,7 @@ impl Ask for Greeting {
     async fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Result<(), Bytes>, Error> {
         let mut output = Vec::with_capacity(256);
         let replies = write(&mut output);
-        self.incoming.sent.push_back((Sent::apart(replies), Instant::now()));
+        self.incoming.sent.push_back((Sent::apart(replies), Mark { at: Instant::now(), moved: Moved::default() }));
         self.stream.write_all(&output).await.map_err(|error| io_error(&error, "sending the request"))?;
         let mut answered = VecDeque::new();
         loop {
