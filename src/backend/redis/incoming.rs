@@ -25,8 +25,9 @@ pub(super) struct Incoming {
     begun: bool,
     /// What came already of the replies to the first of `sent`.
     pieces: Vec<Bytes>,
-    /// Each with when it was sent.
-    pub(super) sent: VecDeque<(Sent, Mark)>,
+    sent: VecDeque<Sent>,
+    /// When they were sent, so many of them together.
+    marks: VecDeque<(usize, Mark)>,
 }
 
 impl Incoming {
@@ -38,6 +39,37 @@ impl Incoming {
             begun: false,
             pieces: Vec::new(),
             sent: VecDeque::new(),
+            marks: VecDeque::new(),
+        }
+    }
+
+    /// These are sent now, together.
+    #[inline]
+    pub(super) fn expect(&mut self, requests: impl ExactSizeIterator<Item = Sent>, mark: Mark) {
+        self.marks.push_back((requests.len(), mark));
+        self.sent.extend(requests);
+    }
+
+    /// When the oldest request was sent whose replies are not all there.
+    pub(super) fn oldest(&self) -> Option<Mark> {
+        self.marks.front().map(|(_, mark)| *mark)
+    }
+
+    /// The requests whose replies are not all there; none will come.
+    pub(super) fn give_up(&mut self) -> impl Iterator<Item = Sent> {
+        self.marks.clear();
+        self.sent.drain(..)
+    }
+
+    /// All replies to the first request are there.
+    #[inline(always)]
+    fn is_answered(&mut self) {
+        self.sent.pop_front();
+        if let Some((left, _)) = self.marks.front_mut() {
+            *left -= 1;
+            if *left == 0 {
+                self.marks.pop_front();
+            }
         }
     }
 
@@ -72,7 +104,7 @@ impl Incoming {
         let mut chunk = Chunk::sharing(&input);
         let mut start = 0;
         let missing = loop {
-            let Some(&(first, _)) = self.sent.front() else {
+            let Some(&first) = self.sent.front() else {
                 match self.replies.feed_pushes(&mut chunk)? {
                     Fed::Done => break 1,
                     Fed::More(missing) => break missing,
@@ -87,7 +119,7 @@ impl Incoming {
             {
                 let place = chunk.place(string);
                 start = place.end + 2;
-                self.sent.pop_front();
+                self.is_answered();
                 answered.push_back((first, Replied::String(input.slice(place))));
                 continue;
             }
@@ -102,7 +134,7 @@ impl Incoming {
             match fed {
                 Fed::Done => {
                     self.begun = false;
-                    self.sent.pop_front();
+                    self.is_answered();
                     let replied = if self.pieces.is_empty() {
                         Replied::Piece(first.replies, piece)
                     } else {
@@ -157,7 +189,7 @@ mod tests {
     /// was answered.
     fn answers(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
         let mut incoming = Incoming::new(1 << 20);
-        incoming.sent.extend(requests.iter().map(|replies| (Sent::apart(*replies), now())));
+        incoming.expect(requests.iter().map(|replies| Sent::apart(*replies)), now());
         let (mut answered, mut at) = (VecDeque::new(), 0);
         for end in cuts.iter().copied().chain([input.len()]) {
             incoming.room().extend_from_slice(&input[at..end]);
@@ -217,7 +249,7 @@ mod tests {
         let (mut incoming, mut answered) = (Incoming::new(1 << 20), VecDeque::new());
         let begin = incoming.room().as_ptr();
         for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
-            incoming.sent.push_back((Sent::apart(1), now()));
+            incoming.expect([Sent::apart(1)].into_iter(), now());
             incoming.room().extend_from_slice(b"$50\r\n01234567890123456789012345678901234567890123456789\r\n");
             incoming.cut(&mut answered).unwrap();
             answered.clear();

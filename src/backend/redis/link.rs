@@ -242,7 +242,7 @@ impl Links {
     }
 
     /// The link of the runtime that this task is in.
-    #[inline]
+    #[inline(always)]
     pub(super) fn here(&self) -> Result<Held<'_>, Error> {
         let Ok(runtime) = Handle::try_current() else { return Err(no_runtime()) };
         let id = runtime.id();

@@ -195,11 +195,7 @@ impl AsyncExchange for Redis {
             // Boxed, since it is seldom needed, and its size would be part of every request's.
             other => Box::pin(link.request_again(access, write, other)).await?,
         };
-        let read = replied.read(self.0.limits.max_entry, receive);
-        if matches!(&read, Err(error) if error.kind() == ErrorKind::Protocol) {
-            link.pipeline.distrust();
-        }
-        read
+        replied.read(self.0.limits.max_entry, receive).inspect_err(|error| link.pipeline.doubt(error))
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {

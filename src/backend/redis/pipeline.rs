@@ -153,9 +153,13 @@ impl Pipeline {
         server.into_iter().for_each(Waker::wake);
     }
 
-    /// The replies are not those to what was asked: the connection is to be closed before others get each other's.
+    /// A reply could not be read. If it is none to what was asked, the connection is to be closed, before others get each
+    /// other's.
     #[cold]
-    pub(super) fn distrust(&self) {
+    pub(super) fn doubt(&self, error: &Error) {
+        if error.kind() != ErrorKind::Protocol {
+            return;
+        }
         let mut state = self.lock();
         state.is_distrusted = true;
         let server = state.server.take();
@@ -213,13 +217,13 @@ impl Pipeline {
     }
 
     /// Gives all that is to be sent to the task that serves the connection: the commands to `output`, which is empty,
-    /// and their requests to `sent`, one after the other. When there is nothing, `waker` is called when there is.
+    /// and their requests to `sent`. When there is nothing, `waker` is called when there is.
     #[inline]
     pub(super) fn take_output(
         &self,
         waker: Option<&Waker>,
         output: &mut Vec<u8>,
-        mut sent: impl FnMut(Sent),
+        sent: impl FnOnce(std::vec::Drain<'_, Sent>),
     ) -> Result<(), Error> {
         let mut state = self.lock();
         if state.is_distrusted {
@@ -235,7 +239,7 @@ impl Pipeline {
         // Who waits for room in the output is woken; who waits for replies to come would wait again.
         let room = if state.output.len() < MOST_OUTPUT { 0 } else { self.most.saturating_sub(state.under_way) };
         std::mem::swap(&mut state.output, output);
-        state.queued.drain(..).for_each(&mut sent);
+        sent(state.queued.drain(..));
         drop(state);
         if room > 0 {
             self.make_room(room);
@@ -506,7 +510,7 @@ mod tests {
     /// What was sent, as the connection's task takes it.
     fn take(pipeline: &Pipeline) -> Vec<Sent> {
         let (mut output, mut sent) = (Vec::new(), Vec::new());
-        pipeline.take_output(None, &mut output, |request| sent.push(request)).unwrap();
+        pipeline.take_output(None, &mut output, |requests| sent.extend(requests)).unwrap();
         assert_eq!(output.len(), sent.len() * 14);
         sent
     }

@@ -57,7 +57,7 @@ impl Drop for Serving<'_> {
         let error = self.broken_by.take().unwrap_or_else(ended);
         // What came before it broke is as good as ever.
         self.hand_on(usize::MAX);
-        self.link.pipeline.close(self.incoming.sent.drain(..).map(|(sent, _)| sent), &error);
+        self.link.pipeline.close(self.incoming.give_up(), &error);
     }
 }
 
@@ -100,7 +100,7 @@ impl<'l> Serving<'l> {
                 Err(error) => return Poll::Ready(Some(error)),
             }
         }
-        if self.incoming.sent.is_empty() && self.link.pipeline.is_abandoned() {
+        if self.incoming.oldest().is_none() && self.link.pipeline.is_abandoned() {
             return Poll::Ready(None);
         }
         self.poll_timer(context).map(Some)
@@ -138,13 +138,16 @@ impl<'l> Serving<'l> {
             if self.output.capacity() > KEEP {
                 self.output = Vec::with_capacity(4096);
             }
-            let (mut mark, sent, moved) = (None, &mut self.incoming.sent, self.moved);
+            let (incoming, moved) = (&mut self.incoming, self.moved);
             // Who comes back by himself need not be woken.
             let waker = (self.answered.len() <= self.portion).then(|| context.waker());
-            self.link.pipeline.take_output(waker, &mut self.output, |request| {
-                sent.push_back((request, *mark.get_or_insert_with(|| Mark { at: Instant::now(), moved })));
+            let mut since = None;
+            self.link.pipeline.take_output(waker, &mut self.output, |requests| {
+                let at = Instant::now();
+                since = Some(at);
+                incoming.expect(requests, Mark { at, moved });
             })?;
-            self.sending_since = mark.map(|mark| mark.at);
+            self.sending_since = since;
         }
         while self.written < self.output.len() {
             let left = &self.output[self.written..];
@@ -186,7 +189,7 @@ impl<'l> Serving<'l> {
     /// Ready when the oldest request has waited for too long: for the response timeout, and again for each in which enough
     /// moved of what is large.
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Error> {
-        let Some(&(_, oldest)) = self.incoming.sent.front() else { return Poll::Pending };
+        let Some(oldest) = self.incoming.oldest() else { return Poll::Pending };
         if self.is_set && !self.timer.is_elapsed() {
             return Poll::Pending;
         }

@@ -130,7 +130,8 @@ impl Ask for Greeting {
     async fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Result<(), Bytes>, Error> {
         let mut output = Vec::with_capacity(256);
         let replies = write(&mut output);
-        self.incoming.sent.push_back((Sent::apart(replies), Mark { at: Instant::now(), moved: Moved::default() }));
+        let mark = Mark { at: Instant::now(), moved: Moved::default() };
+        self.incoming.expect([Sent::apart(replies)].into_iter(), mark);
         self.stream.write_all(&output).await.map_err(|error| io_error(&error, "sending the request"))?;
         let mut answered = VecDeque::new();
         loop {
