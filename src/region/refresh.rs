@@ -27,7 +27,8 @@ use crate::policy::{Freshness, Invalidation};
 pub type ThreadJob = Box<dyn FnOnce() + Send>;
 
 /// A creator that is to run in the background of tasks. Dropped at any time, it releases what it holds, and the value
-/// stays stale until another caller asks.
+/// stays stale until another caller asks. Dropped with its runtime, it may leave a lock to the end of its lease: wait for
+/// it before that, as with a `TaskTracker` of tokio-util.
 #[cfg(feature = "tokio")]
 pub type TaskJob = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 

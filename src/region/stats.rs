@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Stats {
     /// Values that a creator made.
     pub created: u64,
-    /// Creators that failed or panicked.
+    /// Creators that failed or panicked, or whose task was dropped.
     pub failed_creations: u64,
     /// Callers that got the value another caller of this process created.
     pub shared: u64,

@@ -42,7 +42,8 @@ use crate::request::HashExpiry;
 /// so a server that is down shows at the first use; a region goes on without it, unless it
 /// [fails closed](crate::RegionBuilder::fail_closed). A connection that broke is replaced, and what can be asked twice
 /// is asked again, once. Threads take a connection each for as long as a request takes. Tasks share one, whose requests
-/// follow each other without waiting for replies (feature `tokio`). Servers: Redis 7.0 or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+/// follow each other without waiting for replies (feature `tokio`, in a runtime with I/O and timers). Servers: Redis 7.0
+/// or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
 /// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,
