@@ -198,6 +198,7 @@ impl Replies {
 
     /// Cuts off a reply that was not told to [`expect`](Replies::expect), if it is a string of less than a thousand
     /// bytes that has all come.
+    #[cfg(feature = "tokio")]
     #[inline]
     pub(crate) fn cut_string<'a>(&self, chunk: &mut Chunk<'a>) -> Option<&'a [u8]> {
         if self.pending + self.skipping > 0 {

@@ -110,6 +110,7 @@ impl<'l> Serving<'l> {
     #[inline]
     fn exchange(&mut self, context: &mut Context<'_>) -> Result<Progress, Error> {
         let sent = self.send(context)?;
+        self.moved.sent += sent as u64;
         // Who gets a reply now may send the next request before the others get theirs: server and tasks work at the same
         // time then, and not in turns.
         if self.answered.len() > self.portion {
@@ -118,7 +119,6 @@ impl<'l> Serving<'l> {
         }
         self.hand_on(usize::MAX);
         let read = self.read(context)?;
-        self.moved.sent += sent as u64;
         self.moved.read += read as u64;
         Ok(if sent + read > 0 { Progress::Moved } else { Progress::None })
     }
