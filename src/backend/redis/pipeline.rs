@@ -321,7 +321,7 @@ impl State {
     }
 
     /// The waker to call, outside of the lock.
-    #[inline]
+    #[inline(always)]
     fn queue(&mut self, sent: Sent) -> Option<Waker> {
         self.queued.push(sent);
         self.under_way += 1;
@@ -395,7 +395,7 @@ impl<W> Drop for Request<'_, W> {
 
 impl Pipeline {
     /// The caller's slot; none where nothing was written.
-    #[inline]
+    #[inline(always)]
     fn queue(
         &self,
         write: impl Fn(&mut Vec<u8>) -> usize,
