@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use dogpile::engine::chunk::Chunk;
 use dogpile::engine::replies::{Fed, Receive, Replies};
-use dogpile::{Access, Backend, Batch, Error, Exchange, Found, HashExpiry, Key, KeyBuf, Memory};
+use dogpile::{Access, Backend, Batch, Error, Exchange, ExchangeSettings, Found, HashExpiry, Key, KeyBuf, Memory};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -177,7 +177,9 @@ impl Exchange for Wire {
             }
         }
     }
+}
 
+impl ExchangeSettings for Wire {
     fn hash_expiry(&self) -> HashExpiry {
         HashExpiry::OnCreate
     }
