@@ -196,12 +196,19 @@ impl Replies {
         }
     }
 
+    /// Whether some of the replies that it expects, or of a push, have not come.
+    #[cfg(feature = "tokio")]
+    #[inline]
+    pub(crate) fn is_reading(&self) -> bool {
+        self.pending + self.skipping > 0
+    }
+
     /// Cuts off a reply that was not told to [`expect`](Replies::expect), if it is a string of less than a thousand
     /// bytes that has all come.
     #[cfg(feature = "tokio")]
     #[inline]
     pub(crate) fn cut_string<'a>(&self, chunk: &mut Chunk<'a>) -> Option<&'a [u8]> {
-        if self.pending + self.skipping > 0 {
+        if self.is_reading() {
             return None;
         }
         let (string, rest) = cut_short_bulk(chunk.rest, self.max_bulk)?;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::drive::Drive;
+use super::face::Face;
 use super::flight::Flight;
 use super::keys::{KeyRoom, Room};
 use super::{Reading, Region, Shared, Understood};
@@ -18,7 +19,7 @@ use crate::error::{Error, ErrorKind, GetError};
 use crate::face::{Thread, now};
 use crate::key::{AsKey, Key};
 use crate::keymap::KeyMap;
-use crate::lock::Lock;
+use crate::lock::{Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
@@ -247,12 +248,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        let mut flights = [self.begun(ended, first)?];
-        now(
-            Drive::new(Thread, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(|| ready(create()))
-        )?;
-        let [flight] = flights;
-        Ok(flight.into_value(self.shared()))
+        now(self.create_one_on(Thread, key, ended, first, || ready(create())))
     }
 
     /// See [`Region::get_or_create_many`].
@@ -268,30 +264,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        self.create_many(keys, |missing| {
-            let missing: Vec<&K> = missing.iter().map(|&at| &keys[at]).collect();
-            create(&missing)
-        })
-    }
-
-    /// The same, with a creator that is given positions in `keys`.
-    pub(super) fn create_many<K: AsKey, V: Clone, E>(
-        &self,
-        keys: &[K],
-        mut create: impl FnMut(&[usize]) -> Result<Vec<V>, E>,
-    ) -> Result<Vec<V>, GetError<E>>
-    where
-        S: Codec<V>,
-        F: StoreRule<V>,
-    {
-        let mut room = KeyRoom::new();
-        let keys = room.map_all(keys, &self.shared().map);
-        let distinct = Distinct::of(&keys);
-        let keys = distinct.keys(&keys);
-        let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
-        now(Drive::new(Thread, self.shared(), self.settings.by_ref(), &keys, &mut flights)
-            .run(async |missing: &[usize]| create(&distinct.positions(missing))))?;
-        Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
+        now(self.create_many_on(Thread, keys, keys, |missing| ready(create(&missing))))
     }
 
     #[inline]
@@ -316,6 +289,60 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
             Some(Understood { value, freshness: Freshness::Fresh, .. }) => Ok(value),
             other => Err(Ok(other.map(|Understood { value, freshness, .. }| Reading { value, entry, freshness }))),
         }
+    }
+
+    /// Brings a flight to its end that goes on after the first reading.
+    pub(super) async fn create_one_on<A: Face<B, L>, V, E, R>(
+        &self,
+        face: A,
+        key: Key<'_>,
+        ended: Option<u64>,
+        first: First<V>,
+        create: impl FnOnce() -> R,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        L: LockSettings,
+        F: StoreRule<V>,
+        R: Future<Output = Result<V, E>>,
+    {
+        let mut flights = [self.begun(ended, first)?];
+        Drive::new(face, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(create).await?;
+        let [flight] = flights;
+        Ok(flight.into_value(self.shared()))
+    }
+
+    /// Brings the flights of many keys to their end. `create` is given those of `items` whose keys are missing; there are
+    /// as many items as keys.
+    pub(super) async fn create_many_on<'k, A: Face<B, L>, K: AsKey, T, V: Clone, E, R>(
+        &self,
+        face: A,
+        keys: &[K],
+        items: &'k [T],
+        mut create: impl FnMut(Vec<&'k T>) -> R,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+        L: LockSettings,
+        M: KeyMap,
+        F: StoreRule<V>,
+        R: Future<Output = Result<Vec<V>, E>>,
+    {
+        let mut room = KeyRoom::new();
+        let keys = room.map_all(keys, &self.shared().map);
+        let distinct = Distinct::of(&keys);
+        let keys = distinct.keys(&keys);
+        let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
+        let mut drive = Drive::new(face, self.shared(), self.settings.by_ref(), &keys, &mut flights);
+        // Not by a closure around `create`, whose futures would borrow from here: the compiler cannot tell of such a
+        // call that it may change threads.
+        while let Some(creation) = drive.missing().await? {
+            let missing = creation.missing.iter().map(|&at| &items[distinct.firsts[at]]).collect();
+            let values = create(missing).await.map_err(GetError::Create)?;
+            drive.created(creation, values).await?;
+        }
+        drop(drive);
+        Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
     }
 
     /// A flight that goes on after the first reading.
@@ -380,7 +407,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
 }
 
 /// Which of a call's keys are the same.
-pub(super) struct Distinct {
+struct Distinct {
     /// The position of the first of each distinct key.
     firsts: Vec<usize>,
     /// For every key the number of its distinct one.
@@ -388,7 +415,7 @@ pub(super) struct Distinct {
 }
 
 impl Distinct {
-    pub(super) fn of(keys: &[Key<'_>]) -> Self {
+    fn of(keys: &[Key<'_>]) -> Self {
         let mut known = std::collections::HashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
         let mut firsts = Vec::with_capacity(keys.len());
         let number = |(at, key)| {
@@ -402,17 +429,12 @@ impl Distinct {
     }
 
     /// The distinct ones of `keys`.
-    pub(super) fn keys<'k>(&self, keys: &[Key<'k>]) -> SmallVec<[Key<'k>; 1]> {
+    fn keys<'k>(&self, keys: &[Key<'k>]) -> SmallVec<[Key<'k>; 1]> {
         self.firsts.iter().map(|&at| keys[at]).collect()
     }
 
-    /// Where the caller has the distinct keys of these numbers.
-    pub(super) fn positions(&self, numbers: &[usize]) -> Vec<usize> {
-        numbers.iter().map(|&at| self.firsts[at]).collect()
-    }
-
     /// The values of the distinct keys, in every place that wants them.
-    pub(super) fn spread<V: Clone>(&self, values: impl Iterator<Item = V>) -> Vec<V> {
+    fn spread<V: Clone>(&self, values: impl Iterator<Item = V>) -> Vec<V> {
         let mut values: Vec<_> = values.map(Some).collect();
         // Each value goes to the last place that wants it; the places before get clones.
         let mut wanted = vec![0_usize; values.len()];

@@ -87,19 +87,7 @@ where
         Drive { face, region, settings, keys, flights, patience: region.patience }
     }
 
-    /// Brings every flight to its end. `create` is given the numbers of those whose values it is to create.
-    pub(super) async fn run<E>(
-        mut self,
-        mut create: impl AsyncFnMut(&[usize]) -> Result<Vec<V>, E>,
-    ) -> Result<(), GetError<E>> {
-        while let Some(creation) = self.missing().await? {
-            let values = create(&creation.missing).await.map_err(GetError::Create)?;
-            self.created(creation, values).await?;
-        }
-        Ok(())
-    }
-
-    /// The same for a single flight, whose creator is called once at most.
+    /// Brings a single flight to its end. Its creator is called once at most.
     pub(super) async fn run_one<R: Future<Output = Result<V, E>>, E>(
         mut self,
         create: impl FnOnce() -> R,

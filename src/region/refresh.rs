@@ -144,6 +144,28 @@ where
     }
 }
 
+impl<B, S, L: LockSettings, M, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I, F> {
+    /// The stale value. If nobody in this process creates the new one, the way to that is handed to `run`.
+    fn refresh<A: Face<B, L>, V>(
+        &self,
+        face: A,
+        key: Key<'_>,
+        ended: Option<u64>,
+        stale: Reading<V>,
+        run: impl FnOnce(Refresh<A, B, S, L, M, I, F, V>),
+    ) -> Result<V, Error>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        if let Some(refresh) = Refresh::begin(face, self, key, ended, &stale)? {
+            run(refresh);
+        }
+        self.shared().counters.served_stale.add(1);
+        Ok(stale.value)
+    }
+}
+
 impl<B, S, L, M, I, F> Call<'_, B, S, L, M, I, F>
 where
     B: Backend + 'static,
@@ -173,13 +195,10 @@ where
             match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => Ok(fresh),
                 Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                    if let Some(refresh) = Refresh::begin(Thread, self, key, ended, &stale)? {
-                        (region.thread_runner.0)(Box::new(move || {
-                            now(refresh.run(|| ready(create())));
-                        }));
-                    }
-                    region.counters.served_stale.add(1);
-                    Ok(stale.value)
+                    let run = |refresh: Refresh<Thread, _, _, _, _, _, _, _>| {
+                        (region.thread_runner.0)(Box::new(move || now(refresh.run(|| ready(create())))));
+                    };
+                    Ok(self.refresh(Thread, key, ended, stale, run)?)
                 }
                 Err(first) => self.create_one(key, ended, first, create),
             }
@@ -220,13 +239,12 @@ where
         match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
             Ok(fresh) => Ok(fresh),
             Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                if let Some(refresh) = Refresh::begin(Task, self, key, ended, &stale)? {
+                let run = |refresh: Refresh<Task, _, _, _, _, _, _, _>| {
                     (region.task_runner.0)(Box::pin(refresh.run(create)));
-                }
-                region.counters.served_stale.add(1);
-                Ok(stale.value)
+                };
+                Ok(self.refresh(Task, key, ended, stale, run)?)
             }
-            Err(first) => self.create_one_async(key, ended, first, create).await,
+            Err(first) => self.create_one_on(Task, key, ended, first, create).await,
         }
     }
 }

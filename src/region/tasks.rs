@@ -1,8 +1,6 @@
 //! What callers that are tasks do with a region: the `_async` twins of its methods.
 
-use super::call::{Call, Distinct, First, StoreRule};
-use super::drive::Drive;
-use super::flight::Flight;
+use super::call::{Call, StoreRule};
 use super::keys::{KeyRoom, Room};
 use super::{Region, Shared};
 use crate::backend::AsyncBackend;
@@ -11,7 +9,7 @@ use crate::codec::Codec;
 use crate::entry::{Entry, Now};
 use crate::error::{Error, GetError};
 use crate::face::Task;
-use crate::key::{AsKey, Key};
+use crate::key::AsKey;
 use crate::keymap::KeyMap;
 use crate::lock::AsyncLock;
 use crate::policy::{Invalidation, MaxAge};
@@ -314,26 +312,8 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         let ended = region.lines_ended(key);
         match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
             Ok(fresh) => Ok(fresh),
-            Err(first) => self.create_one_async(key, ended, first, create).await,
+            Err(first) => self.create_one_on(Task, key, ended, first, create).await,
         }
-    }
-
-    pub(super) async fn create_one_async<V, E, R>(
-        &self,
-        key: Key<'_>,
-        ended: Option<u64>,
-        first: First<V>,
-        create: impl FnOnce() -> R,
-    ) -> Result<V, GetError<E>>
-    where
-        S: Codec<V>,
-        F: StoreRule<V>,
-        R: Future<Output = Result<V, E>>,
-    {
-        let mut flights = [self.begun(ended, first)?];
-        Drive::new(Task, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(create).await?;
-        let [flight] = flights;
-        Ok(flight.into_value(self.shared()))
     }
 
     /// See [`Region::get_or_create_many_async`].
@@ -350,36 +330,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         F: StoreRule<V>,
         R: Future<Output = Result<Vec<V>, E>>,
     {
-        self.create_many_async(keys, keys, create).await
-    }
-
-    /// The same, with a creator that is given those of `items` whose keys are missing: as many as there are keys.
-    pub(super) async fn create_many_async<'k, K: AsKey, T, V: Clone, E, R>(
-        &self,
-        keys: &[K],
-        items: &'k [T],
-        mut create: impl FnMut(Vec<&'k T>) -> R,
-    ) -> Result<Vec<V>, GetError<E>>
-    where
-        S: Codec<V>,
-        F: StoreRule<V>,
-        R: Future<Output = Result<Vec<V>, E>>,
-    {
-        let mut room = KeyRoom::new();
-        let keys = room.map_all(keys, &self.shared().map);
-        let distinct = Distinct::of(&keys);
-        let keys = distinct.keys(&keys);
-        let mut flights: Vec<_> = keys.iter().map(|_| Flight::new()).collect();
-        let mut drive = Drive::new(Task, self.shared(), self.settings.by_ref(), &keys, &mut flights);
-        // Not by a closure around `create`, whose futures would borrow from here: the compiler cannot tell of such a
-        // call that it may change threads.
-        while let Some(creation) = drive.missing().await? {
-            let missing = distinct.positions(&creation.missing).into_iter().map(|at| &items[at]).collect();
-            let values = create(missing).await.map_err(GetError::Create)?;
-            drive.created(creation, values).await?;
-        }
-        drop(drive);
-        Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
+        self.create_many_on(Task, keys, keys, create).await
     }
 }
 

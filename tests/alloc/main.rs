@@ -166,7 +166,7 @@ FunctionMany::set              | 8, 11   | 8, 11   | 8, 11            | 12, 18  
 FunctionMany::get              | 5, 5    | 4, 4    | 4, 4             | 30, 213 | 30, 213
 FunctionMany::call, hit        | 14, 17  | 13, 16  | 13, 16           | 39, 225 | 39, 225
 FunctionMany::refresh          | 10, 13  | 10, 13  | 10, 13           | 14, 20  | 14, 20
-FunctionMany::call, miss       | 71, 449 | 51, 249 | 66, 273          | 59, 260 | 79, 292
+FunctionMany::call, miss       | 70, 448 | 50, 248 | 65, 272          | 58, 259 | 78, 291
 FunctionMany::invalidate       | 2, 2    | 2, 2    | 2, 2             | 4, 4    | 4, 4
 set                            | 0       | 0       | 0                | 2       | 2
 get                            | 0       | 0       | 0                | 4       | 4
@@ -185,7 +185,7 @@ get_many                       | 4, 4    | 3, 3    | 3, 3             | 29, 212 
 get_or_create_many, hit        | 13, 16  | 12, 15  | 12, 15           | 38, 224 | 38, 224
 delete_many                    | 1, 1    | 1, 1    | 1, 1             | 3, 3    | 3, 3
 get_many, nothing there        | 3, 3    | 3, 3    | 3, 3             | 6, 6    | 6, 6
-get_or_create_many, miss       | 69, 447 | 49, 247 | 64, 271          | 57, 258 | 77, 290
+get_or_create_many, miss       | 68, 446 | 48, 246 | 63, 270          | 56, 257 | 76, 289
 get_or_create, stale           | 7       | 5       | 14               | 12      | 25
 ";
 
@@ -208,7 +208,7 @@ get_many                       | 4, 4    | 5, 5    | 4, 4    | 5, 5      | 4, 4 
 get_or_create_many, hit        | 13, 16  | 14, 17  | 13, 16  | 14, 17    | 13, 16  | 14, 17
 delete_many                    | 1, 1    | 2, 2    | 1, 1    | 2, 2      | 1, 1    | 2, 2
 get_many, nothing there        | 3, 3    | 4, 4    | 3, 3    | 4, 4      | 3, 3    | 4, 4
-get_or_create_many, miss       | 69, 447 | 70, 448 | 69, 448 | 70, 448   | 70, 448 | 70, 449
+get_or_create_many, miss       | 68, 446 | 69, 447 | 68, 447 | 69, 447   | 69, 447 | 69, 448
 get_or_create, stale           | 7       | 7       | 8       | 8         | 9       | 8
 ";
 
@@ -231,7 +231,7 @@ get_many                       | 3, 3    | 4, 4    | 3, 3    | 5, 5      | 4, 15
 get_or_create_many, hit        | 12, 15  | 13, 16  | 12, 15  | 14, 17    | 13, 27  | 13, 16
 delete_many                    | 1, 1    | 2, 2    | 1, 1    | 3, 3      | 2, 13   | 2, 2
 get_many, nothing there        | 3, 3    | 4, 4    | 3, 3    | 5, 5      | 4, 15   | 4, 4
-get_or_create_many, miss       | 49, 247 | 50, 248 | 49, 248 | 52, 250   | 52, 272 | 50, 249
+get_or_create_many, miss       | 48, 246 | 49, 247 | 48, 247 | 51, 249   | 51, 271 | 49, 248
 get_or_create, stale           | 5       | 5       | 6       | 6         | 7       | 6
 ";
 

@@ -21,8 +21,6 @@ pub(super) struct Incoming {
     /// With fewer bytes than these nothing can be cut.
     needed: usize,
     replies: Replies,
-    /// Whether the first of `sent` has been told to `replies`.
-    begun: bool,
     /// What came already of the replies to the first of `sent`.
     pieces: Vec<Bytes>,
     sent: VecDeque<Sent>,
@@ -36,7 +34,6 @@ impl Incoming {
             input: BytesMut::with_capacity(PIECE),
             needed: 1,
             replies: Replies::new(max_entry.max(MAX_BULK)),
-            begun: false,
             pieces: Vec::new(),
             sent: VecDeque::new(),
             marks: VecDeque::new(),
@@ -114,7 +111,6 @@ impl Incoming {
                 break 1;
             }
             if first.replies == 1
-                && !self.begun
                 && let Some(string) = self.replies.cut_string(&mut chunk)
             {
                 let place = chunk.place(string);
@@ -123,9 +119,8 @@ impl Incoming {
                 answered.push_back((first, Replied::String(input.slice(place))));
                 continue;
             }
-            if !self.begun {
+            if !self.replies.is_reading() {
                 self.replies.expect(first.replies as usize);
-                self.begun = true;
             }
             let fed = self.replies.feed(&mut chunk, &mut Ignore)?;
             let end = input.len() - chunk.rest().len();
@@ -133,7 +128,6 @@ impl Incoming {
             start = end;
             match fed {
                 Fed::Done => {
-                    self.begun = false;
                     self.is_answered();
                     let replied = if self.pieces.is_empty() {
                         Replied::Piece(first.replies, piece)

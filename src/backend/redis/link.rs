@@ -161,7 +161,8 @@ impl Link {
         None
     }
 
-    fn is_down(&self, known: Option<Error>) {
+    /// Tells all who wait for it that there is a connection now, or why there is none.
+    fn tell(&self, known: Option<Error>) {
         *self.keeper.lock() = Keeper::Awake(known);
         self.changed.notify_waiters();
     }
@@ -196,17 +197,17 @@ async fn keep(link: Ends) {
             Ok((stream, incoming)) => {
                 pause = FIRST_PAUSE;
                 link.pipeline.open();
-                link.is_down(None);
+                link.tell(None);
                 let Some(error) = Serving::new(link, stream, incoming).serve().await else { return };
                 // A connection that broke may be the server's way to end an idle one, and whoever comes next connects
                 // again. A server that does not answer is down until it does.
                 if error.kind() != ErrorKind::Timeout {
                     return;
                 }
-                link.is_down(Some(error));
+                link.tell(Some(error));
             }
             Err(error) => {
-                link.is_down(Some(error));
+                link.tell(Some(error));
                 sleep(jittered(pause)).await;
                 pause = (2 * pause).min(link.limits.shared.max_pause);
                 link.wanted.notified().await;
@@ -272,30 +273,40 @@ impl Links {
     /// Sends commands whose replies nobody waits for, over the link of this runtime. Where it has none, over each that
     /// is open: only over one of them do they come after what was asked before, and some runtimes may rest. Gives them
     /// back then, for another attempt in this runtime.
-    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<(Vec<u8>, usize)> {
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<Written> {
         let here = Handle::try_current().ok().map(|runtime| runtime.id());
         let others = self.others.lock();
         let open = self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
         let mut open: SmallVec<[_; 4]> = open.map(|(id, link)| (Some(*id) == here, Arc::clone(link))).collect();
         drop(others);
         if let Some(at) = open.iter().position(|(is_here, _)| *is_here) {
-            return open.swap_remove(at).1.pipeline.send(write).err().map(written);
+            return open.swap_remove(at).1.pipeline.send(write).err().map(Written::by);
         }
-        let (commands, replies) = written(write);
+        let written = Written::by(write);
         for (_, link) in open {
-            let _ = link.pipeline.send(|out: &mut Vec<u8>| {
-                out.extend_from_slice(&commands);
-                replies
-            });
+            let _ = link.pipeline.send(|out: &mut Vec<u8>| written.again(out));
         }
-        here.map(|_| (commands, replies))
+        here.map(|_| written)
     }
 }
 
-fn written(write: impl FnOnce(&mut Vec<u8>) -> usize) -> (Vec<u8>, usize) {
-    let mut commands = Vec::new();
-    let replies = write(&mut commands);
-    (commands, replies)
+/// Commands that may have to be sent over several connections.
+pub(super) struct Written {
+    commands: Vec<u8>,
+    replies: usize,
+}
+
+impl Written {
+    fn by(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
+        let mut commands = Vec::new();
+        let replies = write(&mut commands);
+        Written { commands, replies }
+    }
+
+    pub(super) fn again(&self, out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(&self.commands);
+        self.replies
+    }
 }
 
 impl Drop for Links {

@@ -200,16 +200,12 @@ impl AsyncExchange for Redis {
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        let Some((commands, replies)) = self.0.writer.links.send(write) else { return };
+        let Some(written) = self.0.writer.links.send(write) else { return };
         // The connection broke, which is no reason for a lease to stay.
         let redis = self.clone();
         tokio::spawn(async move {
-            let write = |out: &mut Vec<u8>| {
-                out.extend_from_slice(&commands);
-                replies
-            };
             let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-            let _ = redis.exchange_async(Access::Write, write, &mut ignore).await;
+            let _ = redis.exchange_async(Access::Write, |out| written.again(out), &mut ignore).await;
         });
     }
 }

@@ -4,6 +4,7 @@
 mod tasks;
 
 use std::fmt;
+use std::future::ready;
 use std::marker::PhantomData;
 
 use super::drive::wrong_number;
@@ -11,6 +12,7 @@ use super::{Call, Region};
 use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
+use crate::face::{Thread, now};
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
@@ -272,11 +274,8 @@ where
     /// # Errors
     /// As [`Region::get_or_create_many`].
     pub fn call(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
-        let keys = self.keys(arguments);
-        Call::new(&self.region).create_many(&keys, |missing| {
-            let missing: Vec<&A> = missing.iter().map(|&at| &arguments[at]).collect();
-            (self.function)(&missing)
-        })
+        let create = |missing: Vec<_>| ready((self.function)(&missing));
+        now(Call::new(&self.region).create_many_on(Thread, &self.keys(arguments), arguments, create))
     }
 
     /// The results in the cache, in the arguments' order.

@@ -6,6 +6,7 @@ use super::{Function, FunctionMany, KeyArgs, named};
 use crate::backend::AsyncBackend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
+use crate::face::Task;
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::AsyncLock;
@@ -140,7 +141,7 @@ where
     /// As [`Region::get_or_create_many_async`].
     pub async fn call_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
         let create = |missing: Vec<_>| async move { (self.function)(&missing).await };
-        Call::new(&self.region).create_many_async(&self.keys(arguments), arguments, create).await
+        Call::new(&self.region).create_many_on(Task, &self.keys(arguments), arguments, create).await
     }
 
     /// As [`FunctionMany::get`].
