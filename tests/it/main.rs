@@ -1,6 +1,8 @@
 //! The crate as its users see it, against real servers.
 
 mod batches;
+#[cfg(feature = "tokio")]
+mod cancellation;
 mod conformance;
 mod creation;
 mod faults;
@@ -10,6 +12,8 @@ mod pipeline;
 mod redis;
 mod refresh;
 mod region;
+#[cfg(feature = "tokio")]
+mod runtimes;
 #[cfg(feature = "tokio")]
 mod sharing;
 mod support;
