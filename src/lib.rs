@@ -33,7 +33,7 @@ pub use backend::AsyncDriver;
 pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
-pub use backend::{Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder};
+pub use backend::{Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder, Watch};
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown};
 #[cfg(feature = "json")]

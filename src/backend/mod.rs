@@ -8,6 +8,7 @@ mod pool;
 mod redis;
 mod resp;
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -255,6 +256,13 @@ pub trait Leases: Backend + Clone + 'static {
     /// When the server cannot tell; the leases then end when they expire.
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error>;
 
+    /// Gives each lease that its token still holds another `life` from now on, and says of each whether it did. One round
+    /// trip.
+    ///
+    /// # Errors
+    /// When the server cannot tell.
+    fn renew(&self, held: &[Lease<'_>], life: Duration) -> Result<Vec<bool>, Error>;
+
     /// Stores the entries of `batch`, one for each lease, and releases the leases; says of each whether its token
     /// still held it. With `only_if_held` nothing is stored under a lease that is not; store and release are then
     /// atomic. One round trip.
@@ -274,7 +282,18 @@ pub trait Leases: Backend + Clone + 'static {
     /// # Errors
     /// When the server cannot tell.
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error>;
+
+    /// Tells when the lease of this Redis key may have ended: at once if nobody holds it, later if it is released or its
+    /// time is over, and also when that can no longer be told. Does not block. `None`, the default, where the server
+    /// tells nothing of itself, and has to be asked again.
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        let _ = lock;
+        None
+    }
 }
+
+/// Ready when something may have happened that is waited for; it may be ready too early. Dropped, it ends the interest.
+pub type Watch = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A backend whose server can hold leases, for tasks. As [`Leases`].
 #[cfg(feature = "tokio")]
@@ -293,6 +312,12 @@ pub trait AsyncLeases: AsyncBackend + Clone + 'static {
     /// not wait for that. For guards that are dropped, which may happen anywhere.
     fn send_release(&self, held: &[Lease<'_>]);
 
+    /// As [`Leases::renew`].
+    ///
+    /// # Errors
+    /// As there.
+    fn renew_async(&self, held: &[Lease<'_>], life: Duration) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
     /// As [`Leases::set_and_release`].
     ///
     /// # Errors
@@ -310,4 +335,10 @@ pub trait AsyncLeases: AsyncBackend + Clone + 'static {
     /// # Errors
     /// As there.
     fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// As [`Leases::watch`]; it is named apart because a type may be both.
+    fn watch_async(&self, lock: &[u8]) -> Option<Watch> {
+        let _ = lock;
+        None
+    }
 }

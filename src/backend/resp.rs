@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
 use super::{AsyncBackend, AsyncLeases};
-use super::{Backend, Leases};
+use super::{Backend, Leases, Watch};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
@@ -58,6 +58,12 @@ pub trait ExchangeSettings: Clone + Send + Sync + 'static {
 
     /// The largest entry that the server takes, in bytes.
     fn max_entry(&self) -> usize;
+
+    /// As [`Leases::watch`].
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        let _ = lock;
+        None
+    }
 }
 
 /// Something that exchanges commands for replies with a Redis server, and whose callers are tasks. Whatever does so is
@@ -160,6 +166,10 @@ impl<X: Exchange> Leases for X {
             .map_err(|error| error.during(Of("unlocking", held)))
     }
 
+    fn renew(&self, held: &[Lease<'_>], life: Duration) -> Result<Vec<bool>, Error> {
+        now(renew::<Thread, X>(self, held, life))
+    }
+
     fn set_and_release(
         &self,
         held: &[Lease<'_>],
@@ -172,6 +182,10 @@ impl<X: Exchange> Leases for X {
 
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
         now(is_leased::<Thread, X>(self, lock))
+    }
+
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        ExchangeSettings::watch(self, lock)
     }
 }
 
@@ -224,6 +238,10 @@ impl<X: AsyncExchange> AsyncLeases for X {
         self.send(|out| write_releases(out, held));
     }
 
+    fn renew_async(&self, held: &[Lease<'_>], life: Duration) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
+        renew::<Task, X>(self, held, life)
+    }
+
     fn set_and_release_async(
         &self,
         held: &[Lease<'_>],
@@ -236,6 +254,10 @@ impl<X: AsyncExchange> AsyncLeases for X {
 
     fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send {
         is_leased::<Task, X>(self, lock)
+    }
+
+    fn watch_async(&self, lock: &[u8]) -> Option<Watch> {
+        ExchangeSettings::watch(self, lock)
     }
 }
 
@@ -346,6 +368,20 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
         .map_err(|error| error.during(Of("locking", wanted)))?;
     let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
     Ok(leased.into_iter().zip(entries).collect())
+}
+
+async fn renew<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    held: &[Lease<'_>],
+    life: Duration,
+) -> Result<Vec<bool>, Error> {
+    let mut renewed = Flags::default();
+    let write =
+        |out: &mut Vec<u8>| held.iter().map(|lease| plan::renew(out, lease.lock, lease.token, life)).sum::<usize>();
+    A::exchange(server, Access::Write, write, &mut renewed)
+        .await
+        .and_then(|()| renewed.finish())
+        .map_err(|error| error.during(Of("renewing the lease of", held)))
 }
 
 async fn set_and_release<A: Face<X>, X: ExchangeSettings>(

@@ -22,8 +22,7 @@ pub(crate) enum Step {
     /// Take the lock that other processes see, and read the entry after that unless nobody can have created it since it
     /// was read: `Locked`, `Taken` or `Unreachable`.
     TryLock,
-    /// Wait for the holder of the lock in another process: `Woken`, `Unreachable`, or `Left` to do something else
-    /// first.
+    /// Wait for the holder of the lock in another process: `Woken`, or `Left` to do something else first.
     AwaitHolder,
     /// Call the creator: `Created` or, when the value is not to be stored, `CreatedUnstored`. Its failure ends all.
     Create,
@@ -114,7 +113,7 @@ impl Dogpile {
             (Step::TryLock, Event::Taken(Absent)) => Step::AwaitHolder,
             // A new value could not be stored, so it is worth no more than the stale one at hand.
             (Step::TryLock, Event::Unreachable) if self.stale => Step::ReturnFound,
-            (Step::TryLock | Step::AwaitHolder, Event::Unreachable) => Step::Create,
+            (Step::TryLock, Event::Unreachable) => Step::Create,
             // The holder has stored the value, or given up: only reading tells.
             (Step::AwaitHolder, Event::Woken) => Step::Read,
             (Step::AwaitHolder, Event::Left) => Step::Queue,
@@ -147,7 +146,7 @@ pub(crate) mod model {
                 .chain(FRESHNESS.map(Event::Taken))
                 .chain([Event::Unreachable])
                 .collect(),
-            Step::AwaitHolder => vec![Event::Woken, Event::Left, Event::Unreachable],
+            Step::AwaitHolder => vec![Event::Woken, Event::Left],
             Step::Create => vec![Event::Created, Event::CreatedUnstored],
             Step::Store => vec![Event::Stored],
             Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated => vec![],
@@ -282,7 +281,6 @@ mod tests {
             (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Absent)], Step::TryLock),
             (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Stale)], Step::TryLock),
             (&[Found(Absent), Leads, Taken(Absent), Woken, Unreachable], Step::Create),
-            (&[Found(Absent), Leads, Taken(Absent), Unreachable], Step::Create),
             (&[Found(Absent), Leads, Taken(Absent), Left], Step::Queue),
             (&[Found(Absent), Leads, Taken(Absent), Left, Leads], Step::TryLock),
             (&[Found(Absent), Leads, Taken(Absent), Left, Shared], Step::ReturnShared),

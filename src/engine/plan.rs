@@ -212,6 +212,22 @@ pub(crate) fn is_leased(out: &mut Vec<u8>, lock: &[u8]) -> usize {
     1
 }
 
+/// `PTTL lock`: the remaining life in milliseconds, -1 for one without an end, -2 where nobody holds it. A connection with
+/// tracking is told from then on when it changes.
+pub(crate) fn remaining(out: &mut Vec<u8>, lock: &[u8]) -> usize {
+    command(out, "PTTL", 2);
+    argument(out, lock);
+    1
+}
+
+/// Asks to be told when keys change that this connection has asked for.
+pub(crate) fn track(out: &mut Vec<u8>) -> usize {
+    command(out, "CLIENT", 3);
+    argument(out, b"TRACKING");
+    argument(out, b"ON");
+    1
+}
+
 /// Deletes the lock if it holds our token: 1 if it did.
 const RELEASE: &[u8] = b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) end return 0";
 
@@ -222,6 +238,21 @@ pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
     argument(out, b"1");
     argument(out, lock);
     argument(out, token);
+    1
+}
+
+/// Gives the lock another life if it holds our token: 1 if it did.
+const RENEW: &[u8] =
+    b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('pexpire',KEYS[1],ARGV[2]) end return 0";
+
+/// Renews a lease by script. Answered by 1, or 0 when it was not ours any more.
+pub(crate) fn renew(out: &mut Vec<u8>, lock: &[u8], token: &[u8], life: Duration) -> usize {
+    command(out, "EVAL", 6);
+    argument(out, RENEW);
+    argument(out, b"1");
+    argument(out, lock);
+    argument(out, token);
+    number(out, millis(life));
     1
 }
 
@@ -366,6 +397,7 @@ mod tests {
             ("7: SET _lok.k token NX GET PX 10000".into(), 1)
         );
         assert!(text(|out| release(out, lock, b"token")).0.ends_with("1 _lok.k token"));
+        assert!(text(|out| renew(out, lock, b"token", Duration::from_secs(10))).0.ends_with("1 _lok.k token 10000"));
         let store = |key, ttl, expiry| {
             let held = Lease { lock, token: b"token", key };
             text(|out| store_if_held(out, &held, key, b"v", ttl, expiry)).0

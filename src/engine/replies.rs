@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::chunk::Chunk;
 use crate::error::{Error, ErrorKind};
@@ -340,6 +341,48 @@ impl Replies {
     }
 }
 
+/// Cuts whole messages, pushes too, for who listens more than he asks. Strings are limited to `max_bulk` bytes.
+pub(crate) struct Messages {
+    replies: Replies,
+}
+
+/// What a server said: a reply, or something that it pushed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Message<'a> {
+    pub(crate) is_push: bool,
+    pub(crate) tokens: SmallVec<[Token<'a>; 4]>,
+}
+
+impl Messages {
+    pub(crate) fn new(max_bulk: usize) -> Self {
+        Messages { replies: Replies::new(max_bulk) }
+    }
+
+    /// Cuts the first message off `input`; `None` when not all of it has come.
+    ///
+    /// # Errors
+    /// When `input` does not go on with RESP, or with an attribute.
+    pub(crate) fn cut<'a>(&self, input: &mut &'a [u8]) -> Result<Option<Message<'a>>, Error> {
+        let mut message = Message { is_push: input.first() == Some(&b'>'), tokens: SmallVec::new() };
+        let (mut rest, mut pending) = (*input, 1_usize);
+        while pending > 0 {
+            match self.replies.cut(rest)? {
+                Cut::More(_) => return Ok(None),
+                Cut::Piece(None, _, _) if rest[0] == b'|' || pending + message.tokens.len() > 1 => {
+                    return Err(Malformed("a push or an attribute came in the middle of something").into());
+                }
+                Cut::Piece(token, values, after) => {
+                    message.tokens.extend(token);
+                    pending = add(pending - 1, values)?;
+                    rest = after;
+                }
+            }
+        }
+        *input = rest;
+        Ok(Some(message))
+    }
+}
+
 /// A complete string of less than a thousand bytes, if that comes next. Finds no faults: what it does not take is read
 /// the long way.
 #[inline]
@@ -577,6 +620,33 @@ mod tests {
         assert_eq!(reader.feed(&mut Chunk::sharing(&deep.into()), &mut receive).unwrap(), Fed::More(1));
         assert_eq!(arrays, depth);
         assert!(read(b"*4294967295\r\n*4294967296\r\n", 1, &[]).unwrap_err().to_string().contains("impossible"));
+    }
+
+    #[test]
+    fn messages_are_cut_whole() {
+        let all: &[u8] = b":-2\r\n>2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n>2\r\n+invalidate\r\n_\r\n-ERR no\r\n";
+        let messages = Messages::new(1024);
+        let mut rest = all;
+        let mut seen = Vec::new();
+        while !rest.is_empty() {
+            let whole = rest;
+            let message = messages.cut(&mut rest).unwrap().unwrap();
+            for end in 0..whole.len() - rest.len() {
+                let mut part = &whole[..end];
+                assert_eq!(messages.cut(&mut part).unwrap(), None);
+                assert_eq!(part.len(), end, "what is not whole stays");
+            }
+            seen.push((message.is_push, message.tokens.into_vec()));
+        }
+        let invalidate = Token::Bulk(b"invalidate");
+        assert_eq!(seen[0], (false, vec![Token::Int(-2)]));
+        assert_eq!(seen[1], (true, vec![invalidate, Token::Array(1), Token::Bulk(b"k")]));
+        assert_eq!(seen[2], (true, vec![Token::Status(b"invalidate"), Token::Nil]));
+        assert_eq!(seen[3], (false, vec![Token::Error(b"ERR no")]));
+        for bad in [&b"*1\r\n>1\r\n+a\r\n"[..], b"|1\r\n+a\r\n+b\r\n:1\r\n", b"x", b"$2000\r\n", b">9999999999\r\n"] {
+            let mut input = bad;
+            assert!(messages.cut(&mut input).is_err(), "{}", bad.escape_ascii());
+        }
     }
 
     #[test]

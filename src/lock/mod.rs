@@ -4,6 +4,7 @@ pub(crate) mod line;
 mod local;
 mod lost;
 mod redis;
+mod renewal;
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
-use crate::backend::Backend;
+use crate::backend::{Backend, Watch};
 use crate::error::Error;
 use crate::key::Key;
 use crate::request::{Batch, Found};
@@ -23,8 +24,8 @@ pub use self::redis::{RedisGuard, RedisLock};
 
 /// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
 ///
-/// A lock of your own needs [`LockSettings`], [`try_lock`](Lock::try_lock), and [`wait`](Lock::wait) and
-/// [`is_locked`](Lock::is_locked) where another process can hold it; a wrapper around one passes on all.
+/// A lock of your own needs [`LockSettings`], [`try_lock`](Lock::try_lock) and [`is_locked`](Lock::is_locked), and
+/// [`watch`](Lock::watch) where another process can hold it; a wrapper around one passes on all.
 ///
 /// ```
 /// use std::collections::HashSet;
@@ -108,15 +109,12 @@ pub trait Lock<B: Backend>: LockSettings {
         drop(guards);
     }
 
-    /// Waits until the lock on `key`, which another process holds, may be free or its value there, and `at_most` for so
-    /// long. Waking too early does no harm. `round` counts the waits for this key from 0.
-    ///
-    /// # Errors
-    /// When the lock cannot be watched.
-    fn wait(&self, backend: &B, key: Key<'_>, round: u32, at_most: Duration) -> Result<(), Error> {
+    /// Tells when the lock on `key`, which another process holds, may be free, or its value there; see
+    /// [`Leases::watch`](crate::Leases::watch). `None`, the default, where nothing tells: whoever waits then asks again
+    /// after pauses of 5 to 40 ms.
+    fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
         let _ = (backend, key);
-        std::thread::sleep(pause(round).min(at_most));
-        Ok(())
+        None
     }
 
     /// Whether another process may hold the lock on `key`.
@@ -186,22 +184,10 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         }
     }
 
-    /// As [`Lock::wait`].
-    ///
-    /// # Errors
-    /// As there.
-    fn wait_async(
-        &self,
-        backend: &B,
-        key: Key<'_>,
-        round: u32,
-        at_most: Duration,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    /// As [`Lock::watch`]; it is named apart because a type may be both.
+    fn watch_async(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
         let _ = (backend, key);
-        async move {
-            tokio::time::sleep(pause(round).min(at_most)).await;
-            Ok(())
-        }
+        None
     }
 
     /// As [`Lock::is_locked`].
@@ -242,9 +228,4 @@ pub struct Attempt<G> {
 fn attempts<G>(guards: Vec<Option<G>>, found: &Found) -> Vec<Attempt<G>> {
     let attempt = |(guard, entry): (_, Option<Slice<'_>>)| Attempt { guard, entry: entry.map(Slice::to_bytes) };
     guards.into_iter().zip(found.iter()).map(attempt).collect()
-}
-
-/// How long to wait for another process before asking again.
-fn pause(round: u32) -> Duration {
-    Duration::from_millis(5 << round.min(3))
 }

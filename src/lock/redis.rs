@@ -1,16 +1,23 @@
 //! [`RedisLock`]: one creator of all processes, by a lease in the backend's own server.
 
 use std::future::ready;
+#[cfg(feature = "tokio")]
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
 use super::AsyncLock;
+#[cfg(feature = "tokio")]
+use super::renewal::RenewLater;
+use super::renewal::{self, Kept, RenewNow};
 use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncLeases;
-use crate::backend::Leases;
+use crate::backend::{Leases, Watch};
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
@@ -22,11 +29,15 @@ use crate::request::{Batch, Lease};
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
 ///
 /// The lease is a key, prefix and entry's key in one (`hash,field` for a field), set by `SET NX PX` to a token that is
-/// new for each attempt, and deleted by a script that compares it. As in the reference, the plain key `a,b` and the
-/// field `b` of `a` share a lock: a creator of one must not ask for the other. A crashed holder blocks others until the
-/// lease ends, so it should be somewhat longer than the slowest creator takes.
+/// new for each attempt, and deleted by a script that compares it. It is renewed at each third of its life while the
+/// creator runs: by one thread of the process for creators that are threads, and by one task of the runtime for those
+/// that are tasks, which renews nothing while its runtime is blocked. A holder that crashed blocks others for what is
+/// left of the lease. As in the reference, the plain key `a,b` and the field `b` of `a` share a lock: a creator of one
+/// must not ask for the other.
 ///
-/// A miss costs three round trips: read, lock and read again, store and release.
+/// A miss costs three round trips: read, lock and read again, store and release. Who waits for another process is told by
+/// the server when the lease ends ([`Redis`](crate::Redis): over one more connection, made when it is first needed), or
+/// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::Driver), RESP2).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -66,7 +77,7 @@ impl<P> RedisLock<P> {
         self
     }
 
-    /// How long a lease holds if it is not released, to the millisecond. Must not be zero.
+    /// How long a lease holds if it is neither released nor renewed, to the millisecond. Must not be zero. Default: 10 s.
     #[must_use]
     pub fn lease(mut self, life: Duration) -> Self {
         self.life = life;
@@ -93,34 +104,100 @@ impl<P> RedisLock<P> {
 }
 
 /// Holds a [`RedisLock`] until it is dropped, which releases it: in one round trip where its holder is a thread, and
-/// where it is a task by sending word, which nobody waits for.
+/// where it is a task by sending word, which nobody waits for. Until then it is renewed.
 pub struct RedisGuard<B> {
+    asked: Arc<Asked<B>>,
+    at: usize,
+}
+
+/// Leases that were asked for together, and are renewed together while one of them is held.
+struct Asked<B> {
     backend: B,
+    leases: Vec<Owned>,
+    life: Duration,
+    release: fn(&B, &[Lease<'_>]),
+    /// `None` where nobody is there to renew.
+    kept: OnceLock<Option<Kept>>,
+}
+
+struct Owned {
     lock: KeyBuf,
     token: [u8; 32],
     key: KeyBuf,
-    /// Whether the lease is still to be released.
-    held: bool,
-    release: fn(&B, &[Lease<'_>]),
+    /// Whether the lease is to be renewed, and is still to be released.
+    is_held: AtomicBool,
 }
 
-impl<B> RedisGuard<B> {
+impl Owned {
     fn lease(&self) -> Lease<'_> {
         Lease { lock: self.lock.as_key().server_key(), token: &self.token, key: self.key.as_key() }
     }
 }
 
+impl<B> Asked<B> {
+    fn held(&self) -> impl Iterator<Item = &Owned> {
+        self.leases.iter().filter(|lease| lease.is_held.load(Ordering::Acquire))
+    }
+
+    /// Takes what came of renewing `held`. What somebody else holds now, or nobody, is not renewed any more.
+    fn renewed(held: &[&Owned], renewed: Result<Vec<bool>, Error>) {
+        // What cannot be renewed is tried again a while later, as long as its time is not over.
+        for (lease, is_held) in held.iter().zip(renewed.unwrap_or_default()) {
+            lease.is_held.fetch_and(is_held, Ordering::AcqRel);
+        }
+    }
+}
+
+impl<B: Leases> RenewNow for Asked<B> {
+    fn renew(&self) {
+        let held: Vec<_> = self.held().collect();
+        let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
+        Self::renewed(&held, self.backend.renew(&leases, self.life));
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncLeases> RenewLater for Asked<B> {
+    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let held: Vec<_> = self.held().collect();
+            let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
+            Self::renewed(&held, self.backend.renew_async(&leases, self.life).await);
+        })
+    }
+}
+
+impl<B> RedisGuard<B> {
+    fn owned(&self) -> &Owned {
+        &self.asked.leases[self.at]
+    }
+
+    fn lease(&self) -> Lease<'_> {
+        self.owned().lease()
+    }
+
+    /// It need not be released.
+    fn forget(&self) {
+        self.let_go();
+    }
+
+    /// It is not to be released any more: whether it was.
+    fn let_go(&self) -> bool {
+        self.owned().is_held.swap(false, Ordering::AcqRel)
+    }
+}
+
 impl<B> Drop for RedisGuard<B> {
     fn drop(&mut self) {
-        if self.held {
-            (self.release)(&self.backend, &[self.lease()]);
+        if self.let_go() {
+            (self.asked.release)(&self.asked.backend, &[self.lease()]);
         }
     }
 }
 
 impl<B> std::fmt::Debug for RedisGuard<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisGuard").field("lock", &self.lock).finish_non_exhaustive()
+        f.debug_struct("RedisGuard").field("lock", &self.owned().lock).finish_non_exhaustive()
     }
 }
 
@@ -144,6 +221,9 @@ trait Face<B> {
 
     /// What cannot be released ends by itself, and a lease that is gone need not be released.
     fn release(backend: &B, held: &[Lease<'_>]);
+
+    /// Renews leases from now on, where there is somebody to do it.
+    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept>;
 }
 
 impl<B: Leases> Face<B> for Thread {
@@ -171,6 +251,11 @@ impl<B: Leases> Face<B> for Thread {
 
     fn release(backend: &B, held: &[Lease<'_>]) {
         let _ = backend.release(held);
+    }
+
+    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
+        let leases: Weak<Asked<B>> = Arc::downgrade(asked);
+        Some(renewal::keep_by_thread(period, leases))
     }
 }
 
@@ -201,6 +286,11 @@ impl<B: AsyncLeases> Face<B> for Task {
     fn release(backend: &B, held: &[Lease<'_>]) {
         backend.send_release(held);
     }
+
+    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
+        let leases: Weak<Asked<B>> = Arc::downgrade(asked);
+        renewal::keep_by_task(period, leases)
+    }
 }
 
 /// Whether asking the server again would only cost another timeout.
@@ -227,32 +317,39 @@ impl<P: LostLease> RedisLock<P> {
         backend: &B,
         keys: &[Key<'_>],
     ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
-        // Until the answer is there, each lease may be held: a future that is dropped meanwhile releases them.
-        let guard = |key: &Key<'_>| {
+        let owned = |key: &Key<'_>| {
             let (lock, token) = (self.name(*key), token()?);
-            let (backend, key) = (backend.clone(), key.to_buf());
-            Ok(RedisGuard { backend, lock, token, key, held: true, release: A::release })
+            Ok(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) })
         };
-        let guards: Result<Vec<_>, Error> = keys.iter().map(guard).collect();
-        let mut guards = guards?;
-        let wanted: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let taken = A::lease(backend, &wanted, self.life).await;
+        let leases: Result<Vec<_>, Error> = keys.iter().map(owned).collect();
+        let (backend, kept) = (backend.clone(), OnceLock::new());
+        let asked = Arc::new(Asked { backend, leases: leases?, life: self.life, release: A::release, kept });
+        // Until the answer is there, each lease may be held: a future that is dropped meanwhile releases them.
+        let guards: Vec<_> = (0..keys.len()).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
+        let wanted: Vec<_> = asked.leases.iter().map(Owned::lease).collect();
+        let taken = A::lease(&asked.backend, &wanted, self.life).await;
         drop(wanted);
         match taken {
             Ok(taken) => {
-                let attempts = guards.into_iter().zip(taken).map(|(mut guard, (held, entry))| {
-                    guard.held = held;
-                    Attempt { guard: held.then_some(guard), entry }
-                });
-                Ok(attempts.collect())
+                let attempt = |(guard, (is_held, entry)): (RedisGuard<B>, (bool, _))| {
+                    if !is_held {
+                        guard.forget();
+                    }
+                    Attempt { guard: is_held.then_some(guard), entry }
+                };
+                let attempts: Vec<_> = guards.into_iter().zip(taken).map(attempt).collect();
+                if attempts.iter().any(|attempt| attempt.guard.is_some()) {
+                    asked.kept.get_or_init(|| A::keep(&asked, self.life / 3));
+                }
+                Ok(attempts)
             }
             Err(error) => {
                 // Some may have been taken before the server refused the rest. One that is out of reach is not asked
                 // again: what it holds ends by itself.
                 if is_out_of_reach(&error) {
-                    guards.iter_mut().for_each(|guard| guard.held = false);
+                    guards.iter().for_each(RedisGuard::forget);
                 }
-                release_all::<A, B>(backend, guards);
+                release_all::<A, B>(guards);
                 Err(error)
             }
         }
@@ -261,7 +358,7 @@ impl<P: LostLease> RedisLock<P> {
     async fn store_all<A: Face<B>, B>(
         &self,
         backend: &B,
-        mut guards: Vec<RedisGuard<B>>,
+        guards: Vec<RedisGuard<B>>,
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> Result<(), Error> {
@@ -275,17 +372,17 @@ impl<P: LostLease> RedisLock<P> {
             Err(error)
                 if is_out_of_reach(&error) || matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) =>
             {
-                guards.iter_mut().for_each(|guard| guard.held = false);
+                guards.iter().for_each(RedisGuard::forget);
                 return Err(error);
             }
             Err(error) => {
-                release_all::<A, B>(backend, guards);
+                release_all::<A, B>(guards);
                 return Err(error);
             }
         };
         let mut again = Batch::new();
-        for (at, (guard, still_held)) in guards.iter_mut().zip(still_held).enumerate() {
-            guard.held = false;
+        for (at, (guard, still_held)) in guards.iter().zip(still_held).enumerate() {
+            guard.forget();
             let key = batch.key(at);
             if !still_held && self.policy.lost(key) == AfterLoss::Store && !P::ALWAYS_STORES {
                 again.push(key, |out| out.extend_from_slice(batch.entry(at)));
@@ -296,13 +393,11 @@ impl<P: LostLease> RedisLock<P> {
 }
 
 /// Releases those that are held, together.
-fn release_all<A: Face<B>, B>(backend: &B, mut guards: Vec<RedisGuard<B>>) {
-    guards.retain(|guard| guard.held);
-    if !guards.is_empty() {
+fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
+    guards.retain(RedisGuard::let_go);
+    if let Some(first) = guards.first() {
         let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        A::release(backend, &held);
-        drop(held);
-        guards.iter_mut().for_each(|guard| guard.held = false);
+        A::release(&first.asked.backend, &held);
     }
 }
 
@@ -339,8 +434,12 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         now(self.store_all::<Thread, B>(backend, guards, batch, ttl))
     }
 
-    fn release(&self, backend: &B, guards: Vec<Self::Guard>) {
-        release_all::<Thread, B>(backend, guards);
+    fn release(&self, _: &B, guards: Vec<Self::Guard>) {
+        release_all::<Thread, B>(guards);
+    }
+
+    fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
+        backend.watch(self.name(key).as_key().server_key())
     }
 
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
@@ -372,6 +471,10 @@ impl<B: AsyncLeases, P: LostLease> AsyncLock<B> for RedisLock<P> {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), Error>> + Send {
         self.store_all::<Task, B>(backend, guards, batch, ttl)
+    }
+
+    fn watch_async(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
+        backend.watch_async(self.name(key).as_key().server_key())
     }
 
     async fn is_locked_async(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {

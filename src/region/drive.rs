@@ -1,7 +1,7 @@
 //! The driver of flights, for both faces: does what each one's next step is, many at once where that is one round trip.
 
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -134,29 +134,22 @@ where
 
     /// Waits for values that others create, until there is something to do, or the patience ends.
     async fn wait(&mut self) -> Result<(), Error> {
-        let (waiting, holders) = (self.which(Step::Queue), self.which(Step::AwaitHolder));
-        // Who waits for another process does not see what happens in a line, and so does not stand in it.
-        if holders.is_empty() {
-            for &at in &waiting {
-                self.flights[at].stand(&self.region.line, self.keys[at], self.face.thread())?;
-            }
+        let queued = self.which(Step::Queue);
+        for &at in &queued {
+            self.flights[at].stand(&self.region.line, self.keys[at], self.face.thread())?;
         }
         // Unless one of them leads instead, and so has something to do.
-        if waiting.iter().all(|&at| self.flights[at].step() == Step::Queue) {
+        if queued.iter().all(|&at| self.flights[at].step() == Step::Queue) {
             if self.patience == Some(Duration::ZERO) {
-                let first = holders.first().or(waiting.first()).map_or(self.keys[0], |&at| self.keys[at]);
+                let first = self.keys[self.waiting()[0]];
                 let message = format!("waiting for somebody else to create {first}: the region's patience is over");
                 return Err(Error::new(ErrorKind::Timeout, message));
             }
             let begun = self.face.clock();
-            if holders.is_empty() {
-                self.wait_in_line(&waiting).await;
-            } else {
-                self.await_holders(&holders, holders.len() + waiting.len() > 1).await?;
-            }
+            self.wait_for_others().await;
             self.patience = self.patience.map(|patience| patience.saturating_sub(self.face.clock() - begun));
         }
-        for &at in &waiting {
+        for &at in &queued {
             if self.flights[at].step() == Step::Queue {
                 self.flights[at].leave();
             }
@@ -164,55 +157,68 @@ where
         Ok(())
     }
 
-    /// Waits in the lines until all waits are over, one of them leaves something to do, or `patience` ends. Only the
-    /// flights that were woken are looked at.
-    async fn wait_in_line(&mut self, waiting: &[usize]) {
-        // A patience that no clock can tell has no end.
-        let deadline = self.patience.and_then(|patience| self.face.clock().checked_add(patience));
+    /// The flights whose values others create, in this process or in another one.
+    fn waiting(&self) -> SmallVec<[usize; 4]> {
+        let waits = |at: &usize| matches!(self.flights[*at].step(), Step::Queue | Step::AwaitHolder);
+        (0..self.flights.len()).filter(waits).collect()
+    }
+
+    /// Waits until all waits are over, one of them leaves something to do, or the patience ends. Only the flights that
+    /// were woken are looked at.
+    async fn wait_for_others(&mut self) {
+        let waiting = self.waiting();
         let bell = Arc::new(Bell::new());
         let wakers: Vec<Waker> = waiting.iter().map(|&at| Rings::waker(&bell, at)).collect();
         let waker_of = |at: usize| &wakers[waiting.binary_search(&at).unwrap_or_default()];
         let (region, max_age, thread) = (self.region, self.settings.max_age, self.face.thread());
+        // Holders of locks that nothing tells of are asked for again after a pause.
+        let untold = self.watch_holders();
+        let pause = untold.iter().map(|&at| pause(self.flights[at].rounds)).min();
+        // A time that no clock can tell does not come.
+        let until = |time: Option<Duration>| time.and_then(|time| self.face.clock().checked_add(time));
+        let (asks_again, patience_ends) = (until(pause), until(self.patience));
+        let deadline = asks_again.into_iter().chain(patience_ends).min();
         let mut left = waiting.len();
-        let mut look: Vec<usize> = waiting.to_vec();
+        let mut look = waiting.to_vec();
         loop {
+            let mut has_to_do = false;
             for at in look {
-                let flight = &mut self.flights[at];
-                if flight.step() != Step::Queue {
-                    continue;
-                }
-                let context = Context::from_waker(waker_of(at));
-                if flight.poll_queue(region, max_age, &context, thread).is_ready() {
-                    if !flight.has_ended() {
-                        return;
+                let (flight, mut context) = (&mut self.flights[at], Context::from_waker(waker_of(at)));
+                let woken = match flight.step() {
+                    Step::Queue => flight.poll_queue(region, max_age, &context, thread),
+                    Step::AwaitHolder => flight.poll_holder(&mut context),
+                    _ => Poll::Pending,
+                };
+                if woken.is_ready() {
+                    if flight.has_ended() {
+                        flight.leave();
+                        left -= 1;
+                    } else {
+                        has_to_do = true;
                     }
-                    flight.leave();
-                    left -= 1;
                 }
             }
-            if left == 0 {
+            if left == 0 || has_to_do {
                 return;
             }
             look = match self.face.hear(&bell, deadline).await {
                 Some(woken) => woken,
+                None if deadline != patience_ends => {
+                    return untold.iter().for_each(|&at| self.flights[at].holder_woke());
+                }
                 None => return,
             };
         }
     }
 
-    /// Waits until a holder of a lock in another process may be done; then all of them are asked for.
-    async fn await_holders(&mut self, holders: &[usize], others: bool) -> Result<(), Error> {
-        const DAY: Duration = Duration::from_secs(86_400);
-        const MOMENT: Duration = Duration::from_millis(100);
-        let longest = holders.iter().copied().min_by_key(|&at| self.flights[at].rounds).unwrap_or_default();
-        // One is waited for, and the others are looked at in between.
-        let at_most = self.patience.unwrap_or(DAY).min(if others { MOMENT } else { DAY });
-        let (region, rounds) = (self.region, self.flights[longest].rounds);
-        let waited = self.face.wait(&region.lock, &region.backend, self.keys[longest], rounds, at_most).await;
-        let is_reachable = waited.is_ok();
-        waited.or_else(|error| region.tolerate(error, &region.counters.failed_locks))?;
-        holders.iter().for_each(|&at| self.flights[at].holder_woke(is_reachable));
-        Ok(())
+    /// Watches the holders of locks in other processes. Those that nothing tells of are returned.
+    fn watch_holders(&mut self) -> SmallVec<[usize; 4]> {
+        let mut untold = self.which(Step::AwaitHolder);
+        untold.retain(|at| {
+            let begin = || self.face.watch(&self.region.lock, &self.region.backend, self.keys[*at]);
+            !self.flights[*at].watches(begin)
+        });
+        untold
     }
 
     /// Reads for all flights that need it: one round trip.
@@ -334,6 +340,11 @@ where
 /// A creator that returned another number of values than it was given keys.
 pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
     Error::new(ErrorKind::Creator, format!("creating {keys} keys: the creator returned {values} values"))
+}
+
+/// How long to wait for another process before it is asked again whether it is done.
+fn pause(round: u32) -> Duration {
+    Duration::from_millis(5 << round.min(3))
 }
 
 /// Values that are being created.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::bell::Bell;
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
-use crate::backend::Backend;
+use crate::backend::{Backend, Watch};
 use crate::error::Error;
 #[cfg(feature = "tokio")]
 use crate::face::Task;
@@ -66,15 +66,8 @@ pub(super) trait Face<B, L>: Copy {
     /// Releases locks, where a guard may be dropped.
     fn release(self, lock: &L, backend: &B, guards: Vec<Self::Guard>);
 
-    /// Waits for the holder of a lock in another process.
-    fn wait(
-        self,
-        lock: &L,
-        backend: &B,
-        key: Key<'_>,
-        round: u32,
-        at_most: Duration,
-    ) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Tells when the holder of a lock in another process may be done.
+    fn watch(self, lock: &L, backend: &B, key: Key<'_>) -> Option<Watch>;
 
     /// Waits until the bell rings, and for whom; `None` when that takes too long.
     fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send;
@@ -137,15 +130,8 @@ impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
         lock.release(backend, guards);
     }
 
-    fn wait(
-        self,
-        lock: &L,
-        backend: &B,
-        key: Key<'_>,
-        round: u32,
-        at_most: Duration,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(lock.wait(backend, key, round, at_most))
+    fn watch(self, lock: &L, backend: &B, key: Key<'_>) -> Option<Watch> {
+        lock.watch(backend, key)
     }
 
     fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send {
@@ -231,15 +217,8 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
         drop(guards);
     }
 
-    fn wait(
-        self,
-        lock: &L,
-        backend: &B,
-        key: Key<'_>,
-        round: u32,
-        at_most: Duration,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
-        lock.wait_async(backend, key, round, at_most)
+    fn watch(self, lock: &L, backend: &B, key: Key<'_>) -> Option<Watch> {
+        lock.watch_async(backend, key)
     }
 
     async fn hear(self, bell: &Bell, deadline: Option<Instant>) -> Option<Vec<usize>> {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::call::{cannot_encode, too_large};
 use super::stats::Counter;
 use super::{Reading, Shared};
+use crate::backend::Watch;
 use crate::codec::Codec;
 use crate::engine::dogpile::{Dogpile, Event, Step};
 use crate::entry::Timestamp;
@@ -34,7 +35,9 @@ pub(super) struct Flight<V, G> {
     /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether
     /// somebody created since.
     read_after: Option<u64>,
-    /// How often the holder of the lock in another process was waited for.
+    /// Tells when the holder of the lock in another process may be done.
+    watch: Option<Watch>,
+    /// How often the holder was waited for.
     pub(super) rounds: u32,
 }
 
@@ -53,6 +56,7 @@ impl<V, G> Flight<V, G> {
             guard: None,
             place: None,
             read_after: None,
+            watch: None,
             rounds: 0,
         }
     }
@@ -130,6 +134,7 @@ impl<V, G> Flight<V, G> {
     /// key should not wait for that.
     pub(super) fn leave_lead(&mut self) {
         self.place = None;
+        self.watch = None;
         self.machine.on(Event::Left);
     }
 
@@ -209,10 +214,30 @@ impl<V, G> Flight<V, G> {
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 
-    /// Takes what waiting for the holder came to.
-    pub(super) fn holder_woke(&mut self, is_reachable: bool) {
+    /// Watches the holder of the lock, by what `begin` gives if nobody watches yet. Whether something tells when it is
+    /// done.
+    pub(super) fn watches(&mut self, begin: impl FnOnce() -> Option<Watch>) -> bool {
+        if self.watch.is_none() {
+            self.watch = begin();
+        }
+        self.watch.is_some()
+    }
+
+    /// Whether the holder of the lock may be done, as far as something tells.
+    pub(super) fn poll_holder(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(watch) = &mut self.watch else { return Poll::Pending };
+        let woken = watch.as_mut().poll(context);
+        if woken.is_ready() {
+            self.holder_woke();
+        }
+        woken
+    }
+
+    /// The holder of the lock may be done.
+    pub(super) fn holder_woke(&mut self) {
+        self.watch = None;
         self.rounds += 1;
-        self.machine.on(if is_reachable { Event::Woken } else { Event::Unreachable });
+        self.machine.on(Event::Woken);
     }
 
     /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the

@@ -256,27 +256,55 @@ fn settings_that_cannot_work() {
 }
 
 #[test]
-fn a_holder_that_died_blocks_for_its_lease_only() {
+fn a_holder_that_died_blocks_for_the_rest_of_its_lease_only() {
     let server = Server::start();
-    let lock = || RedisLock::new().lease(Duration::from_millis(300));
-    let died = Region::builder(server.redis()).lock(lock()).build().unwrap();
-    let alive = Region::builder(server.redis()).lock(lock()).build().unwrap();
+    server.ask(&["SET", "_lok.k", "somebody who died", "PX", "300"]);
+    let begun = Instant::now();
+    assert_eq!(region(&server).get_or_create("k", || Ok::<_, Infallible>(2_u64)).unwrap(), 2);
+    assert!((250..1000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0");
+}
+
+#[test]
+fn a_lease_is_renewed_while_its_creator_runs() {
+    let server = Server::start();
+    let locked = || Region::builder(server.redis()).lock(RedisLock::new().lease(Duration::from_millis(300))).build();
+    let (holder, other) = (locked().unwrap(), locked().unwrap());
     let entered = Barrier::new(2);
     std::thread::scope(|scope| {
-        // Holds the lease and does not come back before it is over.
         scope.spawn(|| {
-            died.get_or_create("k", || {
+            let (keys, create) = (["k", "l"], |keys: &[&&str]| {
                 entered.wait();
-                std::thread::sleep(Duration::from_millis(1000));
-                Ok::<_, Infallible>(1_u64)
-            })
+                std::thread::sleep(Duration::from_millis(1500));
+                Ok::<_, Infallible>(keys.iter().map(|_| 1_u64).collect())
+            });
+            assert_eq!(holder.get_or_create_many(&keys, create).unwrap(), [1, 1]);
         });
         entered.wait();
         let begun = Instant::now();
-        assert_eq!(alive.get_or_create("k", || Ok::<_, Infallible>(2_u64)).unwrap(), 2);
-        assert!((200..900).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        let nobody = || -> Result<u64, Infallible> { panic!("somebody else creates") };
+        assert_eq!(other.get_or_create("l", nobody).unwrap(), 1);
+        assert!(begun.elapsed() > Duration::from_millis(1200), "{:?}", begun.elapsed());
     });
-    eventually("all locks are gone", || server.ask(&["EXISTS", "_lok.k"]) == ":0");
+    assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0");
+}
+
+#[test]
+fn a_lease_that_was_lost_is_not_renewed() {
+    let server = Server::start();
+    let lock = RedisLock::new().lease(Duration::from_millis(150));
+    let region = Region::builder(server.redis()).lock(lock).build().unwrap();
+    let create = || {
+        server.ask(&["SET", "_lok.k", "somebody else", "PX", "60000"]);
+        std::thread::sleep(Duration::from_millis(400));
+        Ok::<_, Infallible>(1_u64)
+    };
+    region.get_or_create("k", create).unwrap();
+    let left = server.ask_int(&["PTTL", "_lok.k"]);
+    assert!((50_000..59_800).contains(&left), "{left}");
+    let scripts = server.ask(&["INFO", "commandstats"]);
+    // One renewal, and the release.
+    assert!(scripts.contains("cmdstat_eval:calls=2,"), "{scripts}");
 }
 
 #[test]

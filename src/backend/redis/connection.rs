@@ -10,7 +10,9 @@ use bytes::{Bytes, BytesMut};
 use super::config::{Address, Server};
 use super::handshake::{Ask, Refusal, introduce};
 use crate::backend::pool::{Failed, Wire, from_now};
+use crate::engine::batch::server_error;
 use crate::engine::chunk::Chunk;
+use crate::engine::plan;
 use crate::engine::replies::{Fed, Receive, Replies};
 use crate::error::{Error, ErrorKind};
 use crate::face::now;
@@ -47,7 +49,7 @@ pub(super) struct Connection {
     response: Duration,
 }
 
-enum Stream {
+pub(super) enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixStream),
@@ -56,6 +58,22 @@ enum Stream {
 impl Connection {
     /// Connects, and introduces itself: RESP3 where the server knows it, RESP2 otherwise.
     pub(super) fn open(server: &Server, limits: Limits) -> Result<Self, Error> {
+        Self::introduced(server, limits).map(|(connection, _)| connection)
+    }
+
+    /// Connects, and asks to be told when keys change that this connection has asked for: only the socket is needed after
+    /// that. An error of [`ErrorKind::Server`] says that this server tells nobody.
+    pub(super) fn open_to_listen(server: &Server, limits: Limits) -> Result<Stream, Error> {
+        let (mut connection, speaks_resp3) = Self::introduced(server, limits)?;
+        if !speaks_resp3 {
+            return Err(Error::new(ErrorKind::Server, format!("{} does not speak RESP3", server.address)));
+        }
+        now(connection.ask(plan::track))?.map_err(|refused| server_error(&refused))?;
+        Ok(connection.stream)
+    }
+
+    /// A new connection, and whether it speaks RESP3.
+    fn introduced(server: &Server, limits: Limits) -> Result<(Self, bool), Error> {
         let stream = Stream::connect(&server.address, limits)
             .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
         let mut connection = Connection {
@@ -65,9 +83,9 @@ impl Connection {
             input: Input::new(),
             response: limits.response,
         };
-        now(introduce(&mut connection, server))
+        let speaks_resp3 = now(introduce(&mut connection, server))
             .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
-        Ok(connection)
+        Ok((connection, speaks_resp3))
     }
 
     /// Gives up what a large request needed.

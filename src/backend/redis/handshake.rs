@@ -37,9 +37,10 @@ impl Refusal {
     }
 }
 
-/// RESP3 where the server knows it, RESP2 otherwise; then who we are, and which database.
-pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Result<(), Error> {
+/// RESP3 where the server knows it, RESP2 otherwise; then who we are, and which database. Says whether it is RESP3.
+pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Result<bool, Error> {
     let (user, password) = (server.user.as_deref(), server.password.as_deref());
+    let mut speaks_resp3 = true;
     if let Err(refused) = connection.ask(|out| plan::hello(out, user, password)).await? {
         if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
             return Err(refusal(&refused, "user and password"));
@@ -51,6 +52,7 @@ pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
         if !speaks_resp2 {
             return Err(server_error(&refused));
         }
+        speaks_resp3 = false;
         if let Some(password) = password {
             let answer = connection.ask(|out| plan::auth(out, user, password)).await?;
             answer.map_err(|refused| refusal(&refused, "user and password"))?;
@@ -60,7 +62,7 @@ pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
         let answer = connection.ask(|out| plan::select(out, server.db)).await?;
         answer.map_err(|refused| refusal(&refused, "database"))?;
     }
-    Ok(())
+    Ok(speaks_resp3)
 }
 
 #[cold]

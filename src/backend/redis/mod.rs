@@ -7,12 +7,14 @@ mod handshake;
 mod incoming;
 #[cfg(feature = "tokio")]
 mod link;
+mod listener;
 #[cfg(feature = "tokio")]
 mod pipeline;
 #[cfg(feature = "tokio")]
 mod serving;
 #[cfg(feature = "tokio")]
 mod stream;
+mod watches;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,10 +24,11 @@ use self::config::Server;
 use self::connection::{Connection, Limits};
 #[cfg(feature = "tokio")]
 use self::link::Links;
+use self::listener::Listener;
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::Pool;
-use super::{Access, Exchange, ExchangeSettings};
+use super::{Access, Exchange, ExchangeSettings, Watch};
 use crate::engine::batch::Acknowledged;
 #[cfg(feature = "tokio")]
 use crate::engine::chunk::Chunk;
@@ -72,6 +75,7 @@ struct Shared {
     reader: Option<Node>,
     limits: Limits,
     hash_expiry: HashExpiry,
+    listener: Listener,
 }
 
 /// A server and the connections to it.
@@ -178,6 +182,10 @@ impl ExchangeSettings for Redis {
 
     fn max_entry(&self) -> usize {
         self.0.limits.max_entry
+    }
+
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        self.0.listener.watch(lock)
     }
 }
 
@@ -325,8 +333,10 @@ impl RedisBuilder {
                 pool: Pool::new(self.connections, self.limits.response),
             })
         };
+        let writer = node(&self.writer)?;
         Ok(Redis(Arc::new(Shared {
-            writer: node(&self.writer)?,
+            listener: Listener::new(&writer.server, self.limits),
+            writer,
             reader: self.reader.as_deref().map(node).transpose()?,
             limits: self.limits,
             hash_expiry: self.hash_expiry,

@@ -1,0 +1,271 @@
+//! Renews leases while their holders create: one thread does so for all holders of a process that are threads, and one
+//! task in each runtime for those that are tasks.
+
+use std::collections::{BTreeMap, BTreeSet};
+#[cfg(feature = "tokio")]
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+#[cfg(feature = "tokio")]
+use tokio::sync::Notify;
+
+/// Leases that are renewed together, over a backend that blocks.
+pub(super) trait RenewNow: Send + Sync {
+    fn renew(&self);
+}
+
+/// Leases that are renewed together, by a task.
+#[cfg(feature = "tokio")]
+pub(super) trait RenewLater: Send + Sync {
+    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+}
+
+/// As long as this is there, leases are renewed.
+pub(super) struct Kept {
+    by: Arc<dyn End>,
+    number: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.by.end(self.number);
+    }
+}
+
+trait End: Send + Sync {
+    fn end(&self, number: u64);
+}
+
+/// How long whoever renews stays when there is nothing to renew any more.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// What is to be renewed, and when.
+struct Schedule<J> {
+    jobs: BTreeMap<u64, Job<J>>,
+    /// When each job is due, the first one first.
+    due: BTreeSet<(Instant, u64)>,
+    next: u64,
+    /// Whether there is a thread or a task that looks at it.
+    is_kept: bool,
+}
+
+struct Job<J> {
+    due: Instant,
+    period: Duration,
+    what: J,
+}
+
+impl<J: Clone> Schedule<J> {
+    const fn new() -> Self {
+        Schedule { jobs: BTreeMap::new(), due: BTreeSet::new(), next: 0, is_kept: false }
+    }
+
+    /// Does `what` every `period` from now on: its number.
+    fn add(&mut self, now: Instant, period: Duration, what: J) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.insert(number, now, period, what);
+        number
+    }
+
+    fn insert(&mut self, number: u64, now: Instant, period: Duration, what: J) {
+        // A time that no clock can tell does not come.
+        let Some(due) = now.checked_add(period) else { return };
+        self.jobs.insert(number, Job { due, period, what });
+        self.due.insert((due, number));
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Job<J>> {
+        let job = self.jobs.remove(&number)?;
+        self.due.remove(&(job.due, number));
+        Some(job)
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// What is due by now. It is due again a period later.
+    fn take_due(&mut self, now: Instant) -> Vec<J> {
+        let mut taken = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now) {
+            let Some((_, number)) = self.due.pop_first() else { break };
+            if let Some(job) = self.remove(number) {
+                taken.push(job.what.clone());
+                self.insert(number, now, job.period, job.what);
+            }
+        }
+        taken
+    }
+}
+
+/// A schedule, and what wakes who looks at it.
+struct Renewals<J, W> {
+    schedule: Mutex<Schedule<J>>,
+    changed: W,
+}
+
+impl<J: Clone, W> Renewals<J, W> {
+    fn new(changed: W) -> Self {
+        Renewals { schedule: Mutex::new(Schedule::new()), changed }
+    }
+
+    /// Renews from now on. `rouse` tells who looks at the schedule that what is due first has changed; with `start`
+    /// somebody begins to look at it.
+    fn keep(
+        self: &Arc<Self>,
+        now: Instant,
+        period: Duration,
+        what: J,
+        rouse: impl FnOnce(&W),
+        start: impl FnOnce(&Arc<Self>) -> bool,
+    ) -> Kept
+    where
+        Self: End + 'static,
+    {
+        let mut schedule = self.schedule.lock();
+        let before = schedule.next_due();
+        let number = schedule.add(now, period, what);
+        let (is_first, was_kept) = (schedule.next_due() != before, schedule.is_kept);
+        schedule.is_kept = true;
+        drop(schedule);
+        if !was_kept && !start(self) {
+            self.schedule.lock().is_kept = false;
+        } else if is_first {
+            rouse(&self.changed);
+        }
+        Kept { by: Arc::clone(self) as Arc<dyn End>, number }
+    }
+}
+
+impl<J: Clone + Send, W: Send + Sync> End for Renewals<J, W> {
+    fn end(&self, number: u64) {
+        // What it was about may end with it, so not under the lock.
+        let job = self.schedule.lock().remove(number);
+        drop(job);
+    }
+}
+
+type ByThread = Renewals<Weak<dyn RenewNow>, Condvar>;
+
+/// Renews leases by the thread of this process.
+pub(super) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept {
+    static RENEWALS: LazyLock<Arc<ByThread>> = LazyLock::new(|| Arc::new(Renewals::new(Condvar::new())));
+    let rouse = |changed: &Condvar| {
+        changed.notify_one();
+    };
+    let start = |renewals: &Arc<ByThread>| {
+        let keeper = Keeper(Arc::clone(renewals), true);
+        // Where there is no thread to be had, leases end when their time is over.
+        thread::Builder::new().name("dogpile-renew".into()).spawn(move || renew_by_thread(keeper)).is_ok()
+    };
+    RENEWALS.keep(Instant::now(), period, what, rouse, start)
+}
+
+/// Whoever looks at a schedule. However that ends, the next one who comes starts another.
+struct Keeper<J: Clone, W>(Arc<Renewals<J, W>>, /** Whether it still does. */ bool);
+
+impl<J: Clone, W> Keeper<J, W> {
+    /// Ends if there is nothing to renew. Said under the lock, so that whoever comes after that starts another.
+    fn leave(&mut self) -> bool {
+        let mut schedule = self.0.schedule.lock();
+        self.1 = schedule.next_due().is_some();
+        schedule.is_kept = self.1;
+        !self.1
+    }
+}
+
+impl<J: Clone, W> Drop for Keeper<J, W> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.schedule.lock().is_kept = false;
+        }
+    }
+}
+
+fn renew_by_thread(mut keeper: Keeper<Weak<dyn RenewNow>, Condvar>) {
+    loop {
+        let mut schedule = keeper.0.schedule.lock();
+        let due = schedule.take_due(Instant::now());
+        if !due.is_empty() {
+            drop(schedule);
+            due.iter().filter_map(Weak::upgrade).for_each(|leases| leases.renew());
+            continue;
+        }
+        let next = schedule.next_due();
+        let until = next.unwrap_or_else(|| Instant::now() + IDLE);
+        let timed_out = keeper.0.changed.wait_until(&mut schedule, until).timed_out();
+        drop(schedule);
+        if next.is_none() && timed_out && keeper.leave() {
+            return;
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+type ByTask = Renewals<Weak<dyn RenewLater>, Notify>;
+
+/// Renews leases by the task of this runtime. `None` outside of one.
+#[cfg(feature = "tokio")]
+pub(super) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Option<Kept> {
+    static RENEWALS: Mutex<Vec<(tokio::runtime::Id, Weak<ByTask>)>> = Mutex::new(Vec::new());
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    let mut all = RENEWALS.lock();
+    let of_this = all.iter().find(|(id, _)| *id == runtime.id()).and_then(|(_, renewals)| renewals.upgrade());
+    let renewals = of_this.unwrap_or_else(|| {
+        all.retain(|(_, renewals)| renewals.strong_count() > 0);
+        let renewals = Arc::new(Renewals::new(Notify::new()));
+        all.push((runtime.id(), Arc::downgrade(&renewals)));
+        renewals
+    });
+    drop(all);
+    let start = |renewals: &Arc<ByTask>| {
+        runtime.spawn(renew_by_task(Keeper(Arc::clone(renewals), true)));
+        true
+    };
+    let now = tokio::time::Instant::now().into_std();
+    Some(renewals.keep(now, period, what, Notify::notify_one, start))
+}
+
+#[cfg(feature = "tokio")]
+async fn renew_by_task(mut keeper: Keeper<Weak<dyn RenewLater>, Notify>) {
+    use tokio::time::{Instant, timeout_at};
+    loop {
+        let (due, next) = {
+            let mut schedule = keeper.0.schedule.lock();
+            (schedule.take_due(Instant::now().into_std()), schedule.next_due())
+        };
+        // Each by itself: a server that does not answer should not keep others waiting.
+        due.iter().filter_map(Weak::upgrade).for_each(|leases| drop(tokio::spawn(leases.renew())));
+        let until = next.map_or_else(|| Instant::now() + IDLE, Instant::from_std);
+        let timed_out = timeout_at(until, keeper.0.changed.notified()).await.is_err();
+        if next.is_none() && timed_out && keeper.leave() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_comes_again_a_period_later_until_it_is_removed() {
+        let (mut schedule, start, second) = (Schedule::new(), Instant::now(), Duration::from_secs(1));
+        let three = schedule.add(start, 3 * second, "three");
+        let five = schedule.add(start, 5 * second, "five");
+        schedule.add(start, Duration::MAX, "never");
+        assert_eq!(schedule.next_due(), Some(start + 3 * second));
+        assert!(schedule.take_due(start + 2 * second).is_empty());
+        assert_eq!(schedule.take_due(start + 5 * second), ["three", "five"]);
+        assert_eq!(schedule.next_due(), Some(start + 8 * second));
+        schedule.remove(three);
+        assert_eq!(schedule.take_due(start + 100 * second), ["five"], "once, however late");
+        schedule.remove(five);
+        assert_eq!(schedule.next_due(), None);
+        assert!(schedule.due.is_empty() && schedule.remove(five).is_none());
+    }
+}
