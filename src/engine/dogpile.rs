@@ -45,8 +45,8 @@ pub(crate) enum Event {
     Leads,
     Busy,
     Shared,
-    /// What the leader shared was of no use to this caller (of another type, or invalid by now), and the leader has
-    /// left.
+    /// What the leader shared was of no use to this caller (of another type, or invalid by now), or was no value because
+    /// there is one to be read; and the leader has left.
     Unusable,
     Locked(Freshness),
     Taken(Freshness),
@@ -75,6 +75,11 @@ impl Dogpile {
     #[inline]
     pub(crate) fn new() -> Self {
         Dogpile { step: Step::Read, stale: false, leads: false, cut_off: false }
+    }
+
+    /// A caller that need not read, because somebody else in this process does, or knows already that there is nothing.
+    pub(crate) fn waiting() -> Self {
+        Dogpile { step: Step::Queue, ..Self::new() }
     }
 
     /// What to do next.
@@ -106,7 +111,8 @@ impl Dogpile {
             (Step::Join, Event::Busy) if self.stale => Step::ReturnFound,
             (Step::Join, Event::Busy) => Step::Queue,
             (Step::Queue, Event::Shared) => Step::ReturnShared,
-            (Step::Queue, Event::Unusable) => Step::Join,
+            (Step::Queue, Event::Unusable) if self.cut_off => Step::Join,
+            (Step::Queue, Event::Unusable) => Step::Read,
 
             (Step::TryLock, Event::Locked(Fresh) | Event::Taken(Fresh | Stale)) => Step::ReturnFound,
             (Step::TryLock, Event::Locked(Stale | Absent)) => Step::Create,
@@ -220,7 +226,7 @@ mod tests {
     #[test]
     fn every_state_that_can_be_reached_is_sound() {
         let mut seen = HashSet::new();
-        let mut open = vec![(Dogpile::new(), Model::default())];
+        let mut open = vec![(Dogpile::new(), Model::default()), (Dogpile::waiting(), Model::default())];
         let mut ends = HashSet::new();
         while let Some((machine, model)) = open.pop() {
             if !seen.insert((machine, model)) {
@@ -265,7 +271,8 @@ mod tests {
             (&[Unreachable, Leads], Step::Create),
             (&[Unreachable, Leads, Created], Step::ReturnCreated),
             (&[Found(Absent), Busy, Shared], Step::ReturnShared),
-            (&[Found(Absent), Busy, Unusable], Step::Join),
+            (&[Found(Absent), Busy, Unusable], Step::Read),
+            (&[Unreachable, Busy, Unusable], Step::Join),
             (&[Found(Absent), Busy, Leads], Step::TryLock),
             (&[Unreachable, Busy, Leads], Step::Create),
             (&[Found(Stale), Leads, Locked(Fresh)], Step::ReturnFound),

@@ -12,11 +12,13 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 
+use super::readings::{Claim, Readings};
 use crate::key::{Key, KeyBuf};
 
 /// All keys that somebody in this process is creating.
 pub(crate) struct Line {
     shards: Box<[Shard]>,
+    readings: Readings,
     hasher: ahash::RandomState,
 }
 
@@ -39,8 +41,9 @@ pub(crate) enum Shared {
     Found(Bytes),
 }
 
-/// One key that somebody is creating.
+/// One key that somebody is creating, or is to create if his reading finds nothing.
 struct Place {
+    stage: Stage,
     /// The thread that leads, if it is one that would wait for itself for ever.
     leader: Option<ThreadId>,
     /// Numbers the waiters.
@@ -54,7 +57,35 @@ struct Place {
     ended: bool,
 }
 
+/// How far whoever has a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// He reads a key of this hash, and leads if there is nothing.
+    Reads(u64),
+    /// He leads, and there was nothing to be read.
+    Missing,
+    /// He leads, and there may be something to be read.
+    Leads,
+}
+
 impl Place {
+    fn new(stage: Stage, leader: Option<ThreadId>) -> Self {
+        Place { stage, leader, next: 0, waiting: VecDeque::new(), elected: None, shared: None, ended: false }
+    }
+
+    /// Another one who waits: its number.
+    fn stand(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.waiting.push_back((number, None));
+        number
+    }
+
+    /// Those who wait and are to be woken, outside of all locks: wakers may run code that is not ours.
+    fn wakers(&mut self) -> Vec<Waker> {
+        self.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect()
+    }
+
     /// Where a waiter stands; they stand in the order of their numbers.
     fn stands_at(&self, number: u64) -> Result<usize, usize> {
         self.waiting.binary_search_by_key(&number, |(number, _)| *number)
@@ -78,27 +109,92 @@ pub(crate) enum IfBusy {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Line { shards: (0..64).map(|_| Shard::default()).collect(), hasher: ahash::RandomState::new() }
+        let shards = (0..64).map(|_| Shard::default()).collect();
+        Line { shards, readings: Readings::new(), hasher: ahash::RandomState::new() }
+    }
+
+    /// What names a key here.
+    #[inline]
+    pub(crate) fn hash(&self, key: Key<'_>) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// The key of this hash is about to be read, by a caller who creates it if there is nothing. Where another caller
+    /// reads it already, or is creating it because there was nothing, this one waits for him: he is spared a reading that
+    /// would find nothing. Keys that were found lately are read by each caller by himself.
+    #[inline]
+    pub(crate) fn begin_reading<'l>(
+        self: &'l Arc<Self>,
+        hash: u64,
+        key: Key<'_>,
+        thread: Option<ThreadId>,
+    ) -> Result<Option<Reading<'l>>, Waiter> {
+        if self.was_found(hash) {
+            return Ok(None);
+        }
+        match self.readings.claim(hash) {
+            Claim::Ours => Ok(Some(Reading { line: self, hash, is_over: false })),
+            Claim::Theirs => self.wait_for_reading(hash, key, thread).map_or(Ok(None), Err),
+            Claim::None => Ok(None),
+        }
+    }
+
+    /// Whether the key of this hash was found when it was read last, as far as that is known.
+    #[inline]
+    pub(crate) fn was_found(&self, hash: u64) -> bool {
+        self.readings.was_found(hash)
+    }
+
+    #[cold]
+    fn wait_for_reading(self: &Arc<Self>, hash: u64, key: Key<'_>, thread: Option<ThreadId>) -> Option<Waiter> {
+        let owned = key.to_buf();
+        let waiter = |key, place, number| Some(Waiter { line: Arc::clone(self), key, place, number, refused: false });
+        let mut places = lock(&self.shard(hash).places);
+        if let Some(place) = places.get(&owned) {
+            let mut state = lock(place);
+            // Whoever leads may have found something that this caller is to get; and a thread must not wait for itself.
+            if state.stage == Stage::Leads || (thread.is_some() && state.leader == thread) {
+                return None;
+            }
+            let number = state.stand();
+            drop(state);
+            return waiter(owned, Arc::clone(place), number);
+        }
+        // Under the lock that whoever reads takes after this, if he learns of it.
+        if !self.readings.wait(hash) {
+            return None;
+        }
+        let mut place = Place::new(Stage::Reads(hash), None);
+        let number = place.stand();
+        let place = Arc::new(Mutex::new(place));
+        places.insert(owned.clone(), Arc::clone(&place));
+        waiter(owned, place, number)
     }
 
     /// How many lines of keys like this one have ended. If a caller that begins to lead finds the same number as before
     /// its last reading, nobody who stood in this line stored meanwhile what it did not find.
     #[inline]
-    pub(crate) fn ended(&self, key: Key<'_>) -> u64 {
-        self.shard(key).ended.load(Ordering::Acquire)
+    pub(crate) fn ended(&self, hash: u64) -> u64 {
+        self.shard(hash).ended.load(Ordering::Acquire)
     }
 
     /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
-    /// `thread` is the caller's, if it would block it.
-    pub(crate) fn join(self: &Arc<Self>, key: Key<'_>, if_busy: IfBusy, thread: Option<ThreadId>) -> Option<Joined> {
-        let owned = key.to_buf();
-        let mut places = self.places(key);
+    /// `thread` is the caller's, if it would block it; `is_missing` says that there was nothing to be read.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        key: Key<'_>,
+        if_busy: IfBusy,
+        thread: Option<ThreadId>,
+        is_missing: bool,
+    ) -> Option<Joined> {
+        let (owned, hash) = (key.to_buf(), self.hash(key));
+        let mut places = lock(&self.shard(hash).places);
         let Some(place) = places.get(&owned) else {
-            let place =
-                Place { leader: thread, next: 0, waiting: VecDeque::new(), elected: None, shared: None, ended: false };
-            let place = Arc::new(Mutex::new(place));
+            let stage = if is_missing { Stage::Missing } else { Stage::Leads };
+            let place = Arc::new(Mutex::new(Place::new(stage, thread)));
             places.insert(owned.clone(), Arc::clone(&place));
-            return Some(Joined::Leads(Leader { line: Arc::clone(self), key: owned, place }));
+            let claim = (is_missing && self.readings.lead(hash)).then_some(hash);
+            return Some(Joined::Leads(Leader { line: Arc::clone(self), key: owned, place, claim }));
         };
         if if_busy == IfBusy::Leave {
             return None;
@@ -108,27 +204,81 @@ impl Line {
         if state.shared.is_none() && thread.is_some() && state.leader == thread {
             return Some(Joined::Recursion);
         }
-        let number = state.next;
-        state.next += 1;
-        state.waiting.push_back((number, None));
+        let number = state.stand();
         drop(state);
         Some(Joined::Waits(Waiter { line: Arc::clone(self), key: owned, place, number, refused: false }))
     }
 
     /// Whether somebody in this process is creating the value of `key`.
     pub(crate) fn is_busy(&self, key: Key<'_>) -> bool {
-        self.places(key).contains_key(&key.to_buf())
+        let places = lock(&self.shard(self.hash(key)).places);
+        places.get(&key.to_buf()).is_some_and(|place| !matches!(lock(place).stage, Stage::Reads(_)))
     }
 
     #[inline]
-    fn shard(&self, key: Key<'_>) -> &Shard {
+    fn shard(&self, hash: u64) -> &Shard {
         #[allow(clippy::cast_possible_truncation)] // any bits of the hash do
-        let shard = self.hasher.hash_one(key) as usize % self.shards.len();
+        let shard = (hash >> 8) as usize % self.shards.len();
         &self.shards[shard]
     }
+}
 
-    fn places(&self, key: Key<'_>) -> MutexGuard<'_, Places> {
-        lock(&self.shard(key).places)
+/// The reading of a key, which others may wait for. Dropped, they read for themselves.
+#[must_use]
+pub(crate) struct Reading<'l> {
+    line: &'l Arc<Line>,
+    hash: u64,
+    is_over: bool,
+}
+
+impl Reading<'_> {
+    /// The key was found; it will be read by each caller by himself.
+    pub(crate) fn found(mut self) {
+        self.is_over = true;
+        if self.line.readings.end(self.hash, true) {
+            self.dismiss(None);
+        }
+    }
+
+    /// There was nothing. If others wait for that, this caller leads them.
+    pub(crate) fn missed(mut self, key: Key<'_>, thread: Option<ThreadId>) -> Option<Leader> {
+        self.is_over = true;
+        if self.line.readings.end(self.hash, false) { self.dismiss(Some((key, thread))) } else { None }
+    }
+
+    /// Those who wait for the reading read for themselves, but for those who want `key`, which is led.
+    #[cold]
+    fn dismiss(&self, key: Option<(Key<'_>, Option<ThreadId>)>) -> Option<Leader> {
+        let shard = self.line.shard(self.hash);
+        let mut places = lock(&shard.places);
+        let (mut woken, mut leader) = (Vec::new(), None);
+        places.retain(|owned, place| {
+            let mut state = lock(place);
+            if state.stage != Stage::Reads(self.hash) {
+                return true;
+            }
+            if let Some((_, thread)) = key.filter(|(key, _)| owned.as_key() == *key) {
+                (state.stage, state.leader) = (Stage::Missing, thread);
+                let (line, key, place) = (Arc::clone(self.line), owned.clone(), Arc::clone(place));
+                let claim = line.readings.lead(self.hash).then_some(self.hash);
+                leader = Some(Leader { line, key, place, claim });
+                return true;
+            }
+            state.ended = true;
+            woken.append(&mut state.wakers());
+            false
+        });
+        drop(places);
+        woken.into_iter().for_each(Waker::wake);
+        leader
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if !self.is_over && self.line.readings.end(self.hash, false) {
+            self.dismiss(None);
+        }
     }
 }
 
@@ -137,6 +287,8 @@ pub(crate) struct Leader {
     line: Arc<Line>,
     key: KeyBuf,
     place: Arc<Mutex<Place>>,
+    /// The key's hash, if those who come next need not read to learn that it is missing.
+    claim: Option<u64>,
 }
 
 impl Leader {
@@ -144,33 +296,37 @@ impl Leader {
     pub(crate) fn share(&self, shared: Shared) {
         let mut place = lock(&self.place);
         place.shared = Some(shared);
-        let woken: Vec<Waker> = place.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+        let woken = place.wakers();
         drop(place);
-        // A waker may run code that is not ours, so no lock is held.
         woken.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
+        if let Some(hash) = self.claim {
+            self.line.readings.end(hash, false);
+        }
         hand_on(&self.line, &self.key, &self.place);
     }
 }
 
 /// Ends the line if there is a value or nobody waits, or else elects the first waiter.
 fn hand_on(line: &Line, key: &KeyBuf, place: &Mutex<Place>) {
-    let shard = line.shard(key.as_key());
+    let shard = line.shard(line.hash(key.as_key()));
     let mut places = lock(&shard.places);
     let mut state = lock(place);
     state.leader = None;
     state.elected = None;
+    // Whoever is elected has read before, or reads when it has the lock; those who come now read for themselves.
+    state.stage = Stage::Leads;
     if state.shared.is_some() || state.waiting.is_empty() {
         // Under the lock that the next one to lead takes, and so seen by it.
         shard.ended.fetch_add(1, Ordering::Release);
         places.remove(key);
         state.ended = true;
         // Those who refused what was shared.
-        let woken: Vec<Waker> = state.waiting.iter_mut().filter_map(|(_, waker)| waker.take()).collect();
+        let woken = state.wakers();
         drop(state);
         drop(places);
         woken.into_iter().for_each(Waker::wake);
@@ -200,7 +356,8 @@ pub(crate) enum Woken {
     Shared(Shared),
     /// The leader left without a value, and this caller leads now.
     Leads(Leader),
-    /// The leader left, after sharing a value that this caller [refused](Waiter::refuse).
+    /// The leader left, after sharing a value that this caller [refused](Waiter::refuse), or after a reading that found
+    /// something.
     Ended,
 }
 
@@ -216,19 +373,18 @@ impl Waiter {
         // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
         let mut waker = Some(context.waker().clone());
         let mut place = lock(&self.place);
-        if self.refused {
-            if place.ended {
-                return Poll::Ready(Woken::Ended);
-            }
-        } else if let Some(shared) = &place.shared {
+        if let (Some(shared), false) = (&place.shared, self.refused) {
             return Poll::Ready(Woken::Shared(shared.clone()));
+        }
+        if place.ended {
+            return Poll::Ready(Woken::Ended);
         }
         if place.elected == Some(self.number) {
             place.elected = None;
             place.leader = thread;
             drop(place);
             let (line, key, place) = (Arc::clone(&self.line), self.key.clone(), Arc::clone(&self.place));
-            return Poll::Ready(Woken::Leads(Leader { line, key, place }));
+            return Poll::Ready(Woken::Leads(Leader { line, key, place, claim: None }));
         }
         if let Ok(at) = place.stands_at(self.number) {
             std::mem::swap(&mut place.waiting[at].1, &mut waker);
@@ -275,14 +431,14 @@ mod tests {
     }
 
     fn lead(line: &Arc<Line>) -> Leader {
-        match line.join(KEY, IfBusy::Wait, None) {
+        match line.join(KEY, IfBusy::Wait, None, false) {
             Some(Joined::Leads(leader)) => leader,
             _ => panic!("somebody else leads"),
         }
     }
 
     fn wait(line: &Arc<Line>) -> Waiter {
-        match line.join(KEY, IfBusy::Wait, None) {
+        match line.join(KEY, IfBusy::Wait, None, false) {
             Some(Joined::Waits(waiter)) => waiter,
             _ => panic!("nobody leads"),
         }
@@ -357,19 +513,19 @@ mod tests {
     fn nobody_has_to_wait() {
         let line = Arc::new(Line::new());
         let leader = lead(&line);
-        assert!(line.join(KEY, IfBusy::Leave, None).is_none());
-        assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None), Some(Joined::Leads(_))));
+        assert!(line.join(KEY, IfBusy::Leave, None, false).is_none());
+        assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None, false), Some(Joined::Leads(_))));
         drop(leader);
-        assert!(matches!(line.join(KEY, IfBusy::Leave, None), Some(Joined::Leads(_))));
+        assert!(matches!(line.join(KEY, IfBusy::Leave, None, false), Some(Joined::Leads(_))));
     }
 
     #[test]
     fn a_thread_that_would_wait_for_itself_is_told() {
         let line = Arc::new(Line::new());
         let me = Some(std::thread::current().id());
-        let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me) else { panic!("nobody else leads") };
-        assert!(matches!(line.join(KEY, IfBusy::Wait, me), Some(Joined::Recursion)));
-        assert!(matches!(line.join(KEY, IfBusy::Wait, None), Some(Joined::Waits(_))));
+        let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me, false) else { panic!("nobody else leads") };
+        assert!(matches!(line.join(KEY, IfBusy::Wait, me, false), Some(Joined::Recursion)));
+        assert!(matches!(line.join(KEY, IfBusy::Wait, None, false), Some(Joined::Waits(_))));
         drop(leader);
         assert!(!line.is_busy(KEY));
     }
@@ -391,7 +547,7 @@ mod tests {
                 scope.spawn(|| {
                     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
                     for _ in 0..times {
-                        let leader = match line.join(KEY, IfBusy::Wait, None) {
+                        let leader = match line.join(KEY, IfBusy::Wait, None, false) {
                             Some(Joined::Leads(leader)) => leader,
                             Some(Joined::Waits(mut waiter)) => loop {
                                 match waiter.poll(&Context::from_waker(&waker), None) {

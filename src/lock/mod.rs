@@ -3,6 +3,7 @@
 pub(crate) mod line;
 mod local;
 mod lost;
+mod readings;
 mod redis;
 mod renewal;
 

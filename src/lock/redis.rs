@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 #[cfg(feature = "tokio")]
 use super::AsyncLock;
@@ -113,7 +114,7 @@ pub struct RedisGuard<B> {
 /// Leases that were asked for together, and are renewed together while one of them is held.
 struct Asked<B> {
     backend: B,
-    leases: Vec<Owned>,
+    leases: SmallVec<[Owned; 1]>,
     life: Duration,
     release: fn(&B, &[Lease<'_>]),
     /// `None` where nobody is there to renew.
@@ -319,11 +320,14 @@ impl<P: LostLease> RedisLock<P> {
     ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
         let owned = |key: &Key<'_>| {
             let (lock, token) = (self.name(*key), token()?);
-            Ok(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) })
+            Ok::<_, Error>(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) })
         };
-        let leases: Result<Vec<_>, Error> = keys.iter().map(owned).collect();
+        let mut leases = SmallVec::with_capacity(keys.len());
+        for key in keys {
+            leases.push(owned(key)?);
+        }
         let (backend, kept) = (backend.clone(), OnceLock::new());
-        let asked = Arc::new(Asked { backend, leases: leases?, life: self.life, release: A::release, kept });
+        let asked = Arc::new(Asked { backend, leases, life: self.life, release: A::release, kept });
         // Until the answer is there, each lease may be held: a future that is dropped meanwhile releases them.
         let guards: Vec<_> = (0..keys.len()).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
         let wanted: Vec<_> = asked.leases.iter().map(Owned::lease).collect();

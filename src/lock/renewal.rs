@@ -1,7 +1,8 @@
 //! Renews leases while their holders create: one thread does so for all holders of a process that are threads, and one
 //! task in each runtime for those that are tasks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Weak};
@@ -42,61 +43,67 @@ trait End: Send + Sync {
 /// How long whoever renews stays when there is nothing to renew any more.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What is to be renewed, and when.
+/// How many jobs that are gone may stay until they would be due.
+const GONE: usize = 64;
+
+/// What is to be renewed, and when. What was needed for many jobs is used again.
 struct Schedule<J> {
-    jobs: BTreeMap<u64, Job<J>>,
-    /// When each job is due, the first one first.
-    due: BTreeSet<(Instant, u64)>,
+    jobs: HashMap<u64, Job<J>, ahash::RandomState>,
+    /// When each job is due, the first one first; with some that are gone.
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
     next: u64,
     /// Whether there is a thread or a task that looks at it.
     is_kept: bool,
 }
 
 struct Job<J> {
-    due: Instant,
     period: Duration,
     what: J,
 }
 
 impl<J: Clone> Schedule<J> {
-    const fn new() -> Self {
-        Schedule { jobs: BTreeMap::new(), due: BTreeSet::new(), next: 0, is_kept: false }
+    fn new() -> Self {
+        // So many that a few holders at a time need no more.
+        Schedule { jobs: HashMap::default(), due: BinaryHeap::with_capacity(2 * GONE), next: 0, is_kept: false }
     }
 
     /// Does `what` every `period` from now on: its number.
     fn add(&mut self, now: Instant, period: Duration, what: J) -> u64 {
         let number = self.next;
         self.next += 1;
-        self.insert(number, now, period, what);
+        // A time that no clock can tell does not come.
+        if let Some(due) = now.checked_add(period) {
+            self.jobs.insert(number, Job { period, what });
+            self.due.push(Reverse((due, number)));
+        }
         number
     }
 
-    fn insert(&mut self, number: u64, now: Instant, period: Duration, what: J) {
-        // A time that no clock can tell does not come.
-        let Some(due) = now.checked_add(period) else { return };
-        self.jobs.insert(number, Job { due, period, what });
-        self.due.insert((due, number));
-    }
-
     fn remove(&mut self, number: u64) -> Option<Job<J>> {
-        let job = self.jobs.remove(&number)?;
-        self.due.remove(&(job.due, number));
-        Some(job)
+        let job = self.jobs.remove(&number);
+        if self.due.len() > 2 * self.jobs.len() + GONE {
+            self.due.retain(|Reverse((_, number))| self.jobs.contains_key(number));
+        }
+        job
     }
 
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// When the first job is due, or one that is gone would be.
     fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(due, _)| *due)
+        self.due.peek().map(|Reverse((due, _))| *due)
     }
 
     /// What is due by now. It is due again a period later.
     fn take_due(&mut self, now: Instant) -> Vec<J> {
         let mut taken = Vec::new();
         while self.next_due().is_some_and(|due| due <= now) {
-            let Some((_, number)) = self.due.pop_first() else { break };
-            if let Some(job) = self.remove(number) {
-                taken.push(job.what.clone());
-                self.insert(number, now, job.period, job.what);
-            }
+            let Some(Reverse((_, number))) = self.due.pop() else { break };
+            let Some(job) = self.jobs.get(&number) else { continue };
+            taken.push(job.what.clone());
+            self.due.extend(now.checked_add(job.period).map(|due| Reverse((due, number))));
         }
         taken
     }
@@ -172,7 +179,7 @@ impl<J: Clone, W> Keeper<J, W> {
     /// Ends if there is nothing to renew. Said under the lock, so that whoever comes after that starts another.
     fn leave(&mut self) -> bool {
         let mut schedule = self.0.schedule.lock();
-        self.1 = schedule.next_due().is_some();
+        self.1 = !schedule.is_empty();
         schedule.is_kept = self.1;
         !self.1
     }
@@ -265,7 +272,7 @@ mod tests {
         schedule.remove(three);
         assert_eq!(schedule.take_due(start + 100 * second), ["five"], "once, however late");
         schedule.remove(five);
-        assert_eq!(schedule.next_due(), None);
-        assert!(schedule.due.is_empty() && schedule.remove(five).is_none());
+        assert!(schedule.take_due(start + 200 * second).is_empty());
+        assert!(schedule.is_empty() && schedule.next_due().is_none() && schedule.remove(five).is_none());
     }
 }

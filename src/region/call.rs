@@ -10,7 +10,7 @@ use super::drive::Drive;
 use super::face::Face;
 use super::flight::Flight;
 use super::keys::{KeyRoom, Room};
-use super::{Reading, Region, Shared, Understood};
+use super::{Begun, Reading, Region, Shared, Understood};
 use crate::backend::Backend;
 use crate::buffer::Buffer;
 use crate::codec::{Codec, CodecError};
@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, GetError};
 use crate::face::{Thread, now};
 use crate::key::{AsKey, Key};
 use crate::keymap::KeyMap;
+use crate::lock::line::Waiter;
 use crate::lock::{Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
 use crate::request::{Batch, Found};
@@ -228,27 +229,53 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = region.lines_ended(key);
+            let hash = region.line.hash(key);
+            if !region.line.was_found(hash) {
+                return self.find_or_create(key, hash, create);
+            }
+            let begun = Begun { claim: None, lines_ended: region.lines_ended(hash) };
             match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => Ok(fresh),
-                Err(first) => self.create_one(key, ended, first, create),
+                Err(first) => self.create_one(key, Start::Read(begun, first), create),
             }
         })
     }
 
+    /// The way of a key that was not found lately. Apart from the others, so that a hit has few instructions.
     #[cold]
-    pub(super) fn create_one<V, E>(
+    fn find_or_create<V, E>(
         &self,
         key: Key<'_>,
-        ended: Option<u64>,
-        first: First<V>,
+        hash: u64,
         create: impl FnOnce() -> Result<V, E>,
     ) -> Result<V, GetError<E>>
     where
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        now(self.create_one_on(Thread, key, ended, first, || ready(create())))
+        let region = self.shared();
+        let start = match region.begin_reading(key, hash, Face::<B, L>::thread(Thread)) {
+            Ok(begun) => match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
+                Ok(fresh) => return Ok(begun.found(fresh)),
+                Err(first) => Start::Read(begun, first),
+            },
+            Err(waiter) => Start::Waits(waiter),
+        };
+        self.create_one(key, start, create)
+    }
+
+    #[cold]
+    pub(super) fn create_one<V, E>(
+        &self,
+        key: Key<'_>,
+        start: Start<'_, V>,
+        create: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+        F: StoreRule<V>,
+    {
+        now(self.create_one_on(Thread, key, start, || ready(create())))
     }
 
     /// See [`Region::get_or_create_many`].
@@ -276,6 +303,14 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
 /// What the first reading came to, where it is no fresh value.
 pub(super) type First<V> = Result<Option<Reading<V>>, Error>;
 
+/// How a caller begins who did not find a fresh value.
+pub(super) enum Start<'l, V> {
+    /// He has read.
+    Read(Begun<'l>, First<V>),
+    /// Somebody else in this process reads or creates.
+    Waits(Waiter),
+}
+
 impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     /// The fresh value of an entry that was read, or what else that came to.
     #[inline(always)]
@@ -296,8 +331,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         &self,
         face: A,
         key: Key<'_>,
-        ended: Option<u64>,
-        first: First<V>,
+        start: Start<'_, V>,
         create: impl FnOnce() -> R,
     ) -> Result<V, GetError<E>>
     where
@@ -306,7 +340,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         F: StoreRule<V>,
         R: Future<Output = Result<V, E>>,
     {
-        let mut flights = [self.begun(ended, first)?];
+        let mut flights = [self.begun(face, key, start)?];
         Drive::new(face, self.shared(), self.settings.by_ref(), &[key], &mut flights).run_one(create).await?;
         let [flight] = flights;
         Ok(flight.into_value(self.shared()))
@@ -345,11 +379,25 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
     }
 
-    /// A flight that goes on after the first reading.
-    pub(super) fn begun<V, G>(&self, ended: Option<u64>, first: First<V>) -> Result<Flight<V, G>, Error> {
+    /// A flight that goes on from there.
+    pub(super) fn begun<A: Face<B, L>, V>(
+        &self,
+        face: A,
+        key: Key<'_>,
+        start: Start<'_, V>,
+    ) -> Result<Flight<V, A::Guard>, Error> {
+        let (begun, first) = match start {
+            Start::Waits(waiter) => return Ok(Flight::waiting(waiter)),
+            Start::Read(begun, first) => (begun, first),
+        };
         let mut flight = Flight::new();
-        flight.reads_after(ended);
+        flight.reads_after(begun.lines_ended);
         flight.read(self.shared(), first)?;
+        match begun.claim {
+            Some(claim) if flight.has_found() => claim.found(),
+            Some(claim) => claim.missed(key, face.thread()).into_iter().for_each(|leader| flight.lead(leader)),
+            None => {}
+        }
         Ok(flight)
     }
 

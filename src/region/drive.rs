@@ -229,7 +229,9 @@ where
         }
         let region = self.region;
         let mut found = Found::new();
-        reading.iter().for_each(|&at| self.flights[at].reads_after(region.lines_ended(self.keys[at])));
+        reading
+            .iter()
+            .for_each(|&at| self.flights[at].reads_after(region.lines_ended(region.line.hash(self.keys[at]))));
         let answered = self.face.get_many(&region.backend, &self.keys_of(&reading), &mut found).await.and_then(|()| {
             if found.len() == reading.len() {
                 return Ok(());

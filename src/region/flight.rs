@@ -49,16 +49,16 @@ enum Place {
 
 impl<V, G> Flight<V, G> {
     pub(super) fn new() -> Self {
-        Flight {
-            machine: Dogpile::new(),
-            found: None,
-            made: None,
-            guard: None,
-            place: None,
-            read_after: None,
-            watch: None,
-            rounds: 0,
-        }
+        Self::at(Dogpile::new(), None)
+    }
+
+    /// A caller that waits for somebody who reads or creates.
+    pub(super) fn waiting(waiter: Waiter) -> Self {
+        Self::at(Dogpile::waiting(), Some(Place::Waits(waiter)))
+    }
+
+    fn at(machine: Dogpile, place: Option<Place>) -> Self {
+        Flight { machine, found: None, made: None, guard: None, place, read_after: None, watch: None, rounds: 0 }
     }
 
     /// What the driver does next.
@@ -99,7 +99,7 @@ impl<V, G> Flight<V, G> {
     /// else to do ([`Flight::stand`]).
     pub(super) fn join(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
-        match line.join(key, IfBusy::Leave, thread) {
+        match line.join(key, IfBusy::Leave, thread, self.found.is_none()) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             _ => self.machine.on(Event::Busy),
         }
@@ -110,7 +110,7 @@ impl<V, G> Flight<V, G> {
         if self.place.is_some() {
             return Ok(());
         }
-        match line.join(key, IfBusy::Wait, thread) {
+        match line.join(key, IfBusy::Wait, thread, self.found.is_none()) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             Some(Joined::Waits(waiter)) => {
                 // Whoever leads now may store without ending the line.
@@ -125,7 +125,8 @@ impl<V, G> Flight<V, G> {
         Ok(())
     }
 
-    fn lead(&mut self, leader: Leader) {
+    /// Leads the line.
+    pub(super) fn lead(&mut self, leader: Leader) {
         self.place = Some(Place::Leads(leader));
         self.machine.on(Event::Leads);
     }
@@ -204,7 +205,7 @@ impl<V, G> Flight<V, G> {
 
     /// Whether nobody in this process can have created what was not found, though this caller leads only since then.
     pub(super) fn knows_entry(&self, line: &Line, key: Key<'_>) -> bool {
-        self.read_after == Some(line.ended(key))
+        self.read_after == Some(line.ended(line.hash(key)))
     }
 
     /// Takes the lock, where the entry is known to be as it was read last.
@@ -322,6 +323,11 @@ impl<V, G> Flight<V, G> {
             step => unreachable!("the flight is still at {step:?}"),
         };
         value.expect("the machine ends where there is a value")
+    }
+
+    /// Whether the last reading found a value, fresh or stale.
+    pub(super) fn has_found(&self) -> bool {
+        self.found.is_some()
     }
 
     fn keep(&mut self, found: Option<Reading<V>>) {

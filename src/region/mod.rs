@@ -19,6 +19,7 @@ mod tasks;
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ use crate::entry::{Clock, Entry, Now, Timestamp};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::{AsKey, Key};
 use crate::keymap::{KeyMap, Unmapped};
-use crate::lock::line::Line;
+use crate::lock::line::{self, Line, Waiter};
 use crate::lock::{LocalLock, Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
 use crate::slice::Slice;
@@ -407,11 +408,22 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
 
     /// How many lines of keys like this one have ended, where that may save a reading.
     #[inline]
-    fn lines_ended(&self, key: Key<'_>) -> Option<u64>
+    fn lines_ended(&self, hash: u64) -> Option<u64>
     where
         L: LockSettings,
     {
-        L::ONLY_THIS_REGION.then(|| self.line.ended(key))
+        L::ONLY_THIS_REGION.then(|| self.line.ended(hash))
+    }
+
+    /// A caller is about to read a key, to create it if there is nothing. `Err` where another one in this process does so
+    /// already, for all who want it.
+    #[inline]
+    fn begin_reading(&self, key: Key<'_>, hash: u64, thread: Option<ThreadId>) -> Result<Begun<'_>, Waiter>
+    where
+        L: LockSettings,
+    {
+        let claim = self.line.begin_reading(hash, key, thread)?;
+        Ok(Begun { claim, lines_ended: self.lines_ended(hash) })
     }
 
     /// What reading a key came to; one that holds another type of data is a miss.
@@ -427,6 +439,23 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
         }
         self.counters.wrong_type.add(1);
         Ok(None)
+    }
+}
+
+/// A reading that has begun.
+struct Begun<'l> {
+    /// For others who want the key.
+    claim: Option<line::Reading<'l>>,
+    /// How many lines of keys like this one had ended before.
+    lines_ended: Option<u64>,
+}
+
+impl Begun<'_> {
+    /// The value was found.
+    #[inline]
+    fn found<V>(self, value: V) -> V {
+        self.claim.into_iter().for_each(line::Reading::found);
+        value
     }
 }
 

@@ -5,11 +5,11 @@ use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::call::{Call, Settings, StoreRule};
+use super::call::{Call, Settings, Start, StoreRule};
 use super::drive::Drive;
 use super::face::Face;
 use super::flight::Flight;
-use super::{Reading, Region};
+use super::{Begun, Reading, Region};
 use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::engine::dogpile::Step;
@@ -115,7 +115,7 @@ where
         face: A,
         call: &Call<'_, B, S, L, M, I, F>,
         key: Key<'_>,
-        ended: Option<u64>,
+        begun: Begun<'_>,
         stale: &Reading<V>,
     ) -> Result<Option<Self>, Error>
     where
@@ -126,7 +126,7 @@ where
             return Ok(None);
         }
         let again = region.reading(Some(stale.entry.clone()), settings.max_age);
-        let mut flight = call.begun(ended, Ok(again))?;
+        let mut flight = call.begun(face, key, Start::Read(begun, Ok(again)))?;
         if flight.step() != Step::Join {
             // It is fresh by now: a clock was set back, or what is invalid changed.
             return Ok(None);
@@ -150,7 +150,7 @@ impl<B, S, L: LockSettings, M, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I
         &self,
         face: A,
         key: Key<'_>,
-        ended: Option<u64>,
+        begun: Begun<'_>,
         stale: Reading<V>,
         run: impl FnOnce(Refresh<A, B, S, L, M, I, F, V>),
     ) -> Result<V, Error>
@@ -158,7 +158,7 @@ impl<B, S, L: LockSettings, M, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I
         S: Codec<V>,
         F: StoreRule<V>,
     {
-        if let Some(refresh) = Refresh::begin(face, self, key, ended, &stale)? {
+        if let Some(refresh) = Refresh::begin(face, self, key, begun, &stale)? {
             run(refresh);
         }
         self.shared().counters.served_stale.add(1);
@@ -191,16 +191,19 @@ where
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let ended = region.lines_ended(key);
+            let begun = match region.begin_reading(key, region.line.hash(key), Face::<B, L>::thread(Thread)) {
+                Ok(begun) => begun,
+                Err(waiter) => return self.create_one(key, Start::Waits(waiter), create),
+            };
             match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
-                Ok(fresh) => Ok(fresh),
+                Ok(fresh) => Ok(begun.found(fresh)),
                 Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
                     let run = |refresh: Refresh<Thread, _, _, _, _, _, _, _>| {
                         (region.thread_runner.0)(Box::new(move || now(refresh.run(|| ready(create())))));
                     };
-                    Ok(self.refresh(Thread, key, ended, stale, run)?)
+                    Ok(self.refresh(Thread, key, begun, stale, run)?)
                 }
-                Err(first) => self.create_one(key, ended, first, create),
+                Err(first) => self.create_one(key, Start::Read(begun, first), create),
             }
         })
     }
@@ -235,16 +238,19 @@ where
         let region = self.shared();
         let mut room = super::keys::Room::new();
         let key = room.map(&key, &region.map);
-        let ended = region.lines_ended(key);
+        let begun = match region.begin_reading(key, region.line.hash(key), None) {
+            Ok(begun) => begun,
+            Err(waiter) => return self.create_one_on(Task, key, Start::Waits(waiter), create).await,
+        };
         match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
-            Ok(fresh) => Ok(fresh),
+            Ok(fresh) => Ok(begun.found(fresh)),
             Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
                 let run = |refresh: Refresh<Task, _, _, _, _, _, _, _>| {
                     (region.task_runner.0)(Box::pin(refresh.run(create)));
                 };
-                Ok(self.refresh(Task, key, ended, stale, run)?)
+                Ok(self.refresh(Task, key, begun, stale, run)?)
             }
-            Err(first) => self.create_one_on(Task, key, ended, first, create).await,
+            Err(first) => self.create_one_on(Task, key, Start::Read(begun, first), create).await,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What callers that are tasks do with a region: the `_async` twins of its methods.
 
-use super::call::{Call, StoreRule};
+use super::call::{Call, Start, StoreRule};
 use super::keys::{KeyRoom, Room};
 use super::{Region, Shared};
 use crate::backend::AsyncBackend;
@@ -309,11 +309,14 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
     {
         let (region, mut room) = (self.shared(), Room::new());
         let key = room.map(&key, &region.map);
-        let ended = region.lines_ended(key);
-        match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
-            Ok(fresh) => Ok(fresh),
-            Err(first) => self.create_one_on(Task, key, ended, first, create).await,
-        }
+        let start = match region.begin_reading(key, region.line.hash(key), None) {
+            Ok(begun) => match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
+                Ok(fresh) => return Ok(begun.found(fresh)),
+                Err(first) => Start::Read(begun, first),
+            },
+            Err(waiter) => Start::Waits(waiter),
+        };
+        self.create_one_on(Task, key, start, create).await
     }
 
     /// See [`Region::get_or_create_many_async`].

@@ -154,19 +154,19 @@ operation                      | Memory  | Redis   | Redis, RedisLock | Driver  
 with_ttl, set                  | 0       | 0       | 0                | 2       | 2
 with_expiry, get               | 0       | 0       | 0                | 4       | 4
 ignoring_expiry, get           | 0       | 0       | 0                | 4       | 4
-store_if, get_or_create, miss  | 6       | 6       | 15               | 9       | 22
+store_if, get_or_create, miss  | 6       | 6       | 16               | 9       | 23
 clone, stats                   | 0       | 0       | 0                | 0       | 0
 Function::set                  | 0       | 0       | 0                | 2       | 2
 Function::get                  | 0       | 0       | 0                | 4       | 4
 Function::call, hit            | 0       | 0       | 0                | 4       | 4
 Function::refresh              | 0       | 0       | 0                | 2       | 2
-Function::call, miss           | 8       | 6       | 15               | 11      | 22
+Function::call, miss           | 8       | 6       | 16               | 11      | 23
 Function::invalidate           | 0       | 0       | 0                | 2       | 2
 FunctionMany::set              | 8, 11   | 8, 11   | 8, 11            | 12, 18  | 12, 18
 FunctionMany::get              | 5, 5    | 4, 4    | 4, 4             | 30, 213 | 30, 213
 FunctionMany::call, hit        | 14, 17  | 13, 16  | 13, 16           | 39, 225 | 39, 225
 FunctionMany::refresh          | 10, 13  | 10, 13  | 10, 13           | 14, 20  | 14, 20
-FunctionMany::call, miss       | 70, 448 | 50, 248 | 65, 272          | 58, 259 | 78, 291
+FunctionMany::call, miss       | 70, 448 | 50, 248 | 65, 269          | 58, 259 | 78, 288
 FunctionMany::invalidate       | 2, 2    | 2, 2    | 2, 2             | 4, 4    | 4, 4
 set                            | 0       | 0       | 0                | 2       | 2
 get                            | 0       | 0       | 0                | 4       | 4
@@ -179,14 +179,14 @@ delete                         | 0       | 0       | 0                | 2       
 delete, nothing there          | 0       | 0       | 0                | 2       | 2
 is_locked                      | 0       | 0       | 1                | 0       | 3
 get_or_create, hit             | 0       | 0       | 0                | 4       | 4
-get_or_create, miss            | 7       | 5       | 14               | 10      | 21
+get_or_create, miss            | 7       | 5       | 15               | 10      | 22
 set_many                       | 6, 9    | 6, 9    | 6, 9             | 10, 16  | 10, 16
 get_many                       | 4, 4    | 3, 3    | 3, 3             | 29, 212 | 29, 212
 get_or_create_many, hit        | 13, 16  | 12, 15  | 12, 15           | 38, 224 | 38, 224
 delete_many                    | 1, 1    | 1, 1    | 1, 1             | 3, 3    | 3, 3
 get_many, nothing there        | 3, 3    | 3, 3    | 3, 3             | 6, 6    | 6, 6
-get_or_create_many, miss       | 68, 446 | 48, 246 | 63, 270          | 56, 257 | 76, 289
-get_or_create, stale           | 7       | 5       | 14               | 12      | 25
+get_or_create_many, miss       | 68, 446 | 48, 246 | 63, 267          | 56, 257 | 76, 286
+get_or_create, stale           | 7       | 5       | 15               | 12      | 26
 ";
 
 const KEYS_IN_MEMORY: &str = "

@@ -1,0 +1,133 @@
+//! [`Readings`]: which keys this process reads or creates just now, and which it found lately. Without locks or memory
+//! for each key, and so without a promise to know all of them.
+//!
+//! A table of slots; a key's hash says which is its, and stands there with what is known of it. Another key may have
+//! taken the slot, and then nothing is known.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What is known of keys, by their hashes.
+pub(super) struct Readings {
+    slots: Box<[AtomicU64]>,
+}
+
+/// How many keys can be known.
+const SLOTS: usize = 1024;
+
+/// The lowest bits of a slot. Those above are the key's hash.
+const STATE: u64 = 0b11;
+/// The key was found when it was read last.
+const FOUND: u64 = 1;
+/// Somebody reads it, and nobody else wants it.
+const READ: u64 = 2;
+/// Somebody reads or creates it, and has a place in the line that others stand in.
+const AWAITED: u64 = 3;
+
+/// How a caller stands who wants to read a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// He reads it for all, until [`Readings::end`].
+    Ours,
+    /// Somebody reads or creates it for all.
+    Theirs,
+    /// He reads for himself, and nothing is known of that.
+    None,
+}
+
+impl Readings {
+    pub(super) fn new() -> Self {
+        Readings { slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Whether the key of this hash was found when it was read last.
+    #[inline]
+    pub(super) fn was_found(&self, hash: u64) -> bool {
+        self.slot(hash).load(Ordering::Relaxed) == with(hash, FOUND)
+    }
+
+    /// Somebody is about to read the key of this hash, which was not found lately.
+    #[cold]
+    pub(super) fn claim(&self, hash: u64) -> Claim {
+        let slot = self.slot(hash);
+        let seen = slot.load(Ordering::Acquire);
+        if seen & STATE >= READ {
+            return if seen | STATE == hash | STATE { Claim::Theirs } else { Claim::None };
+        }
+        let claimed = slot.compare_exchange(seen, with(hash, READ), Ordering::AcqRel, Ordering::Relaxed);
+        if claimed.is_ok() { Claim::Ours } else { Claim::None }
+    }
+
+    /// Somebody stands in line for what is [`Theirs`](Claim::Theirs): whether they are still about it.
+    pub(super) fn wait(&self, hash: u64) -> bool {
+        let (read, awaited) = (with(hash, READ), with(hash, AWAITED));
+        let before = self.slot(hash).compare_exchange(read, awaited, Ordering::AcqRel, Ordering::Acquire);
+        before.unwrap_or_else(|before| before) | 1 == awaited
+    }
+
+    /// Whoever had claimed the key has done with it: whether somebody stands in line for it.
+    #[inline]
+    pub(super) fn end(&self, hash: u64, was_found: bool) -> bool {
+        let next = if was_found { with(hash, FOUND) } else { 0 };
+        self.slot(hash).swap(next, Ordering::AcqRel) & STATE == AWAITED
+    }
+
+    /// Somebody creates the key for all, and has a place in the line: whether that is known now, until
+    /// [`Readings::end`].
+    pub(super) fn lead(&self, hash: u64) -> bool {
+        let slot = self.slot(hash);
+        let seen = slot.load(Ordering::Acquire);
+        let claim = || slot.compare_exchange(seen, with(hash, AWAITED), Ordering::AcqRel, Ordering::Relaxed);
+        seen & STATE < READ && claim().is_ok()
+    }
+
+    #[inline]
+    fn slot(&self, hash: u64) -> &AtomicU64 {
+        // Other bits than those that choose a shard.
+        #[allow(clippy::cast_possible_truncation)]
+        let slot = (hash >> 40) as usize % SLOTS;
+        &self.slots[slot]
+    }
+}
+
+#[inline]
+fn with(hash: u64, state: u64) -> u64 {
+    hash & !STATE | state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_reads_for_all_until_it_was_found() {
+        let readings = Readings::new();
+        let hash = 0x1234_5678_9abc_def1;
+        assert_eq!(readings.claim(hash), Claim::Ours);
+        assert_eq!(readings.claim(hash), Claim::Theirs);
+        assert!(readings.wait(hash) && readings.wait(hash));
+        assert!(readings.end(hash, true), "somebody waited");
+        assert!(!readings.wait(hash), "it is over");
+        assert!(readings.was_found(hash));
+        assert!(readings.lead(hash));
+        assert_eq!(readings.claim(hash), Claim::Theirs);
+        assert!(!readings.lead(hash));
+        readings.end(hash, false);
+        assert_eq!(readings.claim(hash), Claim::Ours);
+        assert!(!readings.end(hash, false), "nobody waited");
+    }
+
+    #[test]
+    fn of_keys_that_share_a_slot_one_is_known() {
+        let readings = Readings::new();
+        let (one, other) = (0x1234_5600_0000_0004, 0x1234_5600_0000_0008);
+        assert_eq!(readings.claim(one), Claim::Ours);
+        assert_eq!(readings.claim(other), Claim::None);
+        assert!(!readings.wait(other) && !readings.lead(other));
+        readings.end(one, true);
+        assert!(readings.was_found(one) && !readings.was_found(other));
+        assert_eq!(readings.claim(other), Claim::Ours, "what was found lately makes room");
+        assert_eq!(readings.claim(one), Claim::None);
+        readings.end(other, false);
+        assert_eq!(readings.claim(one), Claim::Ours, "nothing is known any more");
+    }
+}
