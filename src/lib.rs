@@ -52,7 +52,8 @@ pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation}
 #[cfg(feature = "tokio")]
 pub use region::TaskJob;
 pub use region::{
-    Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule, ThreadJob,
+    AfterPatience, Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule,
+    ThreadJob,
 };
 pub use request::{Batch, Found, HashExpiry, Lease, Parts};
 pub use slice::Slice;

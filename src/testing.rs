@@ -11,6 +11,8 @@
 //! ```
 
 use std::fmt::Debug;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -285,6 +287,50 @@ pub fn lock<B: Backend, L: Lock<B>>(backend: &B, ours: &L, theirs: &L, prefix: &
     assert_eq!(attempts.remove(1).entry, None);
     drop(attempts);
     backend.delete_many(&keys).expect("delete_many");
+
+    for key in [names.plain("read"), names.field("read", "field")] {
+        let key = key.as_key();
+        let read = |lock: &L| lock.read_or_lock(backend, key).expect("read_or_lock");
+        let attempt = read(ours);
+        assert!(attempt.entry.is_none(), "there is nothing at {key}");
+        let guard = attempt.guard.unwrap_or_else(|| panic!("{key} is missing, and its lock free"));
+        let attempt = read(theirs);
+        assert!(attempt.entry.is_none() && attempt.guard.is_none(), "two processes have the lock on {key}");
+        let mut watch = theirs.watch(backend, key);
+        if let Some(watch) = &mut watch {
+            assert!(watch.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "{key} is held");
+        }
+        let mut batch = Batch::new();
+        batch.push(key, |out| out.extend_from_slice(b"entry"));
+        ours.store_and_release(backend, vec![guard], &batch, None).expect("store_and_release");
+        if let Some(watch) = watch {
+            comes(watch, &format!("nobody tells that {key} was released"));
+        }
+        if let Some(watch) = theirs.watch(backend, key) {
+            comes(watch, &format!("nobody tells that {key} is free"));
+        }
+        let attempt = read(theirs);
+        assert_eq!(attempt.entry.as_deref(), Some(&b"entry"[..]));
+        assert!(attempt.guard.is_none(), "what is there needs no lock");
+        backend.delete_many(&[key]).expect("delete_many");
+    }
+}
+
+/// Waits for somebody to tell.
+fn comes(mut watch: crate::backend::Watch, or: &str) {
+    struct Unparks(std::thread::Thread);
+    impl Wake for Unparks {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unparks(std::thread::current())));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while watch.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "{or}");
+        std::thread::park_timeout(left);
+    }
 }
 
 /// Checks a backend of tasks, as [`backend`] does, in a runtime with I/O and timers.
@@ -350,6 +396,10 @@ impl<B: AsyncBackend> Backend for Awaited<'_, B> {
 impl<L: LockSettings> LockSettings for Awaited<'_, L> {
     const ONLY_THIS_REGION: bool = L::ONLY_THIS_REGION;
 
+    fn reads_and_locks(&self) -> bool {
+        self.inner.reads_and_locks()
+    }
+
     fn check(&self) -> Result<(), Error> {
         self.inner.check()
     }
@@ -377,15 +427,24 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Lock<Awaited<'_, B>> for Awaited<'_, L> {
         Ok(attempts.into_iter().map(kept).collect())
     }
 
+    fn read_or_lock(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Result<Attempt<Self::Guard>, Error> {
+        let Attempt { guard, entry } = self.runtime.block_on(self.inner.read_or_lock_async(backend.inner, key))?;
+        Ok(Attempt { guard: guard.map(|guard| InRuntime::new(guard, self.runtime)), entry })
+    }
+
     fn store_and_release(
         &self,
         backend: &Awaited<'_, B>,
         guards: Vec<Self::Guard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let guards = guards.into_iter().filter_map(|mut guard| guard.guard.take()).collect();
         self.runtime.block_on(self.inner.store_and_release_async(backend.inner, guards, batch, ttl))
+    }
+
+    fn watch(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Option<crate::backend::Watch> {
+        self.inner.watch_async(backend.inner, key)
     }
 
     fn is_locked(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Result<bool, Error> {

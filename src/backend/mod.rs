@@ -250,6 +250,13 @@ pub trait Leases: Backend + Clone + 'static {
     /// When the server cannot tell; some leases may then be held until they expire.
     fn lease(&self, wanted: &[Lease<'_>], life: Duration) -> Result<Vec<(bool, Option<Bytes>)>, Error>;
 
+    /// Reads an entry and, where there is none, takes its lease if nobody has it: whether the lease is ours now, and the
+    /// entry. One round trip, by a script.
+    ///
+    /// # Errors
+    /// As [`Leases::lease`]; [`ErrorKind::WrongType`](crate::ErrorKind::WrongType) where there is something else.
+    fn read_or_lease(&self, wanted: Lease<'_>, life: Duration) -> Result<(bool, Option<Bytes>), Error>;
+
     /// Releases each lease that its token still holds, and says of each whether it did. One round trip.
     ///
     /// # Errors
@@ -307,6 +314,16 @@ pub trait AsyncLeases: AsyncBackend + Clone + 'static {
         wanted: &[Lease<'_>],
         life: Duration,
     ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send;
+
+    /// As [`Leases::read_or_lease`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read_or_lease_async(
+        &self,
+        wanted: Lease<'_>,
+        life: Duration,
+    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send;
 
     /// Sends word that each lease is to be released that its token still holds, after all that was asked before; does
     /// not wait for that. For guards that are dropped, which may happen anywhere.

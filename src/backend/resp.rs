@@ -159,6 +159,10 @@ impl<X: Exchange> Leases for X {
         now(lease::<Thread, X>(self, wanted, life))
     }
 
+    fn read_or_lease(&self, wanted: Lease<'_>, life: Duration) -> Result<(bool, Option<Bytes>), Error> {
+        now(read_or_lease::<Thread, X>(self, wanted, life))
+    }
+
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
         let mut released = Flags::default();
         self.exchange(Access::Write, |out| write_releases(out, held), &mut released)
@@ -232,6 +236,14 @@ impl<X: AsyncExchange> AsyncLeases for X {
         life: Duration,
     ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
         lease::<Task, X>(self, wanted, life)
+    }
+
+    fn read_or_lease_async(
+        &self,
+        wanted: Lease<'_>,
+        life: Duration,
+    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
+        read_or_lease::<Task, X>(self, wanted, life)
     }
 
     fn send_release(&self, held: &[Lease<'_>]) {
@@ -368,6 +380,24 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
         .map_err(|error| error.during(Of("locking", wanted)))?;
     let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
     Ok(leased.into_iter().zip(entries).collect())
+}
+
+async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    wanted: Lease<'_>,
+    life: Duration,
+) -> Result<(bool, Option<Bytes>), Error> {
+    let (mut is_ours, mut one) = (false, One::default());
+    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match reply {
+        Token::Int(int) => {
+            is_ours = int == 1;
+            Ok(())
+        }
+        entry => one.token(entry, chunk),
+    };
+    let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life);
+    let exchanged = A::exchange(server, Access::Write, write, &mut receive).await;
+    one.finish(exchanged, wanted.key).map(|entry| (is_ours, entry))
 }
 
 async fn renew<A: Face<X>, X: ExchangeSettings>(

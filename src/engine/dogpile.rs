@@ -51,6 +51,8 @@ pub(crate) enum Event {
     Locked(Freshness),
     Taken(Freshness),
     Woken,
+    /// The patience is over, and the caller is to create for itself.
+    Impatient,
     /// The lead was given up, because the driver has values to create and nobody should wait for that.
     Left,
     Created,
@@ -123,6 +125,7 @@ impl Dogpile {
             // The holder has stored the value, or given up: only reading tells.
             (Step::AwaitHolder, Event::Woken) => Step::Read,
             (Step::AwaitHolder, Event::Left) => Step::Queue,
+            (Step::Queue | Step::AwaitHolder, Event::Impatient) => Step::Create,
 
             (Step::Create, Event::Created) if self.cut_off => Step::ReturnCreated,
             (Step::Create, Event::Created) => Step::Store,
@@ -145,14 +148,14 @@ pub(crate) mod model {
         match step {
             Step::Read => FRESHNESS.map(Event::Found).into_iter().chain([Event::Unreachable]).collect(),
             Step::Join => vec![Event::Leads, Event::Busy],
-            Step::Queue => vec![Event::Shared, Event::Unusable, Event::Leads],
+            Step::Queue => vec![Event::Shared, Event::Unusable, Event::Leads, Event::Impatient],
             Step::TryLock => FRESHNESS
                 .map(Event::Locked)
                 .into_iter()
                 .chain(FRESHNESS.map(Event::Taken))
                 .chain([Event::Unreachable])
                 .collect(),
-            Step::AwaitHolder => vec![Event::Woken, Event::Left],
+            Step::AwaitHolder => vec![Event::Woken, Event::Left, Event::Impatient],
             Step::Create => vec![Event::Created, Event::CreatedUnstored],
             Step::Store => vec![Event::Stored],
             Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated => vec![],
@@ -166,6 +169,7 @@ pub(crate) mod model {
         leads: bool,
         locked: bool,
         unreachable: bool,
+        impatient: bool,
         created: bool,
         shared: bool,
     }
@@ -178,6 +182,7 @@ pub(crate) mod model {
             self.leads = (self.leads || event == Event::Leads) && event != Event::Left;
             self.locked |= matches!(event, Event::Locked(_));
             self.unreachable |= event == Event::Unreachable;
+            self.impatient |= event == Event::Impatient;
             self.created |= matches!(event, Event::Created | Event::CreatedUnstored);
             self.shared |= event == Event::Shared;
             self
@@ -192,10 +197,12 @@ pub(crate) mod model {
                 Step::TryLock => assert!(self.leads && !self.locked && !self.unreachable && !self.created),
                 Step::AwaitHolder => assert!(self.leads && !self.locked && self.found.is_none()),
                 Step::Create => {
-                    assert!(self.leads && !self.created && self.found != Some(Freshness::Fresh));
-                    assert!(self.locked || self.unreachable, "nobody creates unlocked but when cut off");
+                    assert!(!self.created && self.found != Some(Freshness::Fresh));
+                    assert!(self.leads || self.impatient, "one creates for all, or is impatient");
+                    let reason = self.locked || self.unreachable || self.impatient;
+                    assert!(reason, "nobody creates unlocked but when cut off, or impatient");
                 }
-                Step::Store => assert!(self.locked && self.created && !self.unreachable),
+                Step::Store => assert!((self.locked || self.impatient) && self.created && !self.unreachable),
                 Step::ReturnFound => assert!(self.found.is_some() && !self.created),
                 Step::ReturnShared => assert!(self.shared && !self.created),
                 Step::ReturnCreated => assert!(self.created),
@@ -291,6 +298,10 @@ mod tests {
             (&[Found(Absent), Leads, Taken(Absent), Left], Step::Queue),
             (&[Found(Absent), Leads, Taken(Absent), Left, Leads], Step::TryLock),
             (&[Found(Absent), Leads, Taken(Absent), Left, Shared], Step::ReturnShared),
+            (&[Found(Absent), Busy, Impatient], Step::Create),
+            (&[Found(Absent), Leads, Taken(Absent), Impatient], Step::Create),
+            (&[Found(Absent), Leads, Taken(Absent), Impatient, Created], Step::Store),
+            (&[Unreachable, Busy, Impatient, Created], Step::ReturnCreated),
             (&[Found(Absent), Leads, Locked(Absent), Created], Step::Store),
             (&[Found(Absent), Leads, Locked(Absent), CreatedUnstored], Step::ReturnCreated),
             (&[Found(Absent), Leads, Locked(Absent), Created, Stored], Step::ReturnCreated),

@@ -228,6 +228,39 @@ pub(crate) fn track(out: &mut Vec<u8>) -> usize {
     1
 }
 
+/// Reads an entry; where there is none, takes the lease if nobody has it: the entry, or 1 if the lease is ours, or 0. Sent
+/// twice, it knows our token. ARGV: token, life, field or '', 'plain' or 'field'.
+const READ_OR_LEASE: &[u8] = b"\
+local entry \
+if ARGV[4]=='plain' then entry=redis.call('get',KEYS[2]) else entry=redis.call('hget',KEYS[2],ARGV[3]) end \
+if entry then return entry end \
+if redis.call('set',KEYS[1],ARGV[1],'nx','px',ARGV[2]) then return 1 end \
+if redis.call('get',KEYS[1])==ARGV[1] then return 1 end \
+return 0";
+
+/// Reads an entry by script, and takes its lease where there is none. Answered by the entry, or by 1 or 0.
+pub(crate) fn read_or_lease(out: &mut Vec<u8>, wanted: &Lease<'_>, life: Duration) -> usize {
+    let (name, field, kind) = parts(wanted.key);
+    command(out, "EVAL", 9);
+    argument(out, READ_OR_LEASE);
+    argument(out, b"2");
+    argument(out, wanted.lock);
+    argument(out, name);
+    argument(out, wanted.token);
+    number(out, millis(life));
+    argument(out, field);
+    argument(out, kind);
+    1
+}
+
+/// What scripts are told of a key: its Redis key, its field or nothing, and which of the two it is.
+fn parts(key: Key<'_>) -> (&[u8], &[u8], &'static [u8]) {
+    match key {
+        Key::Plain(name) => (name, b"", b"plain"),
+        Key::Field { hash, field } => (hash, field, b"field"),
+    }
+}
+
 /// Deletes the lock if it holds our token: 1 if it did.
 const RELEASE: &[u8] = b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) end return 0";
 
@@ -280,10 +313,7 @@ pub(crate) fn store_if_held(
     ttl: Option<Duration>,
     expiry: HashExpiry,
 ) -> usize {
-    let (name, field, kind): (_, &[u8], &[u8]) = match key {
-        Key::Plain(name) => (name, b"", b"plain"),
-        Key::Field { hash, field } => (hash, field, b"field"),
-    };
+    let (name, field, kind) = parts(key);
     let expires = kind == b"plain" || expiry != HashExpiry::Never;
     command(out, "EVAL", 11);
     argument(out, STORE_IF_HELD);
@@ -398,6 +428,12 @@ mod tests {
         );
         assert!(text(|out| release(out, lock, b"token")).0.ends_with("1 _lok.k token"));
         assert!(text(|out| renew(out, lock, b"token", Duration::from_secs(10))).0.ends_with("1 _lok.k token 10000"));
+        let read = |key| {
+            let wanted = Lease { lock, token: b"token", key };
+            text(|out| read_or_lease(out, &wanted, Duration::from_secs(10))).0
+        };
+        assert!(read(Key::Plain(b"k")).ends_with("2 _lok.k k token 10000  plain"));
+        assert!(read(FIELD).ends_with("2 _lok.k h token 10000 f field"));
         let store = |key, ttl, expiry| {
             let held = Lease { lock, token: b"token", key };
             text(|out| store_if_held(out, &held, key, b"v", ttl, expiry)).0

@@ -85,7 +85,19 @@ pub trait Lock<B: Backend>: LockSettings {
         Ok(attempts(guards, &found))
     }
 
-    /// Stores the entries of `batch`, one for each guard, and releases the guards.
+    /// Reads the entry of `key` and, where there is none, takes the lock if nobody has it: in one round trip instead of
+    /// two. Asked only where the lock [says so](LockSettings::reads_and_locks), and for keys that were not found lately.
+    ///
+    /// # Errors
+    /// When the lock or the backend cannot tell.
+    fn read_or_lock(&self, backend: &B, key: Key<'_>) -> Result<Attempt<Self::Guard>, Error> {
+        let entry = backend.get(key)?;
+        let guard = if entry.is_none() { self.try_lock(backend, key)? } else { None };
+        Ok(Attempt { guard, entry })
+    }
+
+    /// Stores the entries of `batch`, one for each guard, and releases the guards: how many of them had lost their lock
+    /// before, for [`Stats`](crate::Stats).
     ///
     /// # Errors
     /// When some may not have been stored. The locks are released all the same.
@@ -95,13 +107,13 @@ pub trait Lock<B: Backend>: LockSettings {
         guards: Vec<Self::Guard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let stored = match batch.len() {
             1 => backend.set(batch.key(0), batch.entry(0), ttl),
             _ => backend.set_many(batch, ttl),
         };
         drop(guards);
-        stored
+        stored.map(|()| 0)
     }
 
     /// Releases locks whose values are not stored. Dropping the guards does so too, one by one.
@@ -164,6 +176,22 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         }
     }
 
+    /// As [`Lock::read_or_lock`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read_or_lock_async(
+        &self,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Attempt<Self::AsyncGuard>, Error>> + Send {
+        async move {
+            let entry = backend.get_async(key).await?;
+            let guard = if entry.is_none() { self.try_lock_async(backend, key).await? } else { None };
+            Ok(Attempt { guard, entry })
+        }
+    }
+
     /// As [`Lock::store_and_release`].
     ///
     /// # Errors
@@ -174,14 +202,14 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         guards: Vec<Self::AsyncGuard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    ) -> impl Future<Output = Result<usize, Error>> + Send {
         async move {
             let stored = match batch.len() {
                 1 => backend.set_async(batch.key(0), batch.entry(0), ttl).await,
                 _ => backend.set_many_async(batch, ttl).await,
             };
             drop(guards);
-            stored
+            stored.map(|()| 0)
         }
     }
 
@@ -206,6 +234,12 @@ pub trait LockSettings: Send + Sync {
     /// [`Region::set`](crate::Region::set), or by other processes, is not known from the line, and is written over.
     /// `false`, the default, is never wrong.
     const ONLY_THIS_REGION: bool = false;
+
+    /// Whether keys that were not found lately are read by [`Lock::read_or_lock`], so that a miss has two round trips and
+    /// not three.
+    fn reads_and_locks(&self) -> bool {
+        false
+    }
 
     /// Whether its settings can work; asked once, when a region is built.
     ///

@@ -36,7 +36,8 @@ use crate::request::{Batch, Lease};
 /// left of the lease. As in the reference, the plain key `a,b` and the field `b` of `a` share a lock: a creator of one
 /// must not ask for the other.
 ///
-/// A miss costs three round trips: read, lock and read again, store and release. Who waits for another process is told by
+/// A miss costs three round trips: read, lock and read again, store and release; [`lease_on_miss`](Self::lease_on_miss)
+/// makes it two. Who waits for another process is told by
 /// the server when the lease ends ([`Redis`](crate::Redis): over one more connection, made when it is first needed), or
 /// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::Driver), RESP2).
 ///
@@ -53,6 +54,7 @@ use crate::request::{Batch, Lease};
 pub struct RedisLock<P = Store> {
     prefix: Vec<u8>,
     life: Duration,
+    reads: bool,
     policy: P,
 }
 
@@ -66,7 +68,7 @@ impl RedisLock {
     /// A lock with the prefix `_lok.` and a lease of ten seconds, that stores what was created under a lost lease.
     #[must_use]
     pub fn new() -> Self {
-        RedisLock { prefix: b"_lok.".to_vec(), life: Duration::from_secs(10), policy: Store }
+        RedisLock { prefix: b"_lok.".to_vec(), life: Duration::from_secs(10), reads: false, policy: Store }
     }
 }
 
@@ -85,10 +87,19 @@ impl<P> RedisLock<P> {
         self
     }
 
+    /// Reads keys that this process did not find lately by a script that takes the lease at once where there is nothing:
+    /// a miss then costs two round trips instead of three, and the first reading of a key that is there costs the server
+    /// a script instead of a `GET`. Default: off.
+    #[must_use]
+    pub fn lease_on_miss(mut self) -> Self {
+        self.reads = true;
+        self
+    }
+
     /// What to do with a value whose lease was lost: [`Store`], [`Discard`](super::Discard), or your own.
     #[must_use]
     pub fn when_lost<Q: LostLease>(self, policy: Q) -> RedisLock<Q> {
-        RedisLock { prefix: self.prefix, life: self.life, policy }
+        RedisLock { prefix: self.prefix, life: self.life, reads: self.reads, policy }
     }
 
     /// The Redis key of the lock on `key`.
@@ -210,6 +221,12 @@ trait Face<B> {
         life: Duration,
     ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send;
 
+    fn read_or_lease(
+        backend: &B,
+        wanted: Lease<'_>,
+        life: Duration,
+    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send;
+
     fn set_and_release(
         backend: &B,
         held: &[Lease<'_>],
@@ -234,6 +251,14 @@ impl<B: Leases> Face<B> for Thread {
         life: Duration,
     ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
         ready(backend.lease(wanted, life))
+    }
+
+    fn read_or_lease(
+        backend: &B,
+        wanted: Lease<'_>,
+        life: Duration,
+    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
+        ready(backend.read_or_lease(wanted, life))
     }
 
     fn set_and_release(
@@ -268,6 +293,14 @@ impl<B: AsyncLeases> Face<B> for Task {
         life: Duration,
     ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
         backend.lease_async(wanted, life)
+    }
+
+    fn read_or_lease(
+        backend: &B,
+        wanted: Lease<'_>,
+        life: Duration,
+    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
+        backend.read_or_lease_async(wanted, life)
     }
 
     fn set_and_release(
@@ -313,50 +346,40 @@ fn token() -> Result<[u8; 32], Error> {
 }
 
 impl<P: LostLease> RedisLock<P> {
+    /// Locks for `keys`, each of which may be held as soon as it is asked for: a guard that is dropped releases it.
+    fn ask<A: Face<B>, B: Clone>(&self, backend: &B, keys: &[Key<'_>]) -> Result<Guards<B>, Error> {
+        let mut leases = SmallVec::with_capacity(keys.len());
+        for key in keys {
+            let (lock, token) = (self.name(*key), token()?);
+            leases.push(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) });
+        }
+        let (backend, kept) = (backend.clone(), OnceLock::new());
+        let asked = Arc::new(Asked { backend, leases, life: self.life, release: A::release, kept });
+        let guards = (0..keys.len()).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
+        Ok(Guards { asked, guards })
+    }
+
     async fn lock_and_read<A: Face<B>, B: Clone>(
         &self,
         backend: &B,
         keys: &[Key<'_>],
     ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
-        let owned = |key: &Key<'_>| {
-            let (lock, token) = (self.name(*key), token()?);
-            Ok::<_, Error>(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) })
-        };
-        let mut leases = SmallVec::with_capacity(keys.len());
-        for key in keys {
-            leases.push(owned(key)?);
-        }
-        let (backend, kept) = (backend.clone(), OnceLock::new());
-        let asked = Arc::new(Asked { backend, leases, life: self.life, release: A::release, kept });
-        // Until the answer is there, each lease may be held: a future that is dropped meanwhile releases them.
-        let guards: Vec<_> = (0..keys.len()).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
-        let wanted: Vec<_> = asked.leases.iter().map(Owned::lease).collect();
-        let taken = A::lease(&asked.backend, &wanted, self.life).await;
+        let guards = self.ask::<A, B>(backend, keys)?;
+        let wanted: Vec<_> = guards.asked.leases.iter().map(Owned::lease).collect();
+        let taken = A::lease(backend, &wanted, self.life).await;
         drop(wanted);
-        match taken {
-            Ok(taken) => {
-                let attempt = |(guard, (is_held, entry)): (RedisGuard<B>, (bool, _))| {
-                    if !is_held {
-                        guard.forget();
-                    }
-                    Attempt { guard: is_held.then_some(guard), entry }
-                };
-                let attempts: Vec<_> = guards.into_iter().zip(taken).map(attempt).collect();
-                if attempts.iter().any(|attempt| attempt.guard.is_some()) {
-                    asked.kept.get_or_init(|| A::keep(&asked, self.life / 3));
-                }
-                Ok(attempts)
-            }
-            Err(error) => {
-                // Some may have been taken before the server refused the rest. One that is out of reach is not asked
-                // again: what it holds ends by itself.
-                if is_out_of_reach(&error) {
-                    guards.iter().for_each(RedisGuard::forget);
-                }
-                release_all::<A, B>(guards);
-                Err(error)
-            }
-        }
+        guards.answered::<A>(taken.map(Vec::into_iter))
+    }
+
+    async fn read_or_take<A: Face<B>, B: Clone>(
+        &self,
+        backend: &B,
+        key: Key<'_>,
+    ) -> Result<Attempt<RedisGuard<B>>, Error> {
+        let guards = self.ask::<A, B>(backend, &[key])?;
+        let taken = A::read_or_lease(backend, guards.asked.leases[0].lease(), self.life).await;
+        let attempt = guards.answered::<A>(taken.map(std::iter::once))?.pop();
+        Ok(attempt.unwrap_or(Attempt { guard: None, entry: None }))
     }
 
     async fn store_all<A: Face<B>, B>(
@@ -365,7 +388,7 @@ impl<P: LostLease> RedisLock<P> {
         guards: Vec<RedisGuard<B>>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
         let stored = A::set_and_release(backend, &held, batch, ttl, !P::ALWAYS_STORES).await;
         drop(held);
@@ -384,15 +407,59 @@ impl<P: LostLease> RedisLock<P> {
                 return Err(error);
             }
         };
-        let mut again = Batch::new();
+        let (mut again, mut lost) = (Batch::new(), 0);
         for (at, (guard, still_held)) in guards.iter().zip(still_held).enumerate() {
             guard.forget();
             let key = batch.key(at);
-            if !still_held && self.policy.lost(key) == AfterLoss::Store && !P::ALWAYS_STORES {
+            if still_held {
+                continue;
+            }
+            lost += 1;
+            if self.policy.lost(key) == AfterLoss::Store && !P::ALWAYS_STORES {
                 again.push(key, |out| out.extend_from_slice(batch.entry(at)));
             }
         }
-        A::set_many(backend, &again, ttl).await
+        A::set_many(backend, &again, ttl).await.map(|()| lost)
+    }
+}
+
+/// Locks that were asked for, and may be held.
+struct Guards<B> {
+    asked: Arc<Asked<B>>,
+    guards: Vec<RedisGuard<B>>,
+}
+
+impl<B> Guards<B> {
+    /// What came of asking: of each, whether it is held, and the entry.
+    fn answered<A: Face<B>>(
+        self,
+        taken: Result<impl Iterator<Item = (bool, Option<Bytes>)>, Error>,
+    ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
+        let Guards { asked, guards } = self;
+        match taken {
+            Ok(taken) => {
+                let attempt = |(guard, (is_held, entry)): (RedisGuard<B>, (bool, _))| {
+                    if !is_held {
+                        guard.forget();
+                    }
+                    Attempt { guard: is_held.then_some(guard), entry }
+                };
+                let attempts: Vec<_> = guards.into_iter().zip(taken).map(attempt).collect();
+                if attempts.iter().any(|attempt| attempt.guard.is_some()) {
+                    asked.kept.get_or_init(|| A::keep(&asked, asked.life / 3));
+                }
+                Ok(attempts)
+            }
+            Err(error) => {
+                // Some may have been taken before the server refused the rest. One that is out of reach is not asked
+                // again: what it holds ends by itself.
+                if is_out_of_reach(&error) {
+                    guards.iter().for_each(RedisGuard::forget);
+                }
+                release_all::<A, B>(guards);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -406,6 +473,10 @@ fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
 }
 
 impl<P: LostLease> LockSettings for RedisLock<P> {
+    fn reads_and_locks(&self) -> bool {
+        self.reads
+    }
+
     fn check(&self) -> Result<(), Error> {
         if self.prefix.is_empty() {
             return Err(Error::new(ErrorKind::Config, "without a prefix the lock of an entry would be the entry"));
@@ -428,13 +499,17 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         now(self.lock_and_read::<Thread, B>(backend, keys))
     }
 
+    fn read_or_lock(&self, backend: &B, key: Key<'_>) -> Result<Attempt<Self::Guard>, Error> {
+        now(self.read_or_take::<Thread, B>(backend, key))
+    }
+
     fn store_and_release(
         &self,
         backend: &B,
         guards: Vec<Self::Guard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         now(self.store_all::<Thread, B>(backend, guards, batch, ttl))
     }
 
@@ -467,13 +542,21 @@ impl<B: AsyncLeases, P: LostLease> AsyncLock<B> for RedisLock<P> {
         self.lock_and_read::<Task, B>(backend, keys)
     }
 
+    fn read_or_lock_async(
+        &self,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Attempt<RedisGuard<B>>, Error>> + Send {
+        self.read_or_take::<Task, B>(backend, key)
+    }
+
     fn store_and_release_async(
         &self,
         backend: &B,
         guards: Vec<RedisGuard<B>>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    ) -> impl Future<Output = Result<usize, Error>> + Send {
         self.store_all::<Task, B>(backend, guards, batch, ttl)
     }
 

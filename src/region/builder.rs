@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_lock::Semaphore;
+
 #[cfg(feature = "tokio")]
 use super::refresh::TaskJob;
 use super::refresh::{Runner, ThreadJob};
@@ -29,10 +31,23 @@ pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I
     expiry: Expiry,
     ttl: Option<Duration>,
     patience: Option<Duration>,
+    after_patience: AfterPatience,
+    max_creators: Option<usize>,
     fail_closed: bool,
     thread_runner: Runner<ThreadJob>,
     #[cfg(feature = "tokio")]
     task_runner: Runner<TaskJob>,
+}
+
+/// What becomes of a caller whose patience is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AfterPatience {
+    /// It gets an error of [`ErrorKind::Timeout`]. The default.
+    #[default]
+    Fail,
+    /// It creates for itself, beside whoever is about it, and stores what it created.
+    Create,
 }
 
 impl<B> RegionBuilder<B> {
@@ -47,6 +62,8 @@ impl<B> RegionBuilder<B> {
             expiry: Expiry::Never,
             ttl: None,
             patience: None,
+            after_patience: AfterPatience::Fail,
+            max_creators: None,
             fail_closed: false,
             thread_runner: Runner::threads(),
             #[cfg(feature = "tokio")]
@@ -91,6 +108,8 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
             expiry: self.expiry,
             ttl: self.ttl,
             patience: self.patience,
+            after_patience: self.after_patience,
+            max_creators: self.max_creators,
             fail_closed: self.fail_closed,
             thread_runner: self.thread_runner,
             #[cfg(feature = "tokio")]
@@ -113,10 +132,26 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
         self
     }
 
-    /// How long a caller waits, in all, for values that others create, before it gets an error; its own creator does
-    /// not count. Default: as long as it takes.
+    /// How long a caller waits, in all, for values that others create, and for a place among the
+    /// [creators](RegionBuilder::max_creators); its own creator does not count. Default: as long as it takes. See
+    /// [`RegionBuilder::after_patience`].
     pub fn patience(mut self, at_most: impl Into<Option<Duration>>) -> Self {
         self.patience = at_most.into();
+        self
+    }
+
+    /// What becomes of a caller whose patience is over. Default: [`AfterPatience::Fail`].
+    pub fn after_patience(mut self, what: AfterPatience) -> Self {
+        self.after_patience = what;
+        self
+    }
+
+    /// How many creators of this region may run at once in this process, so that what they ask is not overrun when the
+    /// server is down and nothing is found. Others wait for their turn, with their keys locked. A creator of many keys is
+    /// one. A creator that asks the same region for other keys needs a place more, and may wait for ever where all places
+    /// are held by such: give it a region of its own. Default: any number.
+    pub fn max_creators(mut self, most: impl Into<Option<usize>>) -> Self {
+        self.max_creators = most.into();
         self
     }
 
@@ -162,11 +197,14 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
     /// The region. Connects to nothing yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for settings that cannot work: of the lock, a patience of zero.
+    /// [`ErrorKind::Config`] for settings that cannot work: of the lock, a patience of zero, no creators.
     pub fn build(self) -> Result<Region<B, S, L, M, I>, Error> {
         self.lock.check()?;
         if self.patience == Some(Duration::ZERO) {
             return Err(Error::new(ErrorKind::Config, "with no patience at all nobody can wait for a value"));
+        }
+        if self.max_creators == Some(0) {
+            return Err(Error::new(ErrorKind::Config, "with no creators at all nobody can create a value"));
         }
         Ok(Region {
             shared: Arc::new(Shared {
@@ -181,6 +219,8 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
                 max_age: self.expiry.into(),
                 ttl: self.ttl,
                 patience: self.patience,
+                after_patience: self.after_patience,
+                creators: self.max_creators.map(|most| (Arc::new(Semaphore::new(most)), most)),
                 fail_closed: self.fail_closed,
                 thread_runner: self.thread_runner,
                 #[cfg(feature = "tokio")]

@@ -14,13 +14,14 @@ use super::{Begun, Reading, Region, Shared, Understood};
 use crate::backend::Backend;
 use crate::buffer::Buffer;
 use crate::codec::{Codec, CodecError};
+use crate::engine::dogpile::Step;
 use crate::entry::{Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
 use crate::face::{Thread, now};
 use crate::key::{AsKey, Key};
 use crate::keymap::KeyMap;
 use crate::lock::line::Waiter;
-use crate::lock::{Lock, LockSettings};
+use crate::lock::{Attempt, Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
@@ -255,6 +256,12 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     {
         let region = self.shared();
         let start = match region.begin_reading(key, hash, Face::<B, L>::thread(Thread)) {
+            Ok(begun) if begun.claim.is_some() && region.lock.reads_and_locks() => {
+                match now(self.read_or_lock(Thread, key, begun)) {
+                    Ok(fresh) => return Ok(fresh),
+                    Err(start) => start,
+                }
+            }
             Ok(begun) => match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => return Ok(begun.found(fresh)),
                 Err(first) => Start::Read(begun, first),
@@ -268,7 +275,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     pub(super) fn create_one<V, E>(
         &self,
         key: Key<'_>,
-        start: Start<'_, V>,
+        start: Start<'_, V, L::Guard>,
         create: impl FnOnce() -> Result<V, E>,
     ) -> Result<V, GetError<E>>
     where
@@ -304,9 +311,11 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
 pub(super) type First<V> = Result<Option<Reading<V>>, Error>;
 
 /// How a caller begins who did not find a fresh value.
-pub(super) enum Start<'l, V> {
+pub(super) enum Start<'l, V, G> {
     /// He has read.
     Read(Begun<'l>, First<V>),
+    /// He has read, and tried to lock where there was nothing.
+    ReadAndLocked(Begun<'l>, Option<G>),
     /// Somebody else in this process reads or creates.
     Waits(Waiter),
 }
@@ -331,7 +340,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         &self,
         face: A,
         key: Key<'_>,
-        start: Start<'_, V>,
+        start: Start<'_, V, A::Guard>,
         create: impl FnOnce() -> R,
     ) -> Result<V, GetError<E>>
     where
@@ -379,16 +388,41 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         Ok(distinct.spread(flights.into_iter().map(|flight| flight.into_value(self.shared()))))
     }
 
+    /// The fresh value of an entry that is read and, where there is none, locked in the same round trip.
+    pub(super) async fn read_or_lock<'l, A: Face<B, L>, V>(
+        &self,
+        face: A,
+        key: Key<'_>,
+        begun: Begun<'l>,
+    ) -> Result<V, Start<'l, V, A::Guard>>
+    where
+        S: Codec<V>,
+    {
+        let region = self.shared();
+        let (entry, guard) = match face.read_or_lock(&region.lock, &region.backend, key).await {
+            Ok(Attempt { guard, entry: None }) => return Err(Start::ReadAndLocked(begun, guard)),
+            Ok(Attempt { guard, entry }) => (Ok(entry), guard),
+            Err(error) => (Err(error), None),
+        };
+        // A lock that was taken though there is an entry is not needed.
+        drop(guard);
+        match self.judge(region.miss_if_wrong_type(entry)) {
+            Ok(fresh) => Ok(begun.found(fresh)),
+            Err(first) => Err(Start::Read(begun, first)),
+        }
+    }
+
     /// A flight that goes on from there.
     pub(super) fn begun<A: Face<B, L>, V>(
         &self,
         face: A,
         key: Key<'_>,
-        start: Start<'_, V>,
+        start: Start<'_, V, A::Guard>,
     ) -> Result<Flight<V, A::Guard>, Error> {
-        let (begun, first) = match start {
+        let (begun, first, attempt) = match start {
             Start::Waits(waiter) => return Ok(Flight::waiting(waiter)),
-            Start::Read(begun, first) => (begun, first),
+            Start::Read(begun, first) => (begun, first, None),
+            Start::ReadAndLocked(begun, guard) => (begun, Ok(None), Some(guard)),
         };
         let mut flight = Flight::new();
         flight.reads_after(begun.lines_ended);
@@ -397,6 +431,15 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
             Some(claim) if flight.has_found() => claim.found(),
             Some(claim) => claim.missed(key, face.thread()).into_iter().for_each(|leader| flight.lead(leader)),
             None => {}
+        }
+        if let Some(guard) = attempt {
+            if flight.step() == Step::Join {
+                flight.join(&self.shared().line, key, face.thread());
+            }
+            // Unless somebody leads who began to without that; then the lock is not needed.
+            if flight.step() == Step::TryLock {
+                flight.locked_as_read(guard);
+            }
         }
         Ok(flight)
     }

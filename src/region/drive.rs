@@ -1,13 +1,16 @@
 //! The driver of flights, for both faces: does what each one's next step is, many at once where that is one round trip.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_lock::SemaphoreGuardArc;
 use smallvec::SmallVec;
 
 use super::Shared;
 use super::bell::{Bell, Rings};
+use super::builder::AfterPatience;
 use super::call::{Settings, StoreRule};
 use super::face::Face;
 use super::flight::Flight;
@@ -117,9 +120,10 @@ where
             let missing = self.which(Step::Create);
             if !missing.is_empty() {
                 self.which(Step::AwaitHolder).into_iter().for_each(|at| self.flights[at].leave_lead());
+                let permit = self.permit().await?;
                 let failure = CountUnlessDone(&region.counters.failed_creations);
                 let started = region.invalidation.stamp(region.clock.now());
-                return Ok(Some(Creation { missing, started, failure }));
+                return Ok(Some(Creation { missing, started, failure, _permit: permit }));
             }
             // An entry that went, or a share that was of no use, leaves more to do at once.
             if self.flights.iter().any(|flight| matches!(flight.step(), Step::Read | Step::Join | Step::TryLock)) {
@@ -132,6 +136,22 @@ where
         }
     }
 
+    /// Waits until one creator more may run, where their number is limited.
+    async fn permit(&mut self) -> Result<Option<SemaphoreGuardArc>, Error> {
+        let Some((places, most)) = &self.region.creators else { return Ok(None) };
+        if let Some(permit) = places.try_acquire_arc() {
+            return Ok(Some(permit));
+        }
+        let begun = self.face.clock();
+        let permit = self.face.within(self.patience_ends(), places.acquire_arc()).await;
+        self.spend_patience(begun);
+        permit.map(Some).ok_or_else(|| {
+            let message =
+                format!("waiting to create a value: {most} creators ran until the region's patience was over");
+            Error::new(ErrorKind::Timeout, message)
+        })
+    }
+
     /// Waits for values that others create, until there is something to do, or the patience ends.
     async fn wait(&mut self) -> Result<(), Error> {
         let queued = self.which(Step::Queue);
@@ -141,19 +161,40 @@ where
         // Unless one of them leads instead, and so has something to do.
         if queued.iter().all(|&at| self.flights[at].step() == Step::Queue) {
             if self.patience == Some(Duration::ZERO) {
-                let first = self.keys[self.waiting()[0]];
-                let message = format!("waiting for somebody else to create {first}: the region's patience is over");
-                return Err(Error::new(ErrorKind::Timeout, message));
+                return self.lose_patience();
             }
             let begun = self.face.clock();
             self.wait_for_others().await;
-            self.patience = self.patience.map(|patience| patience.saturating_sub(self.face.clock() - begun));
+            self.spend_patience(begun);
         }
         for &at in &queued {
             if self.flights[at].step() == Step::Queue {
                 self.flights[at].leave();
             }
         }
+        Ok(())
+    }
+
+    /// What was waited since then is not waited again.
+    fn spend_patience(&mut self, begun: Instant) {
+        self.patience = self.patience.map(|patience| patience.saturating_sub(self.face.clock() - begun));
+    }
+
+    /// The moment when the patience ends. One that no clock can tell does not come.
+    fn patience_ends(&self) -> Option<Instant> {
+        self.patience.and_then(|patience| self.face.clock().checked_add(patience))
+    }
+
+    /// The patience is over: an error, or the caller creates for itself.
+    fn lose_patience(&mut self) -> Result<(), Error> {
+        let (region, waiting) = (self.region, self.waiting());
+        region.counters.impatient.add(waiting.len());
+        if region.after_patience == AfterPatience::Fail {
+            let first = self.keys[waiting[0]];
+            let message = format!("waiting for somebody else to create {first}: the region's patience is over");
+            return Err(Error::new(ErrorKind::Timeout, message));
+        }
+        waiting.iter().for_each(|&at| self.flights[at].lose_patience());
         Ok(())
     }
 
@@ -173,10 +214,9 @@ where
         let (region, max_age, thread) = (self.region, self.settings.max_age, self.face.thread());
         // Holders of locks that nothing tells of are asked for again after a pause.
         let untold = self.watch_holders();
+        region.counters.awaited.add(waiting.iter().filter(|&&at| self.flights[at].step() == Step::AwaitHolder).count());
         let pause = untold.iter().map(|&at| pause(self.flights[at].rounds)).min();
-        // A time that no clock can tell does not come.
-        let until = |time: Option<Duration>| time.and_then(|time| self.face.clock().checked_add(time));
-        let (asks_again, patience_ends) = (until(pause), until(self.patience));
+        let (asks_again, patience_ends) = (pause.map(|pause| self.face.clock() + pause), self.patience_ends());
         let deadline = asks_again.into_iter().chain(patience_ends).min();
         let mut left = waiting.len();
         let mut look = waiting.to_vec();
@@ -201,7 +241,7 @@ where
             if left == 0 || has_to_do {
                 return;
             }
-            look = match self.face.hear(&bell, deadline).await {
+            look = match self.face.within(deadline, poll_fn(|context| bell.poll(context))).await {
                 Some(woken) => woken,
                 None if deadline != patience_ends => {
                     return untold.iter().for_each(|&at| self.flights[at].holder_woke());
@@ -301,11 +341,12 @@ where
 
     /// Takes what was created, shares it and stores it.
     pub(super) async fn created(&mut self, creation: Creation<'_>, values: Vec<V>) -> Result<(), Error> {
-        let Creation { missing, started, failure } = creation;
+        let Creation { missing, started, failure, _permit } = creation;
         if values.len() != missing.len() {
             return Err(wrong_number(missing.len(), values.len()));
         }
         std::mem::forget(failure);
+        drop(_permit);
         let region = self.region;
         region.counters.created.add(values.len());
         // What was invalidated while it was created may be made of what was there before.
@@ -314,26 +355,32 @@ where
             _ => started,
         };
         let most = self.face.max_entry(&region.backend);
-        let mut batch = Batch::with_capacity(missing.len());
+        let (mut locked, mut unlocked) = (Batch::with_capacity(missing.len()), Batch::new());
         for (&at, value) in missing.iter().zip(values) {
             let most = self.settings.rule.stores(&value).then_some(most);
-            self.flights[at].created(region, self.keys[at], value, time, most, &mut batch)?;
+            let batch = if self.flights[at].is_locked() { &mut locked } else { &mut unlocked };
+            self.flights[at].created(region, self.keys[at], value, time, most, batch)?;
         }
-        self.store(&batch).await?;
+        self.store(&locked, &unlocked).await?;
         self.settle();
         Ok(())
     }
 
-    /// Stores what was created and releases its locks: one round trip.
-    async fn store(&mut self, batch: &Batch) -> Result<(), Error> {
-        let region = self.region;
+    /// Stores what was created and releases its locks: one round trip. What was created for impatience has no lock.
+    async fn store(&mut self, locked: &Batch, unlocked: &Batch) -> Result<(), Error> {
+        let (region, ttl) = (self.region, self.settings.ttl);
         let storing = self.which(Step::Store);
-        if storing.is_empty() {
-            return Ok(());
+        if !locked.is_empty() {
+            let guards = storing.iter().filter_map(|&at| self.flights[at].take_guard()).collect();
+            match self.face.store_and_release(&region.lock, &region.backend, guards, locked, ttl).await {
+                Ok(lost) => region.counters.lost_locks.add(lost),
+                Err(error) => region.tolerate(error, &region.counters.failed_writes)?,
+            }
         }
-        let guards = storing.iter().filter_map(|&at| self.flights[at].take_guard()).collect();
-        let stored = self.face.store_and_release(&region.lock, &region.backend, guards, batch, self.settings.ttl).await;
-        stored.or_else(|error| region.tolerate(error, &region.counters.failed_writes))?;
+        if !unlocked.is_empty() {
+            let stored = self.face.set_many(&region.backend, unlocked, ttl).await;
+            stored.or_else(|error| region.tolerate(error, &region.counters.failed_writes))?;
+        }
         storing.iter().for_each(|&at| self.flights[at].stored());
         Ok(())
     }
@@ -356,6 +403,8 @@ pub(super) struct Creation<'d> {
     /// What an entry of the time when it began would be stamped with.
     started: Timestamp,
     failure: CountUnlessDone<'d>,
+    /// Lets another creator run, where their number is limited.
+    _permit: Option<SemaphoreGuardArc>,
 }
 
 /// Counts a creator that fails, panics, or is dropped before it is done.

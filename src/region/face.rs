@@ -1,12 +1,12 @@
 //! [`Face`]: how a caller reads, locks and waits, as a thread or as a task.
 
 use std::future::ready;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use super::bell::Bell;
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
 use crate::backend::{Backend, Watch};
@@ -54,11 +54,25 @@ pub(super) trait Face<B, L>: Copy {
         keys: &[Key<'_>],
     ) -> impl Future<Output = Result<Vec<Attempt<Self::Guard>>, Error>> + Send;
 
+    fn read_or_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Attempt<Self::Guard>, Error>> + Send;
+
     fn store_and_release(
         self,
         lock: &L,
         backend: &B,
         guards: Vec<Self::Guard>,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<usize, Error>> + Send;
+
+    fn set_many(
+        self,
+        backend: &B,
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
@@ -69,8 +83,14 @@ pub(super) trait Face<B, L>: Copy {
     /// Tells when the holder of a lock in another process may be done.
     fn watch(self, lock: &L, backend: &B, key: Key<'_>) -> Option<Watch>;
 
-    /// Waits until the bell rings, and for whom; `None` when that takes too long.
-    fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send;
+    /// Waits for a future; `None` when that takes too long.
+    fn within<F: Future + Send>(
+        self,
+        deadline: Option<Instant>,
+        future: F,
+    ) -> impl Future<Output = Option<F::Output>> + Send
+    where
+        F::Output: Send;
 }
 
 impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
@@ -115,6 +135,15 @@ impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
         ready(lock.try_lock_and_read(backend, keys))
     }
 
+    fn read_or_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Attempt<L::Guard>, Error>> + Send {
+        ready(lock.read_or_lock(backend, key))
+    }
+
     fn store_and_release(
         self,
         lock: &L,
@@ -122,8 +151,17 @@ impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
         guards: Vec<L::Guard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    ) -> impl Future<Output = Result<usize, Error>> + Send {
         ready(lock.store_and_release(backend, guards, batch, ttl))
+    }
+
+    fn set_many(
+        self,
+        backend: &B,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(backend.set_many(batch, ttl))
     }
 
     fn release(self, lock: &L, backend: &B, guards: Vec<L::Guard>) {
@@ -134,11 +172,19 @@ impl<B: Backend, L: Lock<B>> Face<B, L> for Thread {
         lock.watch(backend, key)
     }
 
-    fn hear(self, bell: &Bell, deadline: Option<Instant>) -> impl Future<Output = Option<Vec<usize>>> + Send {
+    fn within<F: Future + Send>(
+        self,
+        deadline: Option<Instant>,
+        future: F,
+    ) -> impl Future<Output = Option<F::Output>> + Send
+    where
+        F::Output: Send,
+    {
         let waker = Waker::from(Arc::new(Unparks(thread::current())));
+        let mut future = pin!(future);
         ready(loop {
-            if let Poll::Ready(woken) = bell.poll(&Context::from_waker(&waker)) {
-                break Some(woken);
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                break Some(output);
             }
             match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 None => thread::park(),
@@ -201,6 +247,15 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
         lock.try_lock_and_read_async(backend, keys)
     }
 
+    fn read_or_lock(
+        self,
+        lock: &L,
+        backend: &B,
+        key: Key<'_>,
+    ) -> impl Future<Output = Result<Attempt<L::AsyncGuard>, Error>> + Send {
+        lock.read_or_lock_async(backend, key)
+    }
+
     fn store_and_release(
         self,
         lock: &L,
@@ -208,8 +263,17 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
         guards: Vec<L::AsyncGuard>,
         batch: &Batch,
         ttl: Option<Duration>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
+    ) -> impl Future<Output = Result<usize, Error>> + Send {
         lock.store_and_release_async(backend, guards, batch, ttl)
+    }
+
+    fn set_many(
+        self,
+        backend: &B,
+        batch: &Batch,
+        ttl: Option<Duration>,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        backend.set_many_async(batch, ttl)
     }
 
     /// What waits for a guard to be dropped is not this task.
@@ -221,11 +285,13 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Face<B, L> for Task {
         lock.watch_async(backend, key)
     }
 
-    async fn hear(self, bell: &Bell, deadline: Option<Instant>) -> Option<Vec<usize>> {
-        let rings = std::future::poll_fn(|context| bell.poll(context));
+    async fn within<F: Future + Send>(self, deadline: Option<Instant>, future: F) -> Option<F::Output>
+    where
+        F::Output: Send,
+    {
         match deadline {
-            None => Some(rings.await),
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), rings).await.ok(),
+            None => Some(future.await),
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
         }
     }
 }

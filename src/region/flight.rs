@@ -215,6 +215,18 @@ impl<V, G> Flight<V, G> {
         self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 
+    /// Gives up waiting, to create for itself.
+    pub(super) fn lose_patience(&mut self) {
+        self.place = None;
+        self.watch = None;
+        self.machine.on(Event::Impatient);
+    }
+
+    /// Whether it creates under a lock.
+    pub(super) fn is_locked(&self) -> bool {
+        self.guard.is_some()
+    }
+
     /// Watches the holder of the lock, by what `begin` gives if nobody watches yet. Whether something tells when it is
     /// done.
     pub(super) fn watches(&mut self, begin: impl FnOnce() -> Option<Watch>) -> bool {

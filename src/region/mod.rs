@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::Duration;
 
+use async_lock::Semaphore;
 use bytes::Bytes;
 
 use self::keys::{KeyRoom, Room};
@@ -38,7 +39,7 @@ use crate::lock::{LocalLock, Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
 use crate::slice::Slice;
 
-pub use self::builder::RegionBuilder;
+pub use self::builder::{AfterPatience, RegionBuilder};
 pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
 pub use self::function::{Function, FunctionMany, KeyArgs};
 #[cfg(feature = "tokio")]
@@ -85,6 +86,9 @@ struct Shared<B, S, L, M, I> {
     max_age: MaxAge,
     ttl: Option<Duration>,
     patience: Option<Duration>,
+    after_patience: AfterPatience,
+    /// Places for those who create, and how many there are.
+    creators: Option<(Arc<Semaphore>, usize)>,
     fail_closed: bool,
     thread_runner: Runner<ThreadJob>,
     #[cfg(feature = "tokio")]

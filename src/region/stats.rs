@@ -13,6 +13,12 @@ pub struct Stats {
     pub failed_creations: u64,
     /// Callers that got the value another caller of this process created.
     pub shared: u64,
+    /// Times that callers waited for another process to create a value.
+    pub awaited: u64,
+    /// Values that callers did not wait for any longer: their patience was over.
+    pub impatient: u64,
+    /// Locks that were lost before their value was stored: flushed, evicted, or expired.
+    pub lost_locks: u64,
     /// Callers that got a stale value while it was created anew.
     pub served_stale: u64,
     /// Entries that could not be decoded, or were of another version; each was a miss.
@@ -32,6 +38,9 @@ pub(super) struct Counters {
     pub(super) created: Counter,
     pub(super) failed_creations: Counter,
     pub(super) shared: Counter,
+    pub(super) awaited: Counter,
+    pub(super) impatient: Counter,
+    pub(super) lost_locks: Counter,
     pub(super) served_stale: Counter,
     pub(super) undecodable: Counter,
     pub(super) wrong_type: Counter,
@@ -59,6 +68,9 @@ impl Counters {
             created: self.created.get(),
             failed_creations: self.failed_creations.get(),
             shared: self.shared.get(),
+            awaited: self.awaited.get(),
+            impatient: self.impatient.get(),
+            lost_locks: self.lost_locks.get(),
             served_stale: self.served_stale.get(),
             undecodable: self.undecodable.get(),
             wrong_type: self.wrong_type.get(),

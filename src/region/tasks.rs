@@ -310,6 +310,13 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         let (region, mut room) = (self.shared(), Room::new());
         let key = room.map(&key, &region.map);
         let start = match region.begin_reading(key, region.line.hash(key), None) {
+            Ok(begun) if begun.claim.is_some() && region.lock.reads_and_locks() => {
+                // Boxed, since it is seldom, and its size would be part of every call's.
+                match Box::pin(self.read_or_lock(Task, key, begun)).await {
+                    Ok(fresh) => return Ok(fresh),
+                    Err(start) => start,
+                }
+            }
             Ok(begun) => match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
                 Ok(fresh) => return Ok(begun.found(fresh)),
                 Err(first) => Start::Read(begun, first),

@@ -458,7 +458,8 @@ fn who_leads_after_another_created_does_not_create_again() {
         let backend = Between { inner: Memory::new(1 << 20), then: Mutex::<Option<Then>>::new(None) };
         let region = Region::builder(backend).build().unwrap();
         let other = region.clone();
-        let create_first = move || assert_eq!(other.get_or_create("k", || fine(1_u64)).unwrap(), 1);
+        // Not by `get_or_create`, which would wait for the reading that is under way.
+        let create_first = move || assert_eq!(other.get_or_create_many(&["k"], |_| fine(vec![1_u64])).unwrap(), [1]);
         *region.backend().then.lock().unwrap() = Some(Box::new(create_first));
         let value = if many {
             region.get_or_create_many(&["k"], |_| fine(vec![2_u64])).unwrap()[0]
