@@ -57,7 +57,7 @@ struct Connection<C> {
 impl<C: ConnectionLike + Send + 'static> Driver<C> {
     /// A backend that opens up to `connections` connections by `connect`, each when it is first needed. At least one.
     pub fn new(connections: usize, connect: impl Fn() -> Result<C, RedisError> + Send + Sync + 'static) -> Self {
-        let pool = Pool::new(connections.max(1), Duration::from_secs(1));
+        let pool = Pool::new(connections.max(1), Duration::from_secs(1), Duration::from_secs(1));
         Driver(Arc::new(Shared { pool, connect: Box::new(connect), hash_expiry: HashExpiry::default() }))
     }
 

@@ -4,6 +4,7 @@
 mod driver;
 #[cfg(feature = "memory")]
 mod memory;
+mod pause;
 mod pool;
 mod redis;
 mod resp;

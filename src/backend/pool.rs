@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::Access;
+use super::{Access, pause};
 use crate::engine::replies::Receive;
 use crate::error::{Error, ErrorKind};
 
@@ -50,12 +50,15 @@ pub(super) fn from_now(later: Duration) -> Instant {
     Instant::now() + later.min(CENTURY)
 }
 
-/// Connections that are open and idle, and how many there may be.
+/// Connections that are open and idle, and how many there may be. A server that could not be reached is left alone for a
+/// while, in which nobody waits for it.
 pub(super) struct Pool<C> {
     state: Mutex<State<C>>,
     returned: Condvar,
     max: usize,
     patience: Duration,
+    /// The longest time to leave a server alone.
+    max_pause: Duration,
 }
 
 struct State<C> {
@@ -64,13 +67,25 @@ struct State<C> {
     open: usize,
     /// Callers that wait for one to come back.
     waiting: usize,
+    /// Why the server is left alone.
+    down: Option<Down>,
+}
+
+/// A server that could not be reached, or did not answer.
+struct Down {
+    error: Error,
+    failures: u32,
+    /// When it is tried again.
+    until: Instant,
+    /// Somebody tries.
+    is_tried: bool,
 }
 
 impl<C> Pool<C> {
     /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
-    pub(super) fn new(max: usize, patience: Duration) -> Self {
-        let state = State { idle: Vec::new(), open: 0, waiting: 0 };
-        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience }
+    pub(super) fn new(max: usize, patience: Duration, max_pause: Duration) -> Self {
+        let state = State { idle: Vec::new(), open: 0, waiting: 0, down: None };
+        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience, max_pause }
     }
 
     /// An idle connection, or a new one by `connect`.
@@ -92,12 +107,20 @@ impl<C> Pool<C> {
             if let Some(connection) = state.idle.pop() {
                 return Ok(Taken { pool: self, connection: Some(connection), is_new: false });
             }
+            if let Some(down) = &state.down
+                && (down.is_tried || Instant::now() < down.until)
+            {
+                return Err(down.error.copy().during("the server is left alone for a moment, since it failed before"));
+            }
             if state.open < self.max {
                 state.open += 1;
+                state.down.iter_mut().for_each(|down| down.is_tried = true);
                 drop(state);
                 // Gives the place back when connecting fails or panics.
                 let mut taken = Taken { pool: self, connection: None, is_new: true };
-                taken.connection = Some(connect()?);
+                let connected = connect();
+                self.note(connected.as_ref().err());
+                taken.connection = Some(connected?);
                 return Ok(taken);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -170,6 +193,9 @@ impl<C> Pool<C> {
         if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
             self.close_idle();
         }
+        if was_new || failed.error.kind() == ErrorKind::Timeout {
+            self.note(Some(&failed.error));
+        }
         // A connection that was opened just now says something about the server; one that had been idle does not.
         if was_new || !failed.broke_early || !twice {
             return Err(failed.error);
@@ -177,6 +203,20 @@ impl<C> Pool<C> {
         let mut taken = self.take(connect)?;
         *taken.get().output() = output;
         Ok(taken)
+    }
+
+    /// What came of trying to reach the server.
+    #[cold]
+    fn note(&self, error: Option<&Error>) {
+        let mut state = self.lock();
+        let Some(error) = error.filter(|error| matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout))
+        else {
+            state.down = None;
+            return;
+        };
+        let failures = state.down.as_ref().map_or(0, |down| down.failures).saturating_add(1);
+        let until = Instant::now() + pause::after(failures, self.max_pause);
+        state.down = Some(Down { error: error.copy(), failures, until, is_tried: false });
     }
 
     /// Closes the idle connections: one of them was found broken, so the others are of the same broken server.
@@ -226,7 +266,13 @@ impl<C> Taken<'_, C> {
 impl<C> Drop for Taken<'_, C> {
     fn drop(&mut self) {
         let connection = self.connection.take();
-        self.pool.lock().open -= 1;
+        let mut state = self.pool.lock();
+        state.open -= 1;
+        if self.is_new && connection.is_none() {
+            // Connecting failed, or panicked; what it came to is noted already, if it came to something.
+            state.down.iter_mut().for_each(|down| down.is_tried = false);
+        }
+        drop(state);
         self.pool.returned.notify_one();
         // Closing may take a while, so it comes last.
         drop(connection);
@@ -241,7 +287,7 @@ mod tests {
     #[test]
     fn connections_are_reused_and_bounded() {
         let made = AtomicUsize::new(0);
-        let pool = Pool::new(2, Duration::from_millis(20));
+        let pool = Pool::new(2, Duration::from_millis(20), Duration::ZERO);
         let connect = || Ok(made.fetch_add(1, Ordering::Relaxed));
         let first = pool.take(connect).unwrap();
         let second = pool.take(connect).unwrap();
@@ -262,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_failure_to_connect_leaves_its_place() {
-        let pool = Pool::<()>::new(1, Duration::from_millis(20));
+        let pool = Pool::<()>::new(1, Duration::from_millis(20), Duration::ZERO);
         for _ in 0..3 {
             let error = pool.take(|| Err(Error::new(ErrorKind::Connection, "no"))).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Connection);
@@ -271,8 +317,37 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_failed_is_tried_by_one_after_a_pause() {
+        let pool = Pool::new(4, Duration::from_millis(20), Duration::from_millis(60));
+        let tries = AtomicUsize::new(0);
+        let fail = || -> Result<(), Error> {
+            tries.fetch_add(1, Ordering::Relaxed);
+            Err(Error::new(ErrorKind::Timeout, "no answer"))
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(500) {
+            let error = pool.take(fail).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Timeout);
+            assert!(error.to_string().ends_with("no answer"), "{error}");
+        }
+        assert!((7..40).contains(&tries.load(Ordering::Relaxed)), "{tries:?}");
+        std::thread::sleep(Duration::from_millis(60));
+        // While one tries, nobody else waits for that.
+        let connected = pool.take(|| {
+            assert!(pool.take(fail).is_err());
+            Ok(())
+        });
+        connected.unwrap().give_back();
+        let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
+        assert!(!first.is_new && second.is_new, "it is as before");
+        // A refusal is no outage.
+        assert!(pool.take(|| Err(Error::new(ErrorKind::Refused, "no"))).is_err());
+        pool.take(|| Ok(())).unwrap().give_back();
+    }
+
+    #[test]
     fn one_that_comes_back_goes_to_who_waits() {
-        let pool = Pool::new(1, Duration::from_secs(30));
+        let pool = Pool::new(1, Duration::from_secs(30), Duration::ZERO);
         let taken = pool.take(|| Ok(1)).unwrap();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| *pool.take(|| Ok(2)).unwrap().get());

@@ -23,6 +23,8 @@ pub(super) struct Limits {
     pub(super) connect: Duration,
     pub(super) response: Duration,
     pub(super) max_entry: usize,
+    /// The longest pause between two attempts to connect.
+    pub(super) max_pause: Duration,
     /// Of a link only.
     #[cfg(feature = "tokio")]
     pub(super) shared: super::link::Sharing,

@@ -17,7 +17,7 @@ use super::connection::Limits;
 use super::pipeline::{NotTaken, Pipeline, Replied, Request};
 use super::serving::Serving;
 use super::stream::connect;
-use crate::backend::Access;
+use crate::backend::{Access, pause};
 use crate::error::{Error, ErrorKind};
 
 /// A connection that many tasks share. Its task runs in one runtime.
@@ -38,13 +38,11 @@ pub(super) struct Sharing {
     /// How many requests may be under way.
     pub(super) in_flight: usize,
     pub(super) while_down: WhileDown,
-    /// The longest pause between two attempts to connect.
-    pub(super) max_pause: Duration,
 }
 
 impl Default for Sharing {
     fn default() -> Self {
-        Sharing { in_flight: 1024, while_down: WhileDown::Fail, max_pause: Duration::from_secs(1) }
+        Sharing { in_flight: 1024, while_down: WhileDown::Fail }
     }
 }
 
@@ -55,9 +53,6 @@ enum Keeper {
     /// It connects or is connected. The error is why there was no connection when it tried last.
     Awake(Option<Error>),
 }
-
-/// How long to wait after the first attempt to connect that failed. Doubled with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 impl Link {
     pub(super) fn new(server: &Server, limits: Limits) -> Self {
@@ -191,11 +186,11 @@ impl Drop for Ends {
 /// the connection's own.
 async fn keep(link: Ends) {
     let link = &link.0;
-    let mut pause = FIRST_PAUSE;
+    let mut failures = 0;
     while !link.pipeline.is_abandoned() {
         match connect(&link.server, link.limits).await {
             Ok((stream, incoming)) => {
-                pause = FIRST_PAUSE;
+                failures = 0;
                 link.pipeline.open();
                 link.tell(None);
                 let Some(error) = Serving::new(link, stream, incoming).serve().await else { return };
@@ -208,8 +203,8 @@ async fn keep(link: Ends) {
             }
             Err(error) => {
                 link.tell(Some(error));
-                sleep(jittered(pause)).await;
-                pause = (2 * pause).min(link.limits.shared.max_pause);
+                failures += 1;
+                sleep(pause::after(failures, link.limits.max_pause)).await;
                 link.wanted.notified().await;
             }
         }
@@ -219,12 +214,6 @@ async fn keep(link: Ends) {
 #[cold]
 pub(super) fn ended() -> Error {
     Error::new(ErrorKind::Connection, "the connection ended, or the runtime whose task kept it")
-}
-
-/// Between a half and all of a pause, so that not all clients of a server come back at once.
-fn jittered(pause: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(0);
-    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// The links to one server, each used by the tasks of one runtime: a connection is served by a task, and that of one

@@ -15,16 +15,12 @@ use parking_lot::Mutex;
 use super::config::Server;
 use super::connection::{self, Connection, Limits, io_error};
 use super::watches::{Name, Watches};
-use crate::backend::Watch;
+use crate::backend::{Watch, pause};
 use crate::engine::replies::Messages;
 use crate::error::{Error, ErrorKind};
 
 /// How long a server is not asked again to tell that cannot, or does not let us.
-const INABILITY: Duration = Duration::from_secs(60);
-
-/// How long it is not tried again after the first attempt to connect that failed. Doubled with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const INABILITY: Duration = Duration::from_secs(10);
 
 /// Listens to one server, as long as somebody watches a lease; dropped, no more.
 pub(super) struct Listener(Arc<Shared>);
@@ -75,7 +71,8 @@ impl Listener {
             Ear::Closed | Ear::Deaf(_) => {
                 let shared = Arc::clone(&self.0);
                 let listens = thread::Builder::new().name("dogpile-listen".into()).spawn(move || listen(&shared));
-                state.ear = if listens.is_ok() { Ear::Opening } else { Ear::Deaf(Instant::now() + LONGEST_PAUSE) };
+                state.ear =
+                    if listens.is_ok() { Ear::Opening } else { Ear::Deaf(Instant::now() + self.0.limits.max_pause) };
                 listens.ok()?;
                 None
             }
@@ -142,12 +139,13 @@ fn listen(shared: &Shared) {
     let mut ends = Ends(shared, Ear::Closed);
     if let Err(error) = Ears::open(shared).and_then(|mut ears| ears.listen(shared)) {
         let failures = &mut shared.state.lock().failures;
-        // A connection that broke after it was of use says nothing about the next one.
-        if *failures > 0 {
-            let pause = FIRST_PAUSE.saturating_mul(1 << (*failures).min(10)).min(LONGEST_PAUSE);
-            ends.1 = Ear::Deaf(Instant::now() + if error.kind() == ErrorKind::Server { INABILITY } else { pause });
+        *failures = failures.saturating_add(1);
+        if error.kind() == ErrorKind::Server {
+            ends.1 = Ear::Deaf(Instant::now() + INABILITY);
+        } else if *failures > 1 {
+            // A connection that broke after it was of use says nothing about the next one.
+            ends.1 = Ear::Deaf(Instant::now() + pause::after(*failures, shared.limits.max_pause));
         }
-        *failures += 1;
     }
 }
 

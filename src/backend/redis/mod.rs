@@ -120,6 +120,7 @@ impl Redis {
                 connect: Duration::from_secs(1),
                 response: Duration::from_secs(1),
                 max_entry: 512 * 1024 * 1024,
+                max_pause: Duration::from_secs(1),
                 #[cfg(feature = "tokio")]
                 shared: link::Sharing::default(),
             },
@@ -297,11 +298,11 @@ impl RedisBuilder {
         self
     }
 
-    /// The longest pause before tasks' connection is tried again. Pauses begin at 10 ms and double with each attempt
-    /// that fails, less up to a half at random. Default: 1 s.
-    #[cfg(feature = "tokio")]
+    /// The longest pause before a server is tried again that could not be reached, or did not answer; until then nobody
+    /// waits for it, and each request fails at once. Pauses begin at 10 ms and double with each attempt that fails, less up
+    /// to a half at random. Default: 1 s.
     pub fn max_pause(mut self, pause: Duration) -> Self {
-        self.limits.shared.max_pause = pause;
+        self.limits.max_pause = pause;
         self
     }
 
@@ -330,7 +331,7 @@ impl RedisBuilder {
                 #[cfg(feature = "tokio")]
                 links: Links::new(&server, self.limits),
                 server,
-                pool: Pool::new(self.connections, self.limits.response),
+                pool: Pool::new(self.connections, self.limits.response, self.limits.max_pause),
             })
         };
         let writer = node(&self.writer)?;
