@@ -23,6 +23,8 @@ mod lock;
 mod policy;
 mod region;
 mod request;
+#[cfg(all(test, feature = "tokio"))]
+mod simulation;
 mod slice;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -6,7 +6,7 @@ mod driver;
 mod memory;
 mod pause;
 mod pool;
-mod redis;
+pub(crate) mod redis;
 mod resp;
 
 use std::pin::Pin;

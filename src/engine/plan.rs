@@ -230,7 +230,7 @@ pub(crate) fn track(out: &mut Vec<u8>) -> usize {
 
 /// Reads an entry; where there is none, takes the lease if nobody has it: the entry, or 1 if the lease is ours, or 0. Sent
 /// twice, it knows our token. ARGV: token, life, field or '', 'plain' or 'field'.
-const READ_OR_LEASE: &[u8] = b"\
+pub(crate) const READ_OR_LEASE: &[u8] = b"\
 local entry \
 if ARGV[4]=='plain' then entry=redis.call('get',KEYS[2]) else entry=redis.call('hget',KEYS[2],ARGV[3]) end \
 if entry then return entry end \
@@ -262,7 +262,8 @@ fn parts(key: Key<'_>) -> (&[u8], &[u8], &'static [u8]) {
 }
 
 /// Deletes the lock if it holds our token: 1 if it did.
-const RELEASE: &[u8] = b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) end return 0";
+pub(crate) const RELEASE: &[u8] =
+    b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('del',KEYS[1]) end return 0";
 
 /// Releases a lease by script. Answered by 1, or 0 when it was not ours any more.
 pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
@@ -275,7 +276,7 @@ pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
 }
 
 /// Gives the lock another life if it holds our token: 1 if it did.
-const RENEW: &[u8] =
+pub(crate) const RENEW: &[u8] =
     b"if redis.call('get',KEYS[1])==ARGV[1] then return redis.call('pexpire',KEYS[1],ARGV[2]) end return 0";
 
 /// Renews a lease by script. Answered by 1, or 0 when it was not ours any more.
@@ -291,7 +292,7 @@ pub(crate) fn renew(out: &mut Vec<u8>, lock: &[u8], token: &[u8], life: Duration
 
 /// Stores and releases, if the lock holds our token: 1 if it did. An error of the store is answered after the release.
 /// ARGV: token, entry, TTL or '', field or '', 'NX' or '', 'plain' or 'field'.
-const STORE_IF_HELD: &[u8] = b"\
+pub(crate) const STORE_IF_HELD: &[u8] = b"\
 if redis.call('get',KEYS[1])~=ARGV[1] then return 0 end \
 local done \
 if ARGV[6]=='plain' then \

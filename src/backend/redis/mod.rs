@@ -14,7 +14,7 @@ mod pipeline;
 mod serving;
 #[cfg(feature = "tokio")]
 mod stream;
-mod watches;
+pub(crate) mod watches;
 
 use std::fmt;
 use std::sync::Arc;

@@ -4,7 +4,7 @@
 //! the key changes. Whoever watches a lease asks anew, so what happened before he did is in the answer, and what happens
 //! after that is pushed.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -17,12 +17,12 @@ use crate::error::{Error, ErrorKind};
 const SLACK: Duration = Duration::from_millis(1);
 
 /// The Redis key of a lock.
-pub(super) type Name = Arc<[u8]>;
+pub(crate) type Name = Arc<[u8]>;
 
 /// Which leases are watched, and what was asked about them.
 #[derive(Default)]
-pub(super) struct Watches {
-    locks: HashMap<Name, Watched, ahash::RandomState>,
+pub(crate) struct Watches {
+    locks: BTreeMap<Name, Watched>,
     /// Numbers the watchers.
     next: u64,
     /// Leases whose remaining life is to be asked for.
@@ -43,10 +43,10 @@ struct Watched {
 /// Who is to be woken. Wakers run code that is not ours, so they are called when no lock is held.
 #[must_use]
 #[derive(Default)]
-pub(super) struct Woken(Vec<Waker>);
+pub(crate) struct Woken(Vec<Waker>);
 
 impl Woken {
-    pub(super) fn wake(self) {
+    pub(crate) fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
@@ -57,7 +57,7 @@ impl Woken {
 
 impl Watches {
     /// A new watcher of a lease: its number.
-    pub(super) fn watch(&mut self, lock: &Name) -> u64 {
+    pub(crate) fn watch(&mut self, lock: &Name) -> u64 {
         let number = self.next;
         self.next += 1;
         self.locks.entry(Arc::clone(lock)).or_default().watchers.push((number, None));
@@ -69,7 +69,7 @@ impl Watches {
 
     /// Whether something may have happened to the lease; if not, `waker` is called when it may have. Leaves a waker there
     /// that is not needed any more.
-    pub(super) fn poll(&mut self, lock: &Name, number: u64, waker: &mut Option<Waker>) -> Poll<()> {
+    pub(crate) fn poll(&mut self, lock: &Name, number: u64, waker: &mut Option<Waker>) -> Poll<()> {
         let watchers = self.locks.get_mut(lock).map(|watched| &mut watched.watchers);
         match watchers.and_then(|watchers| watchers.iter_mut().find(|(other, _)| *other == number)) {
             None => Poll::Ready(()),
@@ -81,7 +81,7 @@ impl Watches {
     }
 
     /// A watcher that is not interested any more.
-    pub(super) fn leave(&mut self, lock: &Name, number: u64) -> Option<Waker> {
+    pub(crate) fn leave(&mut self, lock: &Name, number: u64) -> Option<Waker> {
         let watchers = &mut self.locks.get_mut(lock)?.watchers;
         let at = watchers.iter().position(|(other, _)| *other == number)?;
         let (_, waker) = watchers.swap_remove(at);
@@ -97,7 +97,7 @@ impl Watches {
     }
 
     /// Appends what is to be asked of the server.
-    pub(super) fn ask(&mut self, now: Instant, out: &mut Vec<u8>) {
+    pub(crate) fn ask(&mut self, now: Instant, out: &mut Vec<u8>) {
         for lock in self.to_ask.drain(..) {
             if self.locks.contains_key(&lock) {
                 plan::remaining(out, &lock);
@@ -107,17 +107,17 @@ impl Watches {
     }
 
     /// When the oldest question was asked that was not answered.
-    pub(super) fn asked_since(&self) -> Option<Instant> {
+    pub(crate) fn asked_since(&self) -> Option<Instant> {
         self.asked.front().map(|(_, at)| *at)
     }
 
     /// Takes what the server said.
-    pub(super) fn heard(&mut self, message: &Message<'_>, now: Instant) -> Result<Woken, Error> {
+    pub(crate) fn heard(&mut self, message: &Message<'_>, now: Instant) -> Result<Woken, Error> {
         let mut woken = Woken::default();
         match (message.is_push, &message.tokens[..]) {
             (true, [Token::Bulk(b"invalidate") | Token::Status(b"invalidate"), what @ ..]) => match what {
                 // Everything was flushed.
-                [Token::Nil] => self.locks.drain().for_each(|(_, watched)| woken.add(watched)),
+                [Token::Nil] => std::mem::take(&mut self.locks).into_values().for_each(|watched| woken.add(watched)),
                 keys => {
                     for key in keys {
                         let ended = if let Token::Bulk(key) = key { self.end(key) } else { None };
@@ -145,12 +145,12 @@ impl Watches {
     }
 
     /// When the first lease ends that is watched.
-    pub(super) fn next_end(&self) -> Option<Instant> {
+    pub(crate) fn next_end(&self) -> Option<Instant> {
         self.ends.first().map(|(end, _)| *end)
     }
 
     /// Wakes the watchers of leases that have ended by now.
-    pub(super) fn pass(&mut self, now: Instant) -> Woken {
+    pub(crate) fn pass(&mut self, now: Instant) -> Woken {
         let mut woken = Woken::default();
         while self.next_end().is_some_and(|end| end <= now) {
             let Some((_, lock)) = self.ends.pop_first() else { break };
@@ -160,9 +160,9 @@ impl Watches {
     }
 
     /// Nothing will be heard any more over this connection: wakes everybody.
-    pub(super) fn deafen(&mut self) -> Woken {
+    pub(crate) fn deafen(&mut self) -> Woken {
         let mut woken = Woken::default();
-        self.locks.drain().for_each(|(_, watched)| woken.add(watched));
+        std::mem::take(&mut self.locks).into_values().for_each(|watched| woken.add(watched));
         self.to_ask.clear();
         self.asked.clear();
         self.ends.clear();
