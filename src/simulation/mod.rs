@@ -374,6 +374,9 @@ async fn run(plan: Plan, world: Shared) {
     assert!(locks.is_empty(), "{locks:?} outlive their creators");
     let facts = schedule.facts();
     assert!(facts.running.values().all(|running| *running == 0));
+    if plan.is_calm() && plan.drops == 0 && plan.ttl.is_none() && plan.patience.is_none() {
+        assert!(facts.made.values().all(|made| made.len() == 1), "what was there was created once more");
+    }
 }
 
 /// Runs the schedule of a seed; with what happened if something is wrong.
