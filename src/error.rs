@@ -53,7 +53,6 @@ impl Error {
     }
 
     /// The same error for another one whom it concerns.
-    #[cfg(feature = "tokio")]
     #[cold]
     pub(crate) fn copy(&self) -> Self {
         Error::new(self.0.kind, self.0.message.clone())

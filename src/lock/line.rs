@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::ThreadId;
 
 use bytes::Bytes;
 
 use super::readings::{Claim, Readings};
+use super::shared::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::key::{Key, KeyBuf};
 
 /// All keys that somebody in this process is creating.

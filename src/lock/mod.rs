@@ -1,11 +1,14 @@
 //! Who may create a value: one caller in this process by the line, one of all processes by a [`Lock`].
 
+#[cfg(all(test, shuttle))]
+mod explored;
 pub(crate) mod line;
 mod local;
 mod lost;
 mod readings;
 mod redis;
 mod renewal;
+mod shared;
 
 use std::time::Duration;
 

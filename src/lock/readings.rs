@@ -4,7 +4,7 @@
 //! A table of slots; a key's hash says which is its, and stands there with what is known of it. Another key may have
 //! taken the slot, and then nothing is known.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::shared::{AtomicU64, Ordering};
 
 /// What is known of keys, by their hashes.
 pub(super) struct Readings {
