@@ -16,6 +16,7 @@ mod region;
 mod runtimes;
 #[cfg(feature = "tokio")]
 mod sharing;
+mod stampedes;
 mod support;
 #[cfg(feature = "tokio")]
 mod tasks;
