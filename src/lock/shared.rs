@@ -1,11 +1,11 @@
 //! What callers share in the line: locks and atomics of std or, under `--cfg shuttle`, those that shuttle watches.
 
-#[cfg(shuttle)]
+#[cfg(all(test, shuttle))]
 pub(super) use shuttle::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
 };
-#[cfg(not(shuttle))]
+#[cfg(not(all(test, shuttle)))]
 pub(super) use std::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
