@@ -327,6 +327,9 @@ impl<B: AsyncLeases> Face<B> for Task {
     }
 }
 
+/// No lease is renewed more often than that, whatever its life.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// Whether asking the server again would only cost another timeout.
 fn is_out_of_reach(error: &Error) -> bool {
     error.kind() == ErrorKind::Timeout
@@ -446,7 +449,7 @@ impl<B> Guards<B> {
                 };
                 let attempts: Vec<_> = guards.into_iter().zip(taken).map(attempt).collect();
                 if attempts.iter().any(|attempt| attempt.guard.is_some()) {
-                    asked.kept.get_or_init(|| A::keep(&asked, asked.life / 3));
+                    asked.kept.get_or_init(|| A::keep(&asked, (asked.life / 3).max(SHORTEST)));
                 }
                 Ok(attempts)
             }

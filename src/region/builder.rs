@@ -46,7 +46,8 @@ pub enum AfterPatience {
     /// It gets an error of [`ErrorKind::Timeout`]. The default.
     #[default]
     Fail,
-    /// It creates for itself, beside whoever is about it, and stores what it created.
+    /// It creates for itself, beside whoever is about it, and stores what it created. Where all places of
+    /// [creators](RegionBuilder::max_creators) are taken it gets the error all the same.
     Create,
 }
 

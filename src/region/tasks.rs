@@ -21,6 +21,7 @@ use crate::slice::Slice;
 /// Each method is as its blocking twin. Its future may be dropped at any time: locks are released, somebody else who
 /// waits is elected, and the connection stays of use. Threads and tasks that want the same missing value wait for the
 /// same creator; a task that calls a blocking method for that blocks its thread, and for ever if the creator needs it.
+/// A future that reads or creates and is not polled any more, nor dropped, keeps others waiting who want the same key.
 /// Connections, locks and patience need a runtime of tokio with I/O and timers.
 impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
     /// As [`Region::get`].
