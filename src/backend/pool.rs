@@ -67,24 +67,26 @@ struct State<C> {
     open: usize,
     /// Callers that wait for one to come back.
     waiting: usize,
-    /// Why the server is left alone.
-    down: Option<Down>,
+    health: Health,
+    /// How often something was learnt about the server by connecting.
+    learnt: u64,
+    /// Somebody connects to a server that is not fine.
+    is_tried: bool,
 }
 
-/// A server that could not be reached, or did not answer.
-struct Down {
-    error: Error,
-    failures: u32,
-    /// When it is tried again.
-    until: Instant,
-    /// Somebody tries.
-    is_tried: bool,
+/// What is known of the server.
+enum Health {
+    Fine,
+    /// A request was not answered. One caller connects, and the others wait to see what comes of it.
+    Suspect,
+    /// It could not be connected to so many times, and is left alone until then.
+    Down(u32, Error, Instant),
 }
 
 impl<C> Pool<C> {
     /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
     pub(super) fn new(max: usize, patience: Duration, max_pause: Duration) -> Self {
-        let state = State { idle: Vec::new(), open: 0, waiting: 0, down: None };
+        let state = State { idle: Vec::new(), open: 0, waiting: 0, health: Health::Fine, learnt: 0, is_tried: false };
         Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience, max_pause }
     }
 
@@ -94,7 +96,7 @@ impl<C> Pool<C> {
         // The guard must go before a slow connect.
         let idle = self.lock().idle.pop();
         match idle {
-            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), is_new: false }),
+            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), is_new: false, tries: false }),
             None => self.take_slow(connect),
         }
     }
@@ -105,22 +107,24 @@ impl<C> Pool<C> {
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
-                return Ok(Taken { pool: self, connection: Some(connection), is_new: false });
+                return Ok(Taken { pool: self, connection: Some(connection), is_new: false, tries: false });
             }
-            if let Some(down) = &state.down
-                && (down.is_tried || Instant::now() < down.until)
+            if let Health::Down(_, error, until) = &state.health
+                && (state.is_tried || Instant::now() < *until)
             {
-                return Err(down.error.copy().during("the server is left alone for a moment, since it failed before"));
+                return Err(error.copy().during("the server is left alone for a moment, since it failed before"));
             }
-            if state.open < self.max {
+            if state.open < self.max && !state.is_tried {
                 state.open += 1;
-                state.down.iter_mut().for_each(|down| down.is_tried = true);
+                let (learnt, tries) = (state.learnt, !matches!(state.health, Health::Fine));
+                state.is_tried = tries;
                 drop(state);
                 // Gives the place back when connecting fails or panics.
-                let mut taken = Taken { pool: self, connection: None, is_new: true };
+                let mut taken = Taken { pool: self, connection: None, is_new: true, tries };
                 let connected = connect();
-                self.note(connected.as_ref().err());
+                self.learn(learnt, connected.as_ref().err());
                 taken.connection = Some(connected?);
+                taken.stop_trying();
                 return Ok(taken);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -191,10 +195,7 @@ impl<C> Pool<C> {
         drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
         if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
-            self.close_idle();
-        }
-        if was_new || failed.error.kind() == ErrorKind::Timeout {
-            self.note(Some(&failed.error));
+            self.close_idle(failed.error.kind() == ErrorKind::Timeout);
         }
         // A connection that was opened just now says something about the server; one that had been idle does not.
         if was_new || !failed.broke_early || !twice {
@@ -205,23 +206,35 @@ impl<C> Pool<C> {
         Ok(taken)
     }
 
-    /// What came of trying to reach the server.
+    /// Takes what came of connecting, begun when so much had been `learnt`.
     #[cold]
-    fn note(&self, error: Option<&Error>) {
+    fn learn(&self, learnt: u64, error: Option<&Error>) {
         let mut state = self.lock();
-        let Some(error) = error.filter(|error| matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout))
-        else {
-            state.down = None;
-            return;
+        let failures = match &state.health {
+            Health::Down(failures, ..) => *failures,
+            _ => 0,
         };
-        let failures = state.down.as_ref().map_or(0, |down| down.failures).saturating_add(1);
-        let until = Instant::now() + pause::after(failures, self.max_pause);
-        state.down = Some(Down { error: error.copy(), failures, until, is_tried: false });
+        match error {
+            // Of callers that fail together one counts, and none who began before another one succeeded.
+            Some(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
+                if state.learnt == learnt {
+                    let failures = failures.saturating_add(1);
+                    let until = Instant::now() + pause::after(failures, self.max_pause);
+                    state.health = Health::Down(failures, error.copy(), until);
+                }
+            }
+            _ => state.health = Health::Fine,
+        }
+        state.learnt += 1;
     }
 
     /// Closes the idle connections: one of them was found broken, so the others are of the same broken server.
-    fn close_idle(&self) {
+    /// If the server did not answer, one caller finds out whether it does.
+    fn close_idle(&self, is_suspect: bool) {
         let mut state = self.lock();
+        if is_suspect && matches!(state.health, Health::Fine) {
+            state.health = Health::Suspect;
+        }
         let closed = std::mem::take(&mut state.idle);
         state.open -= closed.len();
         drop(state);
@@ -240,9 +253,19 @@ struct Taken<'p, C> {
     connection: Option<C>,
     /// Whether it was opened for this use.
     is_new: bool,
+    /// Whether others wait to see if it can be opened.
+    tries: bool,
 }
 
 impl<C> Taken<'_, C> {
+    /// It is known whether it can be opened.
+    fn stop_trying(&mut self) {
+        if std::mem::take(&mut self.tries) {
+            self.pool.lock().is_tried = false;
+            self.pool.returned.notify_all();
+        }
+    }
+
     /// The connection.
     #[inline]
     fn get(&mut self) -> &mut C {
@@ -266,13 +289,8 @@ impl<C> Taken<'_, C> {
 impl<C> Drop for Taken<'_, C> {
     fn drop(&mut self) {
         let connection = self.connection.take();
-        let mut state = self.pool.lock();
-        state.open -= 1;
-        if self.is_new && connection.is_none() {
-            // Connecting failed, or panicked; what it came to is noted already, if it came to something.
-            state.down.iter_mut().for_each(|down| down.is_tried = false);
-        }
-        drop(state);
+        self.stop_trying();
+        self.pool.lock().open -= 1;
         self.pool.returned.notify_one();
         // Closing may take a while, so it comes last.
         drop(connection);
@@ -302,7 +320,7 @@ mod tests {
         assert_eq!((*third.get(), third.is_new), (2, true));
         third.give_back();
         again.give_back();
-        pool.close_idle();
+        pool.close_idle(false);
         assert!(pool.take(connect).unwrap().is_new);
     }
 
@@ -343,6 +361,44 @@ mod tests {
         // A refusal is no outage.
         assert!(pool.take(|| Err(Error::new(ErrorKind::Refused, "no"))).is_err());
         pool.take(|| Ok(())).unwrap().give_back();
+    }
+
+    #[test]
+    fn callers_that_fail_together_count_once() {
+        let pool = Pool::<()>::new(8, Duration::from_millis(500), Duration::from_secs(1));
+        let barrier = std::sync::Barrier::new(8);
+        let connect = || {
+            barrier.wait();
+            Err(Error::new(ErrorKind::Connection, "no"))
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert!(pool.take(connect).is_err()));
+            }
+        });
+        assert!(matches!(pool.lock().health, Health::Down(1, ..)));
+    }
+
+    #[test]
+    fn a_server_that_did_not_answer_is_tried_by_one_and_the_others_wait() {
+        let pool = Pool::new(4, Duration::from_secs(30), Duration::from_secs(30));
+        pool.take(|| Ok(())).unwrap().give_back();
+        pool.close_idle(true);
+        let (tried, is_known) = (AtomicUsize::new(0), std::sync::atomic::AtomicBool::new(false));
+        let connect = || {
+            if tried.fetch_add(1, Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(50));
+                is_known.store(true, Ordering::SeqCst);
+            }
+            assert!(is_known.load(Ordering::SeqCst), "one tries, and the others wait");
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| pool.take(connect).unwrap().give_back());
+            }
+        });
+        assert!(matches!(pool.lock().health, Health::Fine) && !pool.lock().is_tried);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 
-use super::readings::{Claim, Readings};
+use super::readings::{Claim, Readings, STATE};
 use super::shared::{AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::key::{Key, KeyBuf};
 
@@ -62,8 +62,8 @@ struct Place {
 enum Stage {
     /// He reads a key of this hash, and leads if there is nothing.
     Reads(u64),
-    /// He leads, and there was nothing to be read.
-    Missing,
+    /// He leads, and there was nothing to be read at the key of this hash.
+    Missing(u64),
     /// He leads, and there may be something to be read.
     Leads,
 }
@@ -79,6 +79,13 @@ impl Place {
         self.next += 1;
         self.waiting.push_back((number, None));
         number
+    }
+
+    /// Nobody leads, and nobody is to lead.
+    fn end(&mut self, woken: &mut Vec<Waker>) -> bool {
+        self.ended = true;
+        woken.append(&mut self.wakers());
+        true
     }
 
     /// Those who wait and are to be woken, outside of all locks: wakers may run code that is not ours.
@@ -116,7 +123,33 @@ impl Line {
     /// What names a key here.
     #[inline]
     pub(crate) fn hash(&self, key: Key<'_>) -> u64 {
-        self.hasher.hash_one(key)
+        self.hasher.hash_one(key) & !STATE
+    }
+
+    /// The key of this hash was written by this process: whoever reads it from now on is to find that, and not to be told
+    /// by those who read before that it is missing.
+    #[inline]
+    pub(crate) fn wrote(&self, hash: u64) {
+        if self.readings.spoil(hash) {
+            self.dismiss(hash);
+        }
+    }
+
+    /// Those who wait for a reading read for themselves, and those who come find that whoever leads may have missed
+    /// something.
+    #[cold]
+    fn dismiss(&self, hash: u64) {
+        let mut places = lock(&self.shard(hash).places);
+        let mut woken = Vec::new();
+        places.retain(|_, place| {
+            let mut state = lock(place);
+            if state.stage == Stage::Missing(hash) {
+                state.stage = Stage::Leads;
+            }
+            state.stage != Stage::Reads(hash) || !state.end(&mut woken)
+        });
+        drop(places);
+        woken.into_iter().for_each(Waker::wake);
     }
 
     /// The key of this hash is about to be read, by a caller who creates it if there is nothing. Where another caller
@@ -190,7 +223,7 @@ impl Line {
         let (owned, hash) = (key.to_buf(), self.hash(key));
         let mut places = lock(&self.shard(hash).places);
         let Some(place) = places.get(&owned) else {
-            let stage = if is_missing { Stage::Missing } else { Stage::Leads };
+            let stage = if is_missing { Stage::Missing(hash) } else { Stage::Leads };
             let place = Arc::new(Mutex::new(Place::new(stage, thread)));
             places.insert(owned.clone(), Arc::clone(&place));
             let claim = (is_missing && self.readings.lead(hash)).then_some(hash);
@@ -236,48 +269,42 @@ impl Reading<'_> {
     pub(crate) fn found(mut self) {
         self.is_over = true;
         if self.line.readings.end(self.hash, true) {
-            self.dismiss(None);
+            self.line.dismiss(self.hash);
         }
     }
 
     /// There was nothing. If others wait for that, this caller leads them.
     pub(crate) fn missed(mut self, key: Key<'_>, thread: Option<ThreadId>) -> Option<Leader> {
         self.is_over = true;
-        if self.line.readings.end(self.hash, false) { self.dismiss(Some((key, thread))) } else { None }
+        if self.line.readings.end(self.hash, false) { self.lead(key, thread) } else { None }
     }
 
-    /// Those who wait for the reading read for themselves, but for those who want `key`, which is led.
+    /// Leads those who want the key. Those who want another one of the same hash read for themselves.
     #[cold]
-    fn dismiss(&self, key: Option<(Key<'_>, Option<ThreadId>)>) -> Option<Leader> {
-        let shard = self.line.shard(self.hash);
-        let mut places = lock(&shard.places);
-        let (mut woken, mut leader) = (Vec::new(), None);
-        places.retain(|owned, place| {
+    fn lead(&self, key: Key<'_>, thread: Option<ThreadId>) -> Option<Leader> {
+        let (line, hash, owned) = (self.line, self.hash, key.to_buf());
+        let mut places = lock(&line.shard(hash).places);
+        let place = places.get(&owned).filter(|place| lock(place).stage == Stage::Reads(hash)).map(Arc::clone);
+        if let Some(place) = &place {
             let mut state = lock(place);
-            if state.stage != Stage::Reads(self.hash) {
-                return true;
-            }
-            if let Some((_, thread)) = key.filter(|(key, _)| owned.as_key() == *key) {
-                (state.stage, state.leader) = (Stage::Missing, thread);
-                let (line, key, place) = (Arc::clone(self.line), owned.clone(), Arc::clone(place));
-                let claim = line.readings.lead(self.hash).then_some(self.hash);
-                leader = Some(Leader { line, key, place, claim });
-                return true;
-            }
-            state.ended = true;
-            woken.append(&mut state.wakers());
-            false
+            (state.stage, state.leader) = (Stage::Missing(hash), thread);
+        }
+        let mut woken = Vec::new();
+        places.retain(|_, place| {
+            let mut state = lock(place);
+            state.stage != Stage::Reads(hash) || !state.end(&mut woken)
         });
+        let claim = (place.is_some() && line.readings.lead(hash)).then_some(hash);
         drop(places);
         woken.into_iter().for_each(Waker::wake);
-        leader
+        place.map(|place| Leader { line: Arc::clone(line), key: owned, place, claim })
     }
 }
 
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         if !self.is_over && self.line.readings.end(self.hash, false) {
-            self.dismiss(None);
+            self.line.dismiss(self.hash);
         }
     }
 }
@@ -365,6 +392,19 @@ impl Waiter {
     /// Has no use for what was shared, and waits on, until its leader has left.
     pub(crate) fn refuse(&mut self) {
         self.refused = true;
+    }
+
+    /// Whether somebody reads the key, and this one waits for what he finds.
+    pub(crate) fn waits_for_reading(&self) -> bool {
+        matches!(lock(&self.place).stage, Stage::Reads(_))
+    }
+
+    /// A reading takes too long: who reads may rest. Nobody waits for it any more, but all read for themselves.
+    pub(crate) fn give_up_reading(&self) {
+        let stage = lock(&self.place).stage;
+        if let Stage::Reads(hash) = stage {
+            self.line.wrote(hash);
+        }
     }
 
     /// Whether the wait is over; if not, the context's waker is called when it may be. `thread` is the caller's, if it

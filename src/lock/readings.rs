@@ -12,16 +12,18 @@ pub(super) struct Readings {
 }
 
 /// How many keys can be known.
-const SLOTS: usize = 1024;
+const SLOTS: usize = 4096;
 
-/// The lowest bits of a slot. Those above are the key's hash.
-const STATE: u64 = 0b11;
+/// The lowest bits of a slot. Those above are the key's hash, which has no such bits.
+pub(super) const STATE: u64 = 0b111;
 /// The key was found when it was read last.
 const FOUND: u64 = 1;
 /// Somebody reads it, and nobody else wants it.
 const READ: u64 = 2;
 /// Somebody reads or creates it, and has a place in the line that others stand in.
 const AWAITED: u64 = 3;
+/// Somebody reads or creates it, but what he finds or misses may not be what is there now.
+const SPOILED: u64 = 4;
 
 /// How a caller stands who wants to read a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +53,10 @@ impl Readings {
         let slot = self.slot(hash);
         let seen = slot.load(Ordering::Acquire);
         if seen & STATE >= READ {
-            return if seen | STATE == hash | STATE { Claim::Theirs } else { Claim::None };
+            let is_theirs = seen == with(hash, READ) || seen == with(hash, AWAITED);
+            return if is_theirs { Claim::Theirs } else { Claim::None };
         }
-        let claimed = slot.compare_exchange(seen, with(hash, READ), Ordering::AcqRel, Ordering::Relaxed);
+        let claimed = slot.compare_exchange(seen, with(hash, READ), Ordering::SeqCst, Ordering::Relaxed);
         if claimed.is_ok() { Claim::Ours } else { Claim::None }
     }
 
@@ -61,7 +64,27 @@ impl Readings {
     pub(super) fn wait(&self, hash: u64) -> bool {
         let (read, awaited) = (with(hash, READ), with(hash, AWAITED));
         let before = self.slot(hash).compare_exchange(read, awaited, Ordering::AcqRel, Ordering::Acquire);
-        before.unwrap_or_else(|before| before) | 1 == awaited
+        [read, awaited].contains(&before.unwrap_or_else(|before| before))
+    }
+
+    /// The key was written, or whoever reads it takes too long: nobody waits for his reading from now on, and nobody learns
+    /// from him that it is missing. Whether somebody stands in line for it.
+    #[inline]
+    pub(super) fn spoil(&self, hash: u64) -> bool {
+        let seen = self.slot(hash).load(Ordering::SeqCst);
+        seen & !STATE == hash && self.spoil_known(hash, seen)
+    }
+
+    #[cold]
+    fn spoil_known(&self, hash: u64, mut seen: u64) -> bool {
+        let (slot, read, awaited) = (self.slot(hash), with(hash, READ), with(hash, AWAITED));
+        while seen == read || seen == awaited {
+            match slot.compare_exchange(seen, with(hash, SPOILED), Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return seen == awaited,
+                Err(now) => seen = now,
+            }
+        }
+        false
     }
 
     /// Whoever had claimed the key has done with it: whether somebody stands in line for it.
@@ -76,7 +99,7 @@ impl Readings {
     pub(super) fn lead(&self, hash: u64) -> bool {
         let slot = self.slot(hash);
         let seen = slot.load(Ordering::Acquire);
-        let claim = || slot.compare_exchange(seen, with(hash, AWAITED), Ordering::AcqRel, Ordering::Relaxed);
+        let claim = || slot.compare_exchange(seen, with(hash, AWAITED), Ordering::SeqCst, Ordering::Relaxed);
         seen & STATE < READ && claim().is_ok()
     }
 
@@ -91,7 +114,7 @@ impl Readings {
 
 #[inline]
 fn with(hash: u64, state: u64) -> u64 {
-    hash & !STATE | state
+    hash | state
 }
 
 #[cfg(test)]
@@ -101,7 +124,7 @@ mod tests {
     #[test]
     fn one_reads_for_all_until_it_was_found() {
         let readings = Readings::new();
-        let hash = 0x1234_5678_9abc_def1;
+        let hash = 0x1234_5678_9abc_def8;
         assert_eq!(readings.claim(hash), Claim::Ours);
         assert_eq!(readings.claim(hash), Claim::Theirs);
         assert!(readings.wait(hash) && readings.wait(hash));
@@ -117,9 +140,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_meanwhile_spoils_a_reading() {
+        let readings = Readings::new();
+        let hash = 0x1234_5678_9abc_def8;
+        assert!(!readings.spoil(hash), "nobody reads");
+        assert_eq!(readings.claim(hash), Claim::Ours);
+        assert!(!readings.spoil(hash), "nobody waits");
+        assert_eq!(readings.claim(hash), Claim::None);
+        assert!(!readings.wait(hash) && !readings.lead(hash));
+        assert!(!readings.end(hash, false));
+        assert!(readings.lead(hash));
+        assert!(readings.spoil(hash));
+        assert!(!readings.spoil(hash), "once is enough");
+        assert_eq!(readings.claim(hash), Claim::None);
+        readings.end(hash, true);
+        assert!(readings.was_found(hash) && !readings.spoil(hash));
+    }
+
+    #[test]
     fn of_keys_that_share_a_slot_one_is_known() {
         let readings = Readings::new();
-        let (one, other) = (0x1234_5600_0000_0004, 0x1234_5600_0000_0008);
+        let (one, other) = (0x1234_5600_0000_0010, 0x1234_5600_0000_0008);
         assert_eq!(readings.claim(one), Claim::Ours);
         assert_eq!(readings.claim(other), Claim::None);
         assert!(!readings.wait(other) && !readings.lead(other));

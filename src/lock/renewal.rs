@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::panic::AssertUnwindSafe;
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Weak};
@@ -99,12 +100,15 @@ impl<J: Clone> Schedule<J> {
     /// What is due by now. It is due again a period later.
     fn take_due(&mut self, now: Instant) -> Vec<J> {
         let mut taken = Vec::new();
+        // What is due at once again, with a period of nothing, waits for the next time.
+        let mut due_again = Vec::new();
         while self.next_due().is_some_and(|due| due <= now) {
             let Some(Reverse((_, number))) = self.due.pop() else { break };
             let Some(job) = self.jobs.get(&number) else { continue };
             taken.push(job.what.clone());
-            self.due.extend(now.checked_add(job.period).map(|due| Reverse((due, number))));
+            due_again.extend(now.checked_add(job.period).map(|due| Reverse((due, number))));
         }
+        self.due.extend(due_again);
         taken
     }
 }
@@ -165,51 +169,98 @@ pub(super) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept
         changed.notify_one();
     };
     let start = |renewals: &Arc<ByThread>| {
-        let keeper = Keeper(Arc::clone(renewals), true);
         // Where there is no thread to be had, leases end when their time is over.
-        thread::Builder::new().name("dogpile-renew".into()).spawn(move || renew_by_thread(keeper)).is_ok()
+        start_thread(Keeper { renewals: Arc::clone(renewals), looks: true })
     };
     RENEWALS.keep(Instant::now(), period, what, rouse, start)
 }
 
 /// Whoever looks at a schedule. However that ends, the next one who comes starts another.
-struct Keeper<J: Clone, W>(Arc<Renewals<J, W>>, /** Whether it still does. */ bool);
+struct Keeper<J: Clone, W> {
+    renewals: Arc<Renewals<J, W>>,
+    /// Whether it still does.
+    looks: bool,
+}
 
 impl<J: Clone, W> Keeper<J, W> {
     /// Ends if there is nothing to renew. Said under the lock, so that whoever comes after that starts another.
     fn leave(&mut self) -> bool {
-        let mut schedule = self.0.schedule.lock();
-        self.1 = !schedule.is_empty();
-        schedule.is_kept = self.1;
-        !self.1
+        let mut schedule = self.renewals.schedule.lock();
+        self.looks = !schedule.is_empty();
+        schedule.is_kept = self.looks;
+        !self.looks
     }
 }
 
 impl<J: Clone, W> Drop for Keeper<J, W> {
     fn drop(&mut self) {
-        if self.1 {
-            self.0.schedule.lock().is_kept = false;
+        if self.looks {
+            self.renewals.schedule.lock().is_kept = false;
         }
     }
 }
 
 fn renew_by_thread(mut keeper: Keeper<Weak<dyn RenewNow>, Condvar>) {
     loop {
-        let mut schedule = keeper.0.schedule.lock();
+        let mut schedule = keeper.renewals.schedule.lock();
         let due = schedule.take_due(Instant::now());
+        let (next, others) = (schedule.next_due(), schedule.jobs.len() > 1);
         if !due.is_empty() {
             drop(schedule);
-            due.iter().filter_map(Weak::upgrade).for_each(|leases| leases.renew());
+            // A server that hangs should not cost the leases of others: another thread looks at the schedule meanwhile, and
+            // what is due at once is divided among some.
+            let is_alone = !others || !keeper.hand_on();
+            thread::scope(|scope| {
+                let mut shares = due.chunks(due.len().div_ceil(MOST_AT_ONCE));
+                let own = shares.next();
+                for share in shares {
+                    if thread::Builder::new().spawn_scoped(scope, || renew_all(share)).is_err() {
+                        renew_all(share);
+                    }
+                }
+                own.into_iter().for_each(renew_all);
+            });
+            if !is_alone {
+                return;
+            }
             continue;
         }
-        let next = schedule.next_due();
         let until = next.unwrap_or_else(|| Instant::now() + IDLE);
-        let timed_out = keeper.0.changed.wait_until(&mut schedule, until).timed_out();
+        let timed_out = keeper.renewals.changed.wait_until(&mut schedule, until).timed_out();
         drop(schedule);
         if next.is_none() && timed_out && keeper.leave() {
             return;
         }
     }
+}
+
+/// How many threads renew at once what is due at once.
+const MOST_AT_ONCE: usize = 8;
+
+fn renew_all(due: &[Weak<dyn RenewNow>]) {
+    due.iter().filter_map(Weak::upgrade).for_each(|leases| {
+        // What a backend panics with has no caller to tell.
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| leases.renew()));
+    });
+}
+
+impl Keeper<Weak<dyn RenewNow>, Condvar> {
+    /// Another thread goes on; this one does not look at the schedule any more. Not so where there is none to be had.
+    fn hand_on(&mut self) -> bool {
+        let next = Keeper { renewals: Arc::clone(&self.renewals), looks: true };
+        self.looks = false;
+        let handed_on = start_thread(next);
+        if !handed_on {
+            // Whoever was to go on has said that nobody does.
+            self.looks = true;
+            self.renewals.schedule.lock().is_kept = true;
+        }
+        handed_on
+    }
+}
+
+fn start_thread(keeper: Keeper<Weak<dyn RenewNow>, Condvar>) -> bool {
+    thread::Builder::new().name("dogpile-renew".into()).spawn(move || renew_by_thread(keeper)).is_ok()
 }
 
 #[cfg(feature = "tokio")]
@@ -230,7 +281,7 @@ pub(super) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Opti
     });
     drop(all);
     let start = |renewals: &Arc<ByTask>| {
-        runtime.spawn(renew_by_task(Keeper(Arc::clone(renewals), true)));
+        runtime.spawn(renew_by_task(Keeper { renewals: Arc::clone(renewals), looks: true }));
         true
     };
     let now = tokio::time::Instant::now().into_std();
@@ -242,13 +293,13 @@ async fn renew_by_task(mut keeper: Keeper<Weak<dyn RenewLater>, Notify>) {
     use tokio::time::{Instant, timeout_at};
     loop {
         let (due, next) = {
-            let mut schedule = keeper.0.schedule.lock();
+            let mut schedule = keeper.renewals.schedule.lock();
             (schedule.take_due(Instant::now().into_std()), schedule.next_due())
         };
         // Each by itself: a server that does not answer should not keep others waiting.
         due.iter().filter_map(Weak::upgrade).for_each(|leases| drop(tokio::spawn(leases.renew())));
         let until = next.map_or_else(|| Instant::now() + IDLE, Instant::from_std);
-        let timed_out = timeout_at(until, keeper.0.changed.notified()).await.is_err();
+        let timed_out = timeout_at(until, keeper.renewals.changed.notified()).await.is_err();
         if next.is_none() && timed_out && keeper.leave() {
             return;
         }

@@ -192,7 +192,9 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
         self.with_key(&key, |key| {
             let mut entry = Buffer::take();
             self.encode(key, value, &mut entry)?;
-            self.shared().backend.set(key, &entry, self.settings.ttl)
+            let stored = self.shared().backend.set(key, &entry, self.settings.ttl);
+            self.shared().wrote(key);
+            stored
         })
     }
 
@@ -215,7 +217,10 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     where
         S: Codec<V>,
     {
-        self.shared().backend.set_many(&self.encode_all(entries)?, self.settings.ttl)
+        let batch = self.encode_all(entries)?;
+        let stored = self.shared().backend.set_many(&batch, self.settings.ttl);
+        self.shared().wrote_all(&batch);
+        stored
     }
 
     /// See [`Region::get_or_create`].
@@ -428,7 +433,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
         flight.reads_after(begun.lines_ended);
         flight.read(self.shared(), first)?;
         match begun.claim {
-            Some(claim) if flight.has_found() => claim.found(),
+            Some(claim) if !flight.is_missing() => claim.found(),
             Some(claim) => claim.missed(key, face.thread()).into_iter().for_each(|leader| flight.lead(leader)),
             None => {}
         }

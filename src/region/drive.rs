@@ -214,10 +214,10 @@ where
         let (region, max_age, thread) = (self.region, self.settings.max_age, self.face.thread());
         // Holders of locks that nothing tells of are asked for again after a pause.
         let untold = self.watch_holders();
-        region.counters.awaited.add(waiting.iter().filter(|&&at| self.flights[at].step() == Step::AwaitHolder).count());
         let pause = untold.iter().map(|&at| pause(self.flights[at].rounds)).min();
         let (asks_again, patience_ends) = (pause.map(|pause| self.face.clock() + pause), self.patience_ends());
-        let deadline = asks_again.into_iter().chain(patience_ends).min();
+        let behind_reading = waiting.iter().any(|&at| self.flights[at].waits_for_reading());
+        let mut reading_ends = behind_reading.then(|| self.face.clock() + LONGEST_READING);
         let mut left = waiting.len();
         let mut look = waiting.to_vec();
         loop {
@@ -241,9 +241,16 @@ where
             if left == 0 || has_to_do {
                 return;
             }
+            let deadline = [asks_again, patience_ends, reading_ends].into_iter().flatten().min();
             look = match self.face.within(deadline, poll_fn(|context| bell.poll(context))).await {
                 Some(woken) => woken,
-                None if deadline != patience_ends => {
+                None if deadline == reading_ends => {
+                    // They are woken, and read.
+                    waiting.iter().for_each(|&at| self.flights[at].give_up_reading());
+                    reading_ends = None;
+                    Vec::new()
+                }
+                None if deadline == asks_again => {
                     return untold.iter().for_each(|&at| self.flights[at].holder_woke());
                 }
                 None => return,
@@ -255,6 +262,9 @@ where
     fn watch_holders(&mut self) -> SmallVec<[usize; 4]> {
         let mut untold = self.which(Step::AwaitHolder);
         untold.retain(|at| {
+            if self.flights[*at].rounds == 0 {
+                self.region.counters.awaited.add(1);
+            }
             let begin = || self.face.watch(&self.region.lock, &self.region.backend, self.keys[*at]);
             !self.flights[*at].watches(begin)
         });
@@ -390,6 +400,9 @@ where
 pub(super) fn wrong_number(keys: usize, values: usize) -> Error {
     Error::new(ErrorKind::Creator, format!("creating {keys} keys: the creator returned {values} values"))
 }
+
+/// How long to wait for another caller's reading: that of a task may rest, because nobody polls it.
+const LONGEST_READING: Duration = Duration::from_millis(20);
 
 /// How long to wait for another process before it is asked again whether it is done.
 fn pause(round: u32) -> Duration {

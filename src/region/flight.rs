@@ -27,6 +27,8 @@ pub(super) struct Flight<V, G> {
     machine: Dogpile,
     /// What was read last.
     found: Option<Reading<V>>,
+    /// There was nothing at all when it was read last, or nothing could be read.
+    is_missing: bool,
     /// What was created here, or shared by who created it.
     made: Option<V>,
     // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
@@ -58,7 +60,17 @@ impl<V, G> Flight<V, G> {
     }
 
     fn at(machine: Dogpile, place: Option<Place>) -> Self {
-        Flight { machine, found: None, made: None, guard: None, place, read_after: None, watch: None, rounds: 0 }
+        Flight {
+            machine,
+            found: None,
+            is_missing: false,
+            made: None,
+            guard: None,
+            place,
+            read_after: None,
+            watch: None,
+            rounds: 0,
+        }
     }
 
     /// What the driver does next.
@@ -79,6 +91,7 @@ impl<V, G> Flight<V, G> {
     ) -> Result<(), Error> {
         match read {
             Ok(found) => {
+                self.is_missing = found.is_none();
                 self.keep(found);
                 self.machine.on(Event::Found(self.freshness()));
             }
@@ -92,6 +105,7 @@ impl<V, G> Flight<V, G> {
 
     /// The backend could not be read, and the region goes on without it.
     pub(super) fn unreachable(&mut self) {
+        self.is_missing = true;
         self.machine.on(Event::Unreachable);
     }
 
@@ -99,7 +113,7 @@ impl<V, G> Flight<V, G> {
     /// else to do ([`Flight::stand`]).
     pub(super) fn join(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
-        match line.join(key, IfBusy::Leave, thread, self.found.is_none()) {
+        match line.join(key, IfBusy::Leave, thread, self.is_missing) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             _ => self.machine.on(Event::Busy),
         }
@@ -110,7 +124,7 @@ impl<V, G> Flight<V, G> {
         if self.place.is_some() {
             return Ok(());
         }
-        match line.join(key, IfBusy::Wait, thread, self.found.is_none()) {
+        match line.join(key, IfBusy::Wait, thread, self.is_missing) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             Some(Joined::Waits(waiter)) => {
                 // Whoever leads now may store without ending the line.
@@ -337,9 +351,21 @@ impl<V, G> Flight<V, G> {
         value.expect("the machine ends where there is a value")
     }
 
-    /// Whether the last reading found a value, fresh or stale.
-    pub(super) fn has_found(&self) -> bool {
-        self.found.is_some()
+    /// Whether there was nothing at all to be read.
+    pub(super) fn is_missing(&self) -> bool {
+        self.is_missing
+    }
+
+    /// Whether it waits for another caller's reading.
+    pub(super) fn waits_for_reading(&self) -> bool {
+        matches!(&self.place, Some(Place::Waits(waiter)) if waiter.waits_for_reading())
+    }
+
+    /// Another caller's reading takes too long.
+    pub(super) fn give_up_reading(&self) {
+        if let Some(Place::Waits(waiter)) = &self.place {
+            waiter.give_up_reading();
+        }
     }
 
     fn keep(&mut self, found: Option<Reading<V>>) {

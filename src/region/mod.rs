@@ -37,6 +37,7 @@ use crate::keymap::{KeyMap, Unmapped};
 use crate::lock::line::{self, Line, Waiter};
 use crate::lock::{LocalLock, Lock, LockSettings};
 use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
+use crate::request::Batch;
 use crate::slice::Slice;
 
 pub use self::builder::{AfterPatience, RegionBuilder};
@@ -419,6 +420,16 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
         L::ONLY_THIS_REGION.then(|| self.line.ended(hash))
     }
 
+    /// A key was written, or that was tried: callers of this process find that from now on.
+    #[inline]
+    fn wrote(&self, key: Key<'_>) {
+        self.line.wrote(self.line.hash(key));
+    }
+
+    fn wrote_all(&self, batch: &Batch) {
+        batch.iter().for_each(|(key, _)| self.wrote(key));
+    }
+
     /// A caller is about to read a key, to create it if there is nothing. `Err` where another one in this process does so
     /// already, for all who want it.
     #[inline]
@@ -428,6 +439,14 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     {
         let claim = self.line.begin_reading(hash, key, thread)?;
         Ok(Begun { claim, lines_ended: self.lines_ended(hash) })
+    }
+
+    /// The same for a caller who reads for himself.
+    fn begin_alone(&self, key: Key<'_>) -> Begun<'_>
+    where
+        L: LockSettings,
+    {
+        Begun { claim: None, lines_ended: self.lines_ended(self.line.hash(key)) }
     }
 
     /// What reading a key came to; one that holds another type of data is a miss.

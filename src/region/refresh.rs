@@ -191,10 +191,8 @@ where
     {
         let region = self.shared();
         self.with_key(&key, |key| {
-            let begun = match region.begin_reading(key, region.line.hash(key), Face::<B, L>::thread(Thread)) {
-                Ok(begun) => begun,
-                Err(waiter) => return self.create_one(key, Start::Waits(waiter), create),
-            };
+            // Not behind another caller's reading, which might find nothing that is fresh for this one.
+            let begun = region.begin_alone(key);
             match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
                 Ok(fresh) => Ok(begun.found(fresh)),
                 Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
@@ -238,10 +236,7 @@ where
         let region = self.shared();
         let mut room = super::keys::Room::new();
         let key = room.map(&key, &region.map);
-        let begun = match region.begin_reading(key, region.line.hash(key), None) {
-            Ok(begun) => begun,
-            Err(waiter) => return self.create_one_on(Task, key, Start::Waits(waiter), create).await,
-        };
+        let begun = region.begin_alone(key);
         match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
             Ok(fresh) => Ok(begun.found(fresh)),
             Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {

@@ -13,7 +13,7 @@ pub struct Stats {
     pub failed_creations: u64,
     /// Callers that got the value another caller of this process created.
     pub shared: u64,
-    /// Times that callers waited for another process to create a value.
+    /// Values that callers waited for while another process created them.
     pub awaited: u64,
     /// Values that callers did not wait for any longer: their patience was over.
     pub impatient: u64,

@@ -267,7 +267,9 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         let key = room.map(&key, &region.map);
         let mut entry = Buffer::take();
         self.encode(key, value, &mut entry)?;
-        region.backend.set_async(key, &entry, self.settings.ttl).await
+        let stored = region.backend.set_async(key, &entry, self.settings.ttl).await;
+        region.wrote(key);
+        stored
     }
 
     /// See [`Region::set_many_async`].
@@ -290,7 +292,9 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation, F> Call<'_
         S: Codec<V>,
     {
         let batch = self.encode_all(entries)?;
-        self.shared().backend.set_many_async(&batch, self.settings.ttl).await
+        let stored = self.shared().backend.set_many_async(&batch, self.settings.ttl).await;
+        self.shared().wrote_all(&batch);
+        stored
     }
 
     /// See [`Region::get_or_create_async`].

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::config::Server;
 use super::connection::{self, Connection, Limits, io_error};
 use super::watches::{Name, Watches};
+use crate::backend::pool::from_now;
 use crate::backend::{Watch, pause};
 use crate::engine::replies::Messages;
 use crate::error::{Error, ErrorKind};
@@ -22,7 +23,7 @@ use crate::error::{Error, ErrorKind};
 /// How long a server is not asked again to tell that cannot, or does not let us.
 const INABILITY: Duration = Duration::from_secs(10);
 
-/// Listens to one server, as long as somebody watches a lease; dropped, no more.
+/// Listens to one server, from the first watch until it is dropped or the connection breaks.
 pub(super) struct Listener(Arc<Shared>);
 
 struct Shared {
@@ -71,8 +72,7 @@ impl Listener {
             Ear::Closed | Ear::Deaf(_) => {
                 let shared = Arc::clone(&self.0);
                 let listens = thread::Builder::new().name("dogpile-listen".into()).spawn(move || listen(&shared));
-                state.ear =
-                    if listens.is_ok() { Ear::Opening } else { Ear::Deaf(Instant::now() + self.0.limits.max_pause) };
+                state.ear = if listens.is_ok() { Ear::Opening } else { Ear::Deaf(from_now(self.0.limits.max_pause)) };
                 listens.ok()?;
                 None
             }
@@ -155,6 +155,8 @@ const CALLER: Token = Token(1);
 /// An open connection that is listened to.
 struct Ears {
     poller: Poller,
+    /// Held here too: dropped with the listener's, it would not wake any more.
+    _waker: Arc<Waker>,
     stream: Stream,
     messages: Messages,
     input: Vec<u8>,
@@ -169,8 +171,8 @@ impl Ears {
             let poller = Poller::new()?;
             stream.register(&poller)?;
             let waker = Arc::new(Waker::new(poller.registry(), CALLER)?);
-            let messages = Messages::new(shared.limits.max_entry);
-            Ok((Ears { poller, stream, messages, input: Vec::new(), output: Vec::new() }, waker))
+            let (messages, _waker) = (Messages::new(shared.limits.max_entry), Arc::clone(&waker));
+            Ok((Ears { poller, _waker, stream, messages, input: Vec::new(), output: Vec::new() }, waker))
         };
         let (ears, waker) = opened().map_err(|error: io::Error| io_error(&error, "listening to the server"))?;
         let mut state = shared.state.lock();
@@ -180,7 +182,7 @@ impl Ears {
         Ok(ears)
     }
 
-    /// Asks and listens, until the connection breaks or nobody is interested any more.
+    /// Asks and listens, until the connection breaks or the listener is dropped.
     fn listen(&mut self, shared: &Shared) -> Result<(), Error> {
         let mut events = Events::with_capacity(4);
         loop {
