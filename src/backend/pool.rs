@@ -96,7 +96,7 @@ impl<C> Pool<C> {
         // The guard must go before a slow connect.
         let idle = self.lock().idle.pop();
         match idle {
-            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), is_new: false, tries: false }),
+            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), opened: Opened::Before }),
             None => self.take_slow(connect),
         }
     }
@@ -107,7 +107,7 @@ impl<C> Pool<C> {
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
-                return Ok(Taken { pool: self, connection: Some(connection), is_new: false, tries: false });
+                return Ok(Taken { pool: self, connection: Some(connection), opened: Opened::Before });
             }
             if let Health::Down(_, error, until) = &state.health
                 && (state.is_tried || Instant::now() < *until)
@@ -116,11 +116,12 @@ impl<C> Pool<C> {
             }
             if state.open < self.max && !state.is_tried {
                 state.open += 1;
-                let (learnt, tries) = (state.learnt, !matches!(state.health, Health::Fine));
-                state.is_tried = tries;
+                let learnt = state.learnt;
+                let opened = if matches!(state.health, Health::Fine) { Opened::Now } else { Opened::ToTry };
+                state.is_tried = opened == Opened::ToTry;
                 drop(state);
                 // Gives the place back when connecting fails or panics.
-                let mut taken = Taken { pool: self, connection: None, is_new: true, tries };
+                let mut taken = Taken { pool: self, connection: None, opened };
                 let connected = connect();
                 self.learn(learnt, connected.as_ref().err());
                 taken.connection = Some(connected?);
@@ -155,7 +156,7 @@ impl<C> Pool<C> {
     {
         let mut taken = self.take(&connect)?;
         // What goes once only does not go to a connection that is known to be closed.
-        while access == Access::Once && !taken.is_new && taken.get().is_closed() {
+        while access == Access::Once && !taken.is_new() && taken.get().is_closed() {
             // Its place is needed for the next one.
             drop(taken);
             taken = self.take(&connect)?;
@@ -191,7 +192,7 @@ impl<C> Pool<C> {
     where
         C: Wire,
     {
-        let (was_new, output) = (broken.is_new, std::mem::take(broken.get().output()));
+        let (was_new, output) = (broken.is_new(), std::mem::take(broken.get().output()));
         drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
         if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
@@ -251,16 +252,28 @@ impl<C> Pool<C> {
 struct Taken<'p, C> {
     pool: &'p Pool<C>,
     connection: Option<C>,
-    /// Whether it was opened for this use.
-    is_new: bool,
-    /// Whether others wait to see if it can be opened.
-    tries: bool,
+    opened: Opened,
+}
+
+/// When a connection was opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opened {
+    Before,
+    /// For this use.
+    Now,
+    /// For this use, and others wait to see if it can be opened.
+    ToTry,
 }
 
 impl<C> Taken<'_, C> {
+    fn is_new(&self) -> bool {
+        self.opened != Opened::Before
+    }
+
     /// It is known whether it can be opened.
     fn stop_trying(&mut self) {
-        if std::mem::take(&mut self.tries) {
+        if self.opened == Opened::ToTry {
+            self.opened = Opened::Now;
             self.pool.lock().is_tried = false;
             self.pool.returned.notify_all();
         }
@@ -309,19 +322,19 @@ mod tests {
         let connect = || Ok(made.fetch_add(1, Ordering::Relaxed));
         let first = pool.take(connect).unwrap();
         let second = pool.take(connect).unwrap();
-        assert!(first.is_new && second.is_new);
+        assert!(first.is_new() && second.is_new());
         let error = pool.take(connect).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         second.give_back();
         let mut again = pool.take(connect).unwrap();
-        assert_eq!((*again.get(), again.is_new), (1, false));
+        assert_eq!((*again.get(), again.is_new()), (1, false));
         drop(first);
         let mut third = pool.take(connect).unwrap();
-        assert_eq!((*third.get(), third.is_new), (2, true));
+        assert_eq!((*third.get(), third.is_new()), (2, true));
         third.give_back();
         again.give_back();
         pool.close_idle(false);
-        assert!(pool.take(connect).unwrap().is_new);
+        assert!(pool.take(connect).unwrap().is_new());
     }
 
     #[test]
@@ -357,7 +370,7 @@ mod tests {
         });
         connected.unwrap().give_back();
         let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
-        assert!(!first.is_new && second.is_new, "it is as before");
+        assert!(!first.is_new() && second.is_new(), "it is as before");
         // A refusal is no outage.
         assert!(pool.take(|| Err(Error::new(ErrorKind::Refused, "no"))).is_err());
         pool.take(|| Ok(())).unwrap().give_back();
