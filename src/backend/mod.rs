@@ -326,6 +326,12 @@ pub trait AsyncLeases: AsyncBackend + Clone + 'static {
         life: Duration,
     ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send;
 
+    /// As [`Leases::release`].
+    ///
+    /// # Errors
+    /// As there.
+    fn release_async(&self, held: &[Lease<'_>]) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
+
     /// Sends word that each lease is to be released that its token still holds, after all that was asked before; does
     /// not wait for that. For guards that are dropped, which may happen anywhere.
     fn send_release(&self, held: &[Lease<'_>]);

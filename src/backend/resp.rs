@@ -164,10 +164,7 @@ impl<X: Exchange> Leases for X {
     }
 
     fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
-        let mut released = Flags::default();
-        self.exchange(Access::Write, |out| write_releases(out, held), &mut released)
-            .and_then(|()| released.finish())
-            .map_err(|error| error.during(Of("unlocking", held)))
+        now(release::<Thread, X>(self, held))
     }
 
     fn renew(&self, held: &[Lease<'_>], life: Duration) -> Result<Vec<bool>, Error> {
@@ -244,6 +241,10 @@ impl<X: AsyncExchange> AsyncLeases for X {
         life: Duration,
     ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
         read_or_lease::<Task, X>(self, wanted, life)
+    }
+
+    fn release_async(&self, held: &[Lease<'_>]) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
+        release::<Task, X>(self, held)
     }
 
     fn send_release(&self, held: &[Lease<'_>]) {
@@ -398,6 +399,15 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
     let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life);
     let exchanged = A::exchange(server, Access::Write, write, &mut receive).await;
     one.finish(exchanged, wanted.key).map(|entry| (is_ours, entry))
+}
+
+async fn release<A: Face<X>, X: ExchangeSettings>(server: &X, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
+    let mut released = Flags::default();
+    let write = |out: &mut Vec<u8>| write_releases(out, held);
+    A::exchange(server, Access::Write, write, &mut released)
+        .await
+        .and_then(|()| released.finish())
+        .map_err(|error| error.during(Of("unlocking", held)))
 }
 
 async fn renew<A: Face<X>, X: ExchangeSettings>(

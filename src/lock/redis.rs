@@ -3,7 +3,7 @@
 use std::future::ready;
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -162,20 +162,61 @@ impl<B> Asked<B> {
 }
 
 impl<B: Leases> RenewNow for Asked<B> {
-    fn renew(&self) {
+    fn renew(&self) -> bool {
         let held: Vec<_> = self.held().collect();
         let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
         Self::renewed(&held, self.backend.renew(&leases, self.life));
+        true
+    }
+}
+
+/// Leases that nobody waits for any more, and that a server which did not answer may still take when it has time again.
+struct Unsure<B> {
+    asked: Arc<Asked<B>>,
+    /// How often they are still to be released: more than once, since a server need not do what it is asked over two
+    /// connections in that order.
+    releases: AtomicU32,
+    /// How often that is still tried.
+    tries: AtomicU32,
+}
+
+impl<B> Unsure<B> {
+    /// What came of releasing them: whether that is to be done again.
+    fn released(&self, released: Result<Vec<bool>, Error>) -> bool {
+        let left = |count: &AtomicU32| count.fetch_sub(1, Ordering::Relaxed) > 1;
+        let tries_left = left(&self.tries);
+        match released {
+            Ok(released) => released.contains(&false) && left(&self.releases) && tries_left,
+            Err(_) => tries_left,
+        }
+    }
+
+    fn leases(&self) -> Vec<Lease<'_>> {
+        self.asked.leases.iter().map(Owned::lease).collect()
+    }
+}
+
+impl<B: Leases> RenewNow for Unsure<B> {
+    fn renew(&self) -> bool {
+        self.released(self.asked.backend.release(&self.leases()))
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B: AsyncLeases> RenewLater for Unsure<B> {
+    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        Box::pin(async move { self.released(self.asked.backend.release_async(&self.leases()).await) })
     }
 }
 
 #[cfg(feature = "tokio")]
 impl<B: AsyncLeases> RenewLater for Asked<B> {
-    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
         Box::pin(async move {
             let held: Vec<_> = self.held().collect();
             let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
             Self::renewed(&held, self.backend.renew_async(&leases, self.life).await);
+            true
         })
     }
 }
@@ -243,6 +284,9 @@ trait Face<B> {
 
     /// Renews leases from now on, where there is somebody to do it.
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept>;
+
+    /// Releases leases as soon as their server answers again.
+    fn release_later(unsure: Unsure<B>, period: Duration);
 }
 
 impl<B: Leases> Face<B> for Thread {
@@ -283,6 +327,10 @@ impl<B: Leases> Face<B> for Thread {
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
         let leases: Weak<Asked<B>> = Arc::downgrade(asked);
         Some(renewal::keep_by_thread(period, leases))
+    }
+
+    fn release_later(unsure: Unsure<B>, period: Duration) {
+        renewal::finish_by_thread(period, Arc::new(unsure));
     }
 }
 
@@ -326,10 +374,17 @@ impl<B: AsyncLeases> Face<B> for Task {
         let leases: Weak<Asked<B>> = Arc::downgrade(asked);
         renewal::keep_by_task(period, leases)
     }
+
+    fn release_later(unsure: Unsure<B>, period: Duration) {
+        renewal::finish_by_task(period, Arc::new(unsure));
+    }
 }
 
 /// No lease is renewed more often than that, whatever its life.
 const SHORTEST: Duration = Duration::from_millis(1);
+
+/// How soon a server is asked again to release what it may have taken.
+const SOON: Duration = Duration::from_millis(200);
 
 /// Whether asking the server again would only cost another timeout.
 fn is_out_of_reach(error: &Error) -> bool {
@@ -456,9 +511,13 @@ impl<B> Guards<B> {
             }
             Err(error) => {
                 // Some may have been taken before the server refused the rest. One that is out of reach is not asked
-                // again: what it holds ends by itself.
+                // again now: nobody should wait for that. But it may take them as soon as it has time.
                 if is_out_of_reach(&error) {
                     guards.iter().for_each(RedisGuard::forget);
+                    let period = (asked.life / 3).clamp(SHORTEST, SOON);
+                    let tries = 2 * asked.life.as_millis().div_ceil(period.as_millis().max(1)).min(10_000) as u32;
+                    let (releases, tries) = (AtomicU32::new(3), AtomicU32::new(tries.max(3)));
+                    A::release_later(Unsure { asked: Arc::clone(&asked), releases, tries }, period);
                 }
                 release_all::<A, B>(guards);
                 Err(error)

@@ -14,15 +14,40 @@ use parking_lot::{Condvar, Mutex};
 #[cfg(feature = "tokio")]
 use tokio::sync::Notify;
 
-/// Leases that are renewed together, over a backend that blocks.
+/// What is to be done for leases every so often, over a backend that blocks: whether it is to be done again.
 pub(super) trait RenewNow: Send + Sync {
-    fn renew(&self);
+    fn renew(&self) -> bool;
 }
 
-/// Leases that are renewed together, by a task.
+/// The same by a task.
 #[cfg(feature = "tokio")]
 pub(super) trait RenewLater: Send + Sync {
-    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
+    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>>;
+}
+
+/// Leases: those that somebody holds, as long as he does; or those that belong to nobody any more.
+pub(super) enum Leases<L: ?Sized> {
+    Held(Weak<L>),
+    Left(Arc<L>),
+}
+
+impl<L: ?Sized> Leases<L> {
+    /// `None` when their holder has let them go.
+    fn get(self) -> Option<Arc<L>> {
+        match self {
+            Leases::Held(leases) => leases.upgrade(),
+            Leases::Left(leases) => Some(leases),
+        }
+    }
+}
+
+impl<L: ?Sized> Clone for Leases<L> {
+    fn clone(&self) -> Self {
+        match self {
+            Leases::Held(leases) => Leases::Held(Weak::clone(leases)),
+            Leases::Left(leases) => Leases::Left(Arc::clone(leases)),
+        }
+    }
 }
 
 /// As long as this is there, leases are renewed.
@@ -98,14 +123,14 @@ impl<J: Clone> Schedule<J> {
     }
 
     /// What is due by now. It is due again a period later.
-    fn take_due(&mut self, now: Instant) -> Vec<J> {
+    fn take_due(&mut self, now: Instant) -> Vec<(u64, J)> {
         let mut taken = Vec::new();
         // What is due at once again, with a period of nothing, waits for the next time.
         let mut due_again = Vec::new();
         while self.next_due().is_some_and(|due| due <= now) {
             let Some(Reverse((_, number))) = self.due.pop() else { break };
             let Some(job) = self.jobs.get(&number) else { continue };
-            taken.push(job.what.clone());
+            taken.push((number, job.what.clone()));
             due_again.extend(now.checked_add(job.period).map(|due| Reverse((due, number))));
         }
         self.due.extend(due_again);
@@ -133,10 +158,7 @@ impl<J: Clone, W> Renewals<J, W> {
         what: J,
         rouse: impl FnOnce(&W),
         start: impl FnOnce(&Arc<Self>) -> bool,
-    ) -> Kept
-    where
-        Self: End + 'static,
-    {
+    ) -> u64 {
         let mut schedule = self.schedule.lock();
         let before = schedule.next_due();
         let number = schedule.add(now, period, what);
@@ -148,22 +170,46 @@ impl<J: Clone, W> Renewals<J, W> {
         } else if is_first {
             rouse(&self.changed);
         }
-        Kept { by: Arc::clone(self) as Arc<dyn End>, number }
+        number
     }
-}
 
-impl<J: Clone + Send, W: Send + Sync> End for Renewals<J, W> {
-    fn end(&self, number: u64) {
+    /// Does it no more.
+    fn remove(&self, number: u64) {
         // What it was about may end with it, so not under the lock.
         let job = self.schedule.lock().remove(number);
         drop(job);
     }
 }
 
-type ByThread = Renewals<Weak<dyn RenewNow>, Condvar>;
+impl<J: Clone, W> Renewals<J, W>
+where
+    Self: End + 'static,
+{
+    fn kept(self: &Arc<Self>, number: u64) -> Kept {
+        Kept { by: Arc::clone(self) as Arc<dyn End>, number }
+    }
+}
 
-/// Renews leases by the thread of this process.
+impl<J: Clone + Send, W: Send + Sync> End for Renewals<J, W> {
+    fn end(&self, number: u64) {
+        self.remove(number);
+    }
+}
+
+type ByThread = Renewals<Leases<dyn RenewNow>, Condvar>;
+
+/// Renews leases by the thread of this process, as long as what is returned is there.
 pub(super) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept {
+    let (renewals, number) = schedule_by_thread(period, Leases::Held(what));
+    renewals.kept(number)
+}
+
+/// Lets the thread of this process do something for leases until that is done.
+pub(super) fn finish_by_thread(period: Duration, what: Arc<dyn RenewNow>) {
+    schedule_by_thread(period, Leases::Left(what));
+}
+
+fn schedule_by_thread(period: Duration, what: Leases<dyn RenewNow>) -> (&'static Arc<ByThread>, u64) {
     static RENEWALS: LazyLock<Arc<ByThread>> = LazyLock::new(|| Arc::new(Renewals::new(Condvar::new())));
     let rouse = |changed: &Condvar| {
         changed.notify_one();
@@ -172,7 +218,7 @@ pub(super) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept
         // Where there is no thread to be had, leases end when their time is over.
         start_thread(Keeper { renewals: Arc::clone(renewals), looks: true })
     };
-    RENEWALS.keep(Instant::now(), period, what, rouse, start)
+    (&RENEWALS, RENEWALS.keep(Instant::now(), period, what, rouse, start))
 }
 
 /// Whoever looks at a schedule. However that ends, the next one who comes starts another.
@@ -200,7 +246,7 @@ impl<J: Clone, W> Drop for Keeper<J, W> {
     }
 }
 
-fn renew_by_thread(mut keeper: Keeper<Weak<dyn RenewNow>, Condvar>) {
+fn renew_by_thread(mut keeper: Keeper<Leases<dyn RenewNow>, Condvar>) {
     loop {
         let mut schedule = keeper.renewals.schedule.lock();
         let due = schedule.take_due(Instant::now());
@@ -211,14 +257,15 @@ fn renew_by_thread(mut keeper: Keeper<Weak<dyn RenewNow>, Condvar>) {
             // what is due at once is divided among some.
             let is_alone = !others || !keeper.hand_on();
             thread::scope(|scope| {
+                let renewals = &keeper.renewals;
                 let mut shares = due.chunks(due.len().div_ceil(MOST_AT_ONCE));
                 let own = shares.next();
                 for share in shares {
-                    if thread::Builder::new().spawn_scoped(scope, || renew_all(share)).is_err() {
-                        renew_all(share);
+                    if thread::Builder::new().spawn_scoped(scope, || renew_all(renewals, share)).is_err() {
+                        renew_all(renewals, share);
                     }
                 }
-                own.into_iter().for_each(renew_all);
+                own.into_iter().for_each(|own| renew_all(renewals, own));
             });
             if !is_alone {
                 return;
@@ -237,14 +284,18 @@ fn renew_by_thread(mut keeper: Keeper<Weak<dyn RenewNow>, Condvar>) {
 /// How many threads renew at once what is due at once.
 const MOST_AT_ONCE: usize = 8;
 
-fn renew_all(due: &[Weak<dyn RenewNow>]) {
-    due.iter().filter_map(Weak::upgrade).for_each(|leases| {
+fn renew_all(renewals: &ByThread, due: &[(u64, Leases<dyn RenewNow>)]) {
+    for (number, leases) in due {
+        let Some(leases) = leases.clone().get() else { continue };
         // What a backend panics with has no caller to tell.
-        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| leases.renew()));
-    });
+        let again = std::panic::catch_unwind(AssertUnwindSafe(|| leases.renew()));
+        if !again.unwrap_or(false) {
+            renewals.remove(*number);
+        }
+    }
 }
 
-impl Keeper<Weak<dyn RenewNow>, Condvar> {
+impl Keeper<Leases<dyn RenewNow>, Condvar> {
     /// Another thread goes on; this one does not look at the schedule any more. Not so where there is none to be had.
     fn hand_on(&mut self) -> bool {
         let next = Keeper { renewals: Arc::clone(&self.renewals), looks: true };
@@ -259,16 +310,28 @@ impl Keeper<Weak<dyn RenewNow>, Condvar> {
     }
 }
 
-fn start_thread(keeper: Keeper<Weak<dyn RenewNow>, Condvar>) -> bool {
+fn start_thread(keeper: Keeper<Leases<dyn RenewNow>, Condvar>) -> bool {
     thread::Builder::new().name("dogpile-renew".into()).spawn(move || renew_by_thread(keeper)).is_ok()
 }
 
 #[cfg(feature = "tokio")]
-type ByTask = Renewals<Weak<dyn RenewLater>, Notify>;
+type ByTask = Renewals<Leases<dyn RenewLater>, Notify>;
 
-/// Renews leases by the task of this runtime. `None` outside of one.
+/// Renews leases by the task of this runtime, as long as what is returned is there. `None` outside of one.
 #[cfg(feature = "tokio")]
 pub(super) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Option<Kept> {
+    let (renewals, number) = schedule_by_task(period, Leases::Held(what))?;
+    Some(renewals.kept(number))
+}
+
+/// Lets the task of this runtime do something for leases until that is done.
+#[cfg(feature = "tokio")]
+pub(super) fn finish_by_task(period: Duration, what: Arc<dyn RenewLater>) {
+    schedule_by_task(period, Leases::Left(what));
+}
+
+#[cfg(feature = "tokio")]
+fn schedule_by_task(period: Duration, what: Leases<dyn RenewLater>) -> Option<(Arc<ByTask>, u64)> {
     static RENEWALS: Mutex<Vec<(tokio::runtime::Id, Weak<ByTask>)>> = Mutex::new(Vec::new());
     let runtime = tokio::runtime::Handle::try_current().ok()?;
     let mut all = RENEWALS.lock();
@@ -285,11 +348,12 @@ pub(super) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Opti
         true
     };
     let now = tokio::time::Instant::now().into_std();
-    Some(renewals.keep(now, period, what, Notify::notify_one, start))
+    let number = renewals.keep(now, period, what, Notify::notify_one, start);
+    Some((renewals, number))
 }
 
 #[cfg(feature = "tokio")]
-async fn renew_by_task(mut keeper: Keeper<Weak<dyn RenewLater>, Notify>) {
+async fn renew_by_task(mut keeper: Keeper<Leases<dyn RenewLater>, Notify>) {
     use tokio::time::{Instant, timeout_at};
     loop {
         let (due, next) = {
@@ -297,7 +361,14 @@ async fn renew_by_task(mut keeper: Keeper<Weak<dyn RenewLater>, Notify>) {
             (schedule.take_due(Instant::now().into_std()), schedule.next_due())
         };
         // Each by itself: a server that does not answer should not keep others waiting.
-        due.iter().filter_map(Weak::upgrade).for_each(|leases| drop(tokio::spawn(leases.renew())));
+        for (number, leases) in due {
+            let (renewals, Some(leases)) = (Arc::clone(&keeper.renewals), leases.get()) else { continue };
+            tokio::spawn(async move {
+                if !leases.renew().await {
+                    renewals.remove(number);
+                }
+            });
+        }
         let until = next.map_or_else(|| Instant::now() + IDLE, Instant::from_std);
         let timed_out = timeout_at(until, keeper.renewals.changed.notified()).await.is_err();
         if next.is_none() && timed_out && keeper.leave() {
@@ -318,10 +389,10 @@ mod tests {
         schedule.add(start, Duration::MAX, "never");
         assert_eq!(schedule.next_due(), Some(start + 3 * second));
         assert!(schedule.take_due(start + 2 * second).is_empty());
-        assert_eq!(schedule.take_due(start + 5 * second), ["three", "five"]);
+        assert_eq!(schedule.take_due(start + 5 * second), [(three, "three"), (five, "five")]);
         assert_eq!(schedule.next_due(), Some(start + 8 * second));
         schedule.remove(three);
-        assert_eq!(schedule.take_due(start + 100 * second), ["five"], "once, however late");
+        assert_eq!(schedule.take_due(start + 100 * second), [(five, "five")], "once, however late");
         schedule.remove(five);
         assert!(schedule.take_due(start + 200 * second).is_empty());
         assert!(schedule.is_empty() && schedule.next_due().is_none() && schedule.remove(five).is_none());
