@@ -1,0 +1,121 @@
+//! Servers that freeze, and that are dead: nobody hangs, each process creates once at a time, and all goes on by itself
+//! when the server is back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::ledger::Ledger;
+use crate::process::{Face, Process, Settings, one_of_all_creates};
+use crate::support::{Server, eventually};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_server_that_freezes_hangs_nobody() {
+    let server = Server::start();
+    let ledger = Arc::new(Ledger::default());
+    // As many processes of each face.
+    let settings = |at| Settings {
+        lease: 1_000,
+        timeout: 500,
+        creator: (300, 600),
+        seed: at as u64,
+        ..Settings::new(format!("p{at}"), &server.url(), Face::of(at))
+    };
+    let processes: Vec<_> = (0..4).map(|at| Process::noted(&settings(at), &ledger)).collect();
+    one_of_all_creates(&processes, &ledger, "before");
+    for round in 0..2 {
+        let (key, other) = (format!("k{round}"), format!("l{round}"));
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            // Another process holds the lock in each round.
+            scope.spawn(|| processes[round].callers(4, &key));
+            ledger.wait_for(&format!("began {key}"), 1, SOON);
+            processes.iter().for_each(|process| drop(scope.spawn(|| process.callers(4, &key))));
+            std::thread::sleep(Duration::from_millis(150));
+            server.signal("STOP");
+            processes.iter().for_each(|process| drop(scope.spawn(|| process.callers(4, &other))));
+        });
+        let took = begun.elapsed();
+        println!("round {round}: all had a value after {took:?} with a frozen server");
+        // What is left of a lease, three timeouts of each process that had not noticed yet, and two creators.
+        assert!(took < Duration::from_secs(6), "{took:?}");
+        assert_eq!(ledger.count(&format!("got {key}")), 20);
+        assert_eq!(ledger.count(&format!("got {other}")), 16);
+        server.signal("CONT");
+        for process in &processes {
+            eventually("the server answers", || process.is_reached());
+        }
+        one_of_all_creates(&processes, &ledger, &format!("after{round}"));
+        // A lock that the server gave to nobody when it woke up ends by itself.
+        let begun = Instant::now();
+        processes.iter().for_each(|process| process.call(&key));
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    }
+    ledger.check();
+    eventually("all locks are gone", || server.ask(&["KEYS", "_lok.*"]) == "*0");
+}
+
+/// How a server is out of reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Outage {
+    Dead,
+    Frozen,
+}
+
+#[test]
+fn a_dead_server_costs_no_timeout_a_call() {
+    outages(Outage::Dead);
+}
+
+#[test]
+fn a_frozen_server_costs_few_timeouts() {
+    outages(Outage::Frozen);
+}
+
+fn outages(how: Outage) {
+    std::thread::scope(|scope| {
+        for face in Face::ALL {
+            scope.spawn(move || outage(how, face));
+        }
+    });
+}
+
+fn outage(how: Outage, face: Face) {
+    const CALLS: u32 = 200;
+    let mut server = Server::start();
+    let ledger = Arc::new(Ledger::default());
+    let settings = |name, creator| Settings { timeout: 300, creator, ..Settings::new(name, &server.url(), face) };
+    let quick = Process::noted(&settings("quick", (0, 0)), &ledger);
+    let slow = [0, 1].map(|at| Process::noted(&settings(["a", "b"][at], (800, 800)), &ledger));
+    quick.call("before");
+    one_of_all_creates(&slow, &ledger, "before");
+    match how {
+        Outage::Dead => server.stop(),
+        Outage::Frozen => server.signal("STOP"),
+    }
+    let begun = Instant::now();
+    (0..CALLS).for_each(|call| quick.call(&format!("q{call}")));
+    let took = begun.elapsed();
+    println!("{face:?}: {CALLS} calls took {took:?} with a server that is {how:?}");
+    // A few calls find out, and then one is made each second at most to see whether it is back.
+    assert!(took < Duration::from_millis(300) * CALLS / 10, "{took:?}");
+    // Each process creates a value once.
+    std::thread::scope(|scope| slow.iter().for_each(|process| drop(scope.spawn(|| process.callers(16, "k")))));
+    assert_eq!((ledger.count("made k"), ledger.count("got k")), (2, 32));
+    // Nothing was stored, and nothing more is made at once than one value in each.
+    std::thread::scope(|scope| slow.iter().for_each(|process| drop(scope.spawn(|| process.callers(4, "k")))));
+    assert_eq!((ledger.count("made k"), ledger.count("got k")), (4, 40));
+    match how {
+        Outage::Dead => server.restart(),
+        Outage::Frozen => server.signal("CONT"),
+    }
+    for process in slow.iter().chain([&quick]) {
+        eventually("the server answers", || process.is_reached());
+    }
+    one_of_all_creates(&slow, &ledger, "after");
+    quick.call("after");
+    quick.call("after");
+    assert_eq!(ledger.count("made after"), 1, "it is stored");
+    ledger.check();
+}
