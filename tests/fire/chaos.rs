@@ -29,6 +29,9 @@ const TIMEOUT: u64 = 300;
 /// again.
 const LONGEST: Duration = Duration::from_secs(15);
 
+/// What is worth a word.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// How long there is peace at the end, until everybody uses the server and its locks again, and how long that is looked
 /// at.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -59,14 +62,18 @@ pub fn roam(settings: &Settings, file: &Path) {
     let calls: Vec<Mutex<Option<(Instant, String)>>> = (0..CALLERS).map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
         for (caller, call) in calls.iter().enumerate() {
-            let (process, is_over) = (&process, &is_over);
+            let (process, is_over, note) = (&process, &is_over, &note);
             let mut dice = Dice::new(settings.seed + 1 + caller as u64);
             scope.spawn(move || {
                 while !is_over.load(Ordering::SeqCst) {
                     let (how, keys) = choose(&mut dice);
-                    *call.lock().unwrap() = Some((Instant::now(), format!("{how:?} {keys:?}")));
+                    let (begun, what) = (Instant::now(), format!("{how:?} {keys:?}"));
+                    *call.lock().unwrap() = Some((begun, what.clone()));
                     process.ask(how, &keys);
                     *call.lock().unwrap() = None;
+                    if begun.elapsed() > SLOW {
+                        note(&format!("slow {:?} {what}", begun.elapsed()));
+                    }
                     std::thread::sleep(Duration::from_millis(dice.between(0, 20)));
                 }
             });
@@ -155,7 +162,7 @@ impl Chaos {
 
     /// Does one thing of those that go wrong.
     fn act(&mut self) {
-        match self.dice.between(0, 9) {
+        match self.dice.between(0, 10) {
             0..=2 if !self.is_dead => {
                 self.tell("flush");
                 self.server.ask(&["FLUSHALL"]);
@@ -193,14 +200,27 @@ impl Chaos {
                 }
             }
             8 | 9 => self.kill_child(),
+            10 => {
+                // One that holds a lock loses it meanwhile.
+                let at = self.any_child();
+                self.tell(&format!("freeze {}", self.children[at].0));
+                self.children[at].1.signal("STOP");
+                self.pause(20, 2 * LEASE);
+                self.children[at].1.signal("CONT");
+                self.tell(&format!("thaw {}", self.children[at].0));
+            }
             _ => self.revive(),
         }
         self.pause(0, 400);
     }
 
+    fn any_child(&mut self) -> usize {
+        self.dice.between(0, self.children.len() as u64 - 1) as usize
+    }
+
     /// Kills a process, and starts another one.
     fn kill_child(&mut self) {
-        let at = self.dice.between(0, self.children.len() as u64 - 1) as usize;
+        let at = self.any_child();
         self.tell(&format!("kill {}", self.children[at].0));
         self.children[at].1.kill();
         self.children[at] = self.start_child();
@@ -264,7 +284,7 @@ fn chaos() {
         }
     }
     let report = Report::read(&dir);
-    println!("{report:?}");
+    println!("{report:?}; {:?}", report.slowest());
     let problems = report.problems(peace);
     assert!(
         unwell.is_empty() && problems.is_empty(),
@@ -286,7 +306,7 @@ struct Report {
 impl std::fmt::Debug for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} processes:", self.said.len())?;
-        ["began", "made", "failed", "got", "refused", "lost"]
+        ["began", "made", "failed", "got", "refused", "lost", "slow"]
             .iter()
             .try_for_each(|word| write!(f, " {word} {}", self.count(word)))
     }
@@ -318,6 +338,13 @@ impl Report {
 
     fn count(&self, word: &str) -> usize {
         self.lines().filter(|line| line.split(' ').next() == Some(word)).count()
+    }
+
+    /// The longest call of those that are worth a word.
+    fn slowest(&self) -> Option<&str> {
+        let seconds = |line: &&str| Some((line.strip_prefix("slow ")?.split('s').next()?.parse::<f64>().ok()?, *line));
+        let slow = self.lines().filter_map(|line| seconds(&line));
+        slow.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, line)| line)
     }
 
     /// What should not have happened.

@@ -73,6 +73,13 @@ impl Child {
         self.process.wait().unwrap();
     }
 
+    /// Sends it a signal such as `STOP`.
+    #[cfg(unix)]
+    pub fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
     /// Whether it ends by itself, without a failure, now that nobody will tell it anything any more.
     pub fn ends_well(&mut self, at_most: Duration) -> bool {
         self.input = None;

@@ -22,6 +22,6 @@ impl Dice {
 
     /// Whether it is this one of so many times.
     pub fn one_in(&mut self, many: u64) -> bool {
-        many > 0 && self.roll() % many == 0
+        many > 0 && self.between(1, many) == 1
     }
 }
