@@ -342,8 +342,10 @@ impl Report {
 
     /// The longest call of those that are worth a word.
     fn slowest(&self) -> Option<&str> {
-        let seconds = |line: &&str| Some((line.strip_prefix("slow ")?.split('s').next()?.parse::<f64>().ok()?, *line));
-        let slow = self.lines().filter_map(|line| seconds(&line));
+        let slow = self.lines().filter_map(|line| {
+            let seconds = line.strip_prefix("slow ")?.split('s').next()?;
+            Some((seconds.parse::<f64>().ok()?, line))
+        });
         slow.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, line)| line)
     }
 
