@@ -22,6 +22,9 @@ struct State {
     /// How many bytes of the next push are let through before its connection is cut.
     keeps: Mutex<Option<usize>>,
     cuts: AtomicUsize,
+    /// After a cut, whoever comes is accepted and gets no answer.
+    then_deaf: AtomicBool,
+    is_deaf: AtomicBool,
     is_over: AtomicBool,
 }
 
@@ -32,9 +35,14 @@ impl Shears {
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
+            let mut silent = Vec::new();
             for client in listener.incoming().flatten() {
                 if shared.is_over.load(Ordering::SeqCst) {
                     return;
+                }
+                if shared.is_deaf.load(Ordering::SeqCst) {
+                    silent.push(client);
+                    continue;
                 }
                 let server = TcpStream::connect(("127.0.0.1", target)).unwrap();
                 let (client2, server2) = (client.try_clone().unwrap(), server.try_clone().unwrap());
@@ -73,6 +81,7 @@ impl State {
         // A server sends a push as a whole, over a connection that is quiet otherwise.
         let (start, kept) = (piece.windows(PUSH.len()).position(|part| part == PUSH)?, keeps.take()?);
         self.cuts.fetch_add(1, Ordering::SeqCst);
+        self.is_deaf.store(self.then_deaf.load(Ordering::SeqCst), Ordering::SeqCst);
         Some((start + kept).min(piece.len() - 1))
     }
 }
@@ -151,6 +160,26 @@ fn a_push_that_is_cut_while_the_holder_creates_wakes_nobody_for_good() {
                 let holder = Settings { creator: (1_500, 1_500), lease, ..Settings::new("h", &server.url(), face) };
                 let holder = Process::noted(&holder, &ledger);
                 let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
+                cut(face, &shears, &holder, &waits, &ledger, "k", 14);
+            });
+        }
+    });
+}
+
+#[test]
+fn who_cannot_be_told_any_more_asks() {
+    std::thread::scope(|scope| {
+        for face in Face::ALL {
+            scope.spawn(move || {
+                let server = Server::start();
+                let shears = Shears::before(&server);
+                let ledger = Arc::new(Ledger::default());
+                // A push is cut that tells of a renewal, after a second, and nobody can listen anew.
+                let lease = 3_000;
+                let holder = Settings { creator: (2_500, 2_500), lease, ..Settings::new("h", &server.url(), face) };
+                let holder = Process::noted(&holder, &ledger);
+                let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
+                shears.state.then_deaf.store(true, Ordering::SeqCst);
                 cut(face, &shears, &holder, &waits, &ledger, "k", 14);
             });
         }

@@ -119,3 +119,41 @@ fn outage(how: Outage, face: Face) {
     assert_eq!(ledger.count("made after"), 1, "it is stored");
     ledger.check();
 }
+
+// DEFECT, so this fails with `lease_on_miss`: a lease that was asked for of a frozen server, and whose answer came too
+// late, is never released (`Guards::answered` in src/lock/redis.rs forgets it). The server takes it when it thaws, for
+// nobody, and the key is blocked in all processes for a whole lease. Without `lease_on_miss` it takes a freeze between
+// the reading and the lock.
+#[test]
+fn a_thaw_leaves_no_locks_to_nobody() {
+    std::thread::scope(|scope| {
+        for (face, lease_on_miss) in Face::ALL.into_iter().flat_map(|face| [(face, false), (face, true)]) {
+            scope.spawn(move || thaw(face, lease_on_miss));
+        }
+    });
+}
+
+fn thaw(face: Face, lease_on_miss: bool) {
+    let server = Server::start();
+    let ledger = Arc::new(Ledger::default());
+    let settings = |name| Settings { timeout: 300, lease_on_miss, ..Settings::new(name, &server.url(), face) };
+    let process = Process::noted(&settings("froze"), &ledger);
+    let other = Process::noted(&settings("came later"), &ledger);
+    process.call("before");
+    server.signal("STOP");
+    let call_all = |process: &Process| {
+        std::thread::scope(|scope| (0..8).for_each(|at| drop(scope.spawn(move || process.call(&format!("k{at}"))))));
+    };
+    // Each has its value, by a creator of its own.
+    call_all(&process);
+    server.signal("CONT");
+    eventually("the server answers", || process.is_reached());
+    let locks = server.ask(&["KEYS", "_lok.*"]);
+    let begun = Instant::now();
+    call_all(&other);
+    let took = begun.elapsed();
+    ledger.check();
+    let locks = locks.lines().next().unwrap_or_default();
+    println!("{face:?}, lease_on_miss {lease_on_miss}: {locks} locks of nobody, which kept others for {took:?}");
+    assert!(took < Duration::from_secs(3), "{face:?}, lease_on_miss {lease_on_miss}: {locks}, {took:?}");
+}
