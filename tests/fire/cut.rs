@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
+use crate::limit::all_limited;
 use crate::process::{Face, Process, Settings};
 use crate::support::Server;
 
@@ -126,62 +127,50 @@ fn cut(face: Face, shears: &Shears, holder: &Process, waits: &Process, ledger: &
 
 #[test]
 fn a_push_that_is_cut_wakes_who_waits() {
-    std::thread::scope(|scope| {
-        for face in Face::ALL {
-            scope.spawn(move || {
-                let server = Server::start();
-                let shears = Shears::before(&server);
-                let ledger = Arc::new(Ledger::default());
-                // Nothing is told but the end of the lease: it would be renewed after ten seconds, and end after 30.
-                let holder = Settings { creator: (300, 300), lease: 30_000, ..Settings::new("h", &server.url(), face) };
-                let holder = Process::noted(&holder, &ledger);
-                let waits = Settings { lease: 30_000, ..Settings::new("w", &shears.url(), face) };
-                let waits = Process::noted(&waits, &ledger);
-                // Nothing of it, its type, half of its name, all but the key, all but the end.
-                for (round, keeps) in [0, 1, 14, PUSH.len(), usize::MAX / 2].into_iter().enumerate() {
-                    cut(face, &shears, &holder, &waits, &ledger, &format!("k{round}"), keeps);
-                }
-            });
+    all_limited(Face::ALL, |face| {
+        let server = Server::start();
+        let shears = Shears::before(&server);
+        let ledger = Arc::new(Ledger::default());
+        // Nothing is told but the end of the lease: it would be renewed after ten seconds, and end after 30.
+        let holder = Settings { creator: (300, 300), lease: 30_000, ..Settings::new("h", &server.url(), face) };
+        let holder = Process::noted(&holder, &ledger);
+        let waits = Settings { lease: 30_000, ..Settings::new("w", &shears.url(), face) };
+        let waits = Process::noted(&waits, &ledger);
+        // Nothing of it, its type, half of its name, all but the key, all but the end.
+        for (round, keeps) in [0, 1, 14, PUSH.len(), usize::MAX / 2].into_iter().enumerate() {
+            cut(face, &shears, &holder, &waits, &ledger, &format!("k{round}"), keeps);
         }
     });
 }
 
 #[test]
 fn a_push_that_is_cut_while_the_holder_creates_wakes_nobody_for_good() {
-    std::thread::scope(|scope| {
-        for face in Face::ALL {
-            scope.spawn(move || {
-                let server = Server::start();
-                let shears = Shears::before(&server);
-                let ledger = Arc::new(Ledger::default());
-                // The first push tells that the lease was renewed, after a second; the value is there half a second
-                // later.
-                let lease = 3_000;
-                let holder = Settings { creator: (1_500, 1_500), lease, ..Settings::new("h", &server.url(), face) };
-                let holder = Process::noted(&holder, &ledger);
-                let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
-                cut(face, &shears, &holder, &waits, &ledger, "k", 14);
-            });
-        }
+    all_limited(Face::ALL, |face| {
+        let server = Server::start();
+        let shears = Shears::before(&server);
+        let ledger = Arc::new(Ledger::default());
+        // The first push tells that the lease was renewed, after a second; the value is there half a second
+        // later.
+        let lease = 3_000;
+        let holder = Settings { creator: (1_500, 1_500), lease, ..Settings::new("h", &server.url(), face) };
+        let holder = Process::noted(&holder, &ledger);
+        let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
+        cut(face, &shears, &holder, &waits, &ledger, "k", 14);
     });
 }
 
 #[test]
 fn who_cannot_be_told_any_more_asks() {
-    std::thread::scope(|scope| {
-        for face in Face::ALL {
-            scope.spawn(move || {
-                let server = Server::start();
-                let shears = Shears::before(&server);
-                let ledger = Arc::new(Ledger::default());
-                // A push is cut that tells of a renewal, after a second, and nobody can listen anew.
-                let lease = 3_000;
-                let holder = Settings { creator: (2_500, 2_500), lease, ..Settings::new("h", &server.url(), face) };
-                let holder = Process::noted(&holder, &ledger);
-                let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
-                shears.state.then_deaf.store(true, Ordering::SeqCst);
-                cut(face, &shears, &holder, &waits, &ledger, "k", 14);
-            });
-        }
+    all_limited(Face::ALL, |face| {
+        let server = Server::start();
+        let shears = Shears::before(&server);
+        let ledger = Arc::new(Ledger::default());
+        // A push is cut that tells of a renewal, after a second, and nobody can listen anew.
+        let lease = 3_000;
+        let holder = Settings { creator: (2_500, 2_500), lease, ..Settings::new("h", &server.url(), face) };
+        let holder = Process::noted(&holder, &ledger);
+        let waits = Process::noted(&Settings { lease, ..Settings::new("w", &shears.url(), face) }, &ledger);
+        shears.state.then_deaf.store(true, Ordering::SeqCst);
+        cut(face, &shears, &holder, &waits, &ledger, "k", 14);
     });
 }

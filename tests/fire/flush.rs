@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::Child;
 use crate::ledger::Ledger;
+use crate::limit::all_limited;
 use crate::process::{Face, Policy, Process, Settings};
 use crate::support::{Server, eventually};
 
@@ -41,11 +42,7 @@ fn settings(server: &Server, at: usize, policy: Policy) -> Settings {
 
 #[test]
 fn regions_go_on_when_everything_is_flushed() {
-    std::thread::scope(|scope| {
-        for policy in Policy::ALL {
-            scope.spawn(move || flush_regions(policy));
-        }
-    });
+    all_limited(Policy::ALL, flush_regions);
 }
 
 fn flush_regions(policy: Policy) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
+use crate::limit::{all_limited, limited};
 use crate::process::{Face, Process, Settings, one_of_all_creates};
 use crate::support::{Server, eventually};
 
@@ -12,6 +13,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_server_that_freezes_hangs_nobody() {
+    limited(freeze);
+}
+
+fn freeze() {
     let server = Server::start();
     let ledger = Arc::new(Ledger::default());
     // As many processes of each face.
@@ -65,20 +70,12 @@ enum Outage {
 
 #[test]
 fn a_dead_server_costs_no_timeout_a_call() {
-    outages(Outage::Dead);
+    all_limited(Face::ALL, |face| outage(Outage::Dead, face));
 }
 
 #[test]
 fn a_frozen_server_costs_few_timeouts() {
-    outages(Outage::Frozen);
-}
-
-fn outages(how: Outage) {
-    std::thread::scope(|scope| {
-        for face in Face::ALL {
-            scope.spawn(move || outage(how, face));
-        }
-    });
+    all_limited(Face::ALL, |face| outage(Outage::Frozen, face));
 }
 
 fn outage(how: Outage, face: Face) {
@@ -126,11 +123,8 @@ fn outage(how: Outage, face: Face) {
 // the reading and the lock.
 #[test]
 fn a_thaw_leaves_no_locks_to_nobody() {
-    std::thread::scope(|scope| {
-        for (face, lease_on_miss) in Face::ALL.into_iter().flat_map(|face| [(face, false), (face, true)]) {
-            scope.spawn(move || thaw(face, lease_on_miss));
-        }
-    });
+    let cases = Face::ALL.into_iter().flat_map(|face| [(face, false), (face, true)]);
+    all_limited(cases, |(face, lease_on_miss)| thaw(face, lease_on_miss));
 }
 
 fn thaw(face: Face, lease_on_miss: bool) {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::child::Child;
 use crate::ledger::Ledger;
+use crate::limit::all_limited;
 use crate::process::{Face, Settings};
 use crate::support::Server;
 
@@ -16,7 +17,7 @@ const SLACK: Duration = Duration::from_millis(1500);
 
 #[test]
 fn a_holder_that_is_killed_blocks_for_the_rest_of_its_lease() {
-    std::thread::scope(|scope| Face::ALL.map(|face| scope.spawn(move || kill_a_holder(face))).map(|_| ()));
+    all_limited(Face::ALL, kill_a_holder);
 }
 
 fn kill_a_holder(face: Face) {

@@ -10,6 +10,7 @@ mod flush;
 mod frozen;
 mod killed;
 mod ledger;
+mod limit;
 mod process;
 // Some of it is for other tests.
 #[allow(dead_code)]
