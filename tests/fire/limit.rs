@@ -1,5 +1,6 @@
 //! A limit for tests whose callers might hang, so that they fail then.
 
+use std::io::Write;
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub fn limited(work: impl FnOnce() + Send + 'static) {
 /// Ends all tests, and what this process started: what hangs does not stop its servers any more.
 fn give_up() -> ! {
     let test = std::thread::current();
-    eprintln!("{}: somebody hangs", test.name().unwrap_or("a test"));
+    // Not by a macro, whose output the harness would keep to itself.
+    let _ = writeln!(std::io::stderr(), "{}: somebody hangs", test.name().unwrap_or("a test"));
     let _ = Command::new("pkill").args(["-KILL", "-P", &std::process::id().to_string()]).status();
     std::process::exit(101)
 }
