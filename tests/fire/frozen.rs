@@ -1,8 +1,11 @@
 //! Servers that freeze, and that are dead: nobody hangs, each process creates once at a time, and all goes on by itself
 //! when the server is back.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use dogpile::{Attempt, Error, Key, Lock, LockSettings, Redis, RedisLock, Region};
 
 use crate::ledger::Ledger;
 use crate::limit::{all_limited, limited};
@@ -150,4 +153,44 @@ fn thaw(face: Face, lease_on_miss: bool) {
     let locks = locks.lines().next().unwrap_or_default();
     println!("{face:?}, lease_on_miss {lease_on_miss}: {locks} locks of nobody, which kept others for {took:?}");
     assert!(took < Duration::from_secs(3), "{face:?}, lease_on_miss {lease_on_miss}: {locks}, {took:?}");
+}
+
+// DEFECT, the same one, with the default lock: the server freezes after the reading and before the lock. This fails.
+#[test]
+fn a_lock_whose_answer_came_too_late_is_released() {
+    let server = Arc::new(Server::start());
+    let redis = Redis::builder(&server.url()).response_timeout(Duration::from_millis(300)).build().unwrap();
+    let lock = FreezingLock(RedisLock::new(), Arc::clone(&server));
+    let froze = Region::builder(redis).lock(lock).build().unwrap();
+    assert_eq!(froze.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap(), 1);
+    server.signal("CONT");
+    let other = Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap();
+    let begun = Instant::now();
+    assert_eq!(other.get_or_create("k", || Ok::<_, Infallible>(2_u64)).unwrap(), 2);
+    let took = begun.elapsed();
+    println!("a lock of nobody kept another process for {took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+/// Its server freezes when it is asked for.
+struct FreezingLock(RedisLock, Arc<Server>);
+
+impl LockSettings for FreezingLock {}
+
+impl Lock<Redis> for FreezingLock {
+    type Guard = <RedisLock as Lock<Redis>>::Guard;
+
+    fn try_lock(&self, backend: &Redis, key: Key<'_>) -> Result<Option<Self::Guard>, Error> {
+        self.1.signal("STOP");
+        self.0.try_lock(backend, key)
+    }
+
+    fn try_lock_and_read(&self, backend: &Redis, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
+        self.1.signal("STOP");
+        self.0.try_lock_and_read(backend, keys)
+    }
+
+    fn is_locked(&self, backend: &Redis, key: Key<'_>) -> Result<bool, Error> {
+        self.0.is_locked(backend, key)
+    }
 }
