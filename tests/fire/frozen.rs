@@ -120,10 +120,8 @@ fn outage(how: Outage, face: Face) {
     ledger.check();
 }
 
-// DEFECT, so this fails with `lease_on_miss`: a lease that was asked for of a frozen server, and whose answer came too
-// late, is never released (`Guards::answered` in src/lock/redis.rs forgets it). The server takes it when it thaws, for
-// nobody, and the key is blocked in all processes for a whole lease. Without `lease_on_miss` it takes a freeze between
-// the reading and the lock.
+// A frozen server takes a lease when it thaws that was asked for long before; for nobody, if nobody releases it. Without
+// `lease_on_miss` that needs a freeze between the reading and the lock.
 #[test]
 fn a_thaw_leaves_no_locks_to_nobody() {
     let cases = Face::ALL.into_iter().flat_map(|face| [(face, false), (face, true)]);
@@ -155,7 +153,7 @@ fn thaw(face: Face, lease_on_miss: bool) {
     assert!(took < Duration::from_secs(3), "{face:?}, lease_on_miss {lease_on_miss}: {locks}, {took:?}");
 }
 
-// DEFECT, the same one, with the default lock: the server freezes after the reading and before the lock. This fails.
+// The same with the default lock: the server freezes after the reading and before the lock.
 #[test]
 fn a_lock_whose_answer_came_too_late_is_released() {
     let server = Arc::new(Server::start());
