@@ -2,6 +2,7 @@
 
 #[cfg(all(test, shuttle))]
 mod explored;
+mod lease;
 pub(crate) mod line;
 mod local;
 mod lost;
@@ -22,9 +23,10 @@ use crate::key::Key;
 use crate::request::{Batch, Found};
 use crate::slice::Slice;
 
+pub use self::lease::RedisGuard;
 pub use self::local::LocalLock;
 pub use self::lost::{AfterLoss, Discard, LostLease, Store};
-pub use self::redis::{RedisGuard, RedisLock};
+pub use self::redis::RedisLock;
 
 /// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
 ///

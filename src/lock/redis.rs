@@ -1,20 +1,10 @@
 //! [`RedisLock`]: one creator of all processes, by a lease in the backend's own server.
 
-use std::future::ready;
-#[cfg(feature = "tokio")]
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
-
-use bytes::Bytes;
-use smallvec::SmallVec;
 
 #[cfg(feature = "tokio")]
 use super::AsyncLock;
-#[cfg(feature = "tokio")]
-use super::renewal::RenewLater;
-use super::renewal::{self, Kept, RenewNow};
+use super::lease::{Face, Guards, RedisGuard, is_out_of_reach, release_all};
 use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncLeases;
@@ -23,8 +13,8 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::{Thread, now};
-use crate::key::{Key, KeyBuf, hex};
-use crate::request::{Batch, Lease};
+use crate::key::{Key, KeyBuf};
+use crate::request::Batch;
 
 /// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
@@ -116,306 +106,10 @@ impl<P> RedisLock<P> {
     }
 }
 
-/// Holds a [`RedisLock`] until it is dropped, which releases it: in one round trip where its holder is a thread, and
-/// where it is a task by sending word, which nobody waits for. Until then it is renewed.
-pub struct RedisGuard<B> {
-    asked: Arc<Asked<B>>,
-    at: usize,
-}
-
-/// Leases that were asked for together, and are renewed together while one of them is held.
-struct Asked<B> {
-    backend: B,
-    leases: SmallVec<[Owned; 1]>,
-    life: Duration,
-    release: fn(&B, &[Lease<'_>]),
-    /// `None` where nobody is there to renew.
-    kept: OnceLock<Option<Kept>>,
-}
-
-struct Owned {
-    lock: KeyBuf,
-    token: [u8; 32],
-    key: KeyBuf,
-    /// Whether the lease is to be renewed, and is still to be released.
-    is_held: AtomicBool,
-}
-
-impl Owned {
-    fn lease(&self) -> Lease<'_> {
-        Lease { lock: self.lock.as_key().server_key(), token: &self.token, key: self.key.as_key() }
-    }
-}
-
-impl<B> Asked<B> {
-    fn held(&self) -> impl Iterator<Item = &Owned> {
-        self.leases.iter().filter(|lease| lease.is_held.load(Ordering::Acquire))
-    }
-
-    /// Takes what came of renewing `held`. What somebody else holds now, or nobody, is not renewed any more.
-    fn renewed(held: &[&Owned], renewed: Result<Vec<bool>, Error>) {
-        // What cannot be renewed is tried again a while later, as long as its time is not over.
-        for (lease, is_held) in held.iter().zip(renewed.unwrap_or_default()) {
-            lease.is_held.fetch_and(is_held, Ordering::AcqRel);
-        }
-    }
-}
-
-impl<B: Leases> RenewNow for Asked<B> {
-    fn renew(&self) -> bool {
-        let held: Vec<_> = self.held().collect();
-        let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
-        Self::renewed(&held, self.backend.renew(&leases, self.life));
-        true
-    }
-}
-
-/// Leases that nobody waits for any more, and that a server which did not answer may still take when it has time again.
-struct Unsure<B> {
-    asked: Arc<Asked<B>>,
-    /// How often they are still to be released: more than once, since a server need not do what it is asked over two
-    /// connections in that order.
-    releases: AtomicU32,
-    /// How often that is still tried.
-    tries: AtomicU32,
-}
-
-impl<B> Unsure<B> {
-    /// What came of releasing them: whether that is to be done again.
-    fn released(&self, released: Result<Vec<bool>, Error>) -> bool {
-        let left = |count: &AtomicU32| count.fetch_sub(1, Ordering::Relaxed) > 1;
-        let tries_left = left(&self.tries);
-        match released {
-            Ok(released) => released.contains(&false) && left(&self.releases) && tries_left,
-            Err(_) => tries_left,
-        }
-    }
-
-    fn leases(&self) -> Vec<Lease<'_>> {
-        self.asked.leases.iter().map(Owned::lease).collect()
-    }
-}
-
-impl<B: Leases> RenewNow for Unsure<B> {
-    fn renew(&self) -> bool {
-        self.released(self.asked.backend.release(&self.leases()))
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl<B: AsyncLeases> RenewLater for Unsure<B> {
-    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
-        Box::pin(async move { self.released(self.asked.backend.release_async(&self.leases()).await) })
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl<B: AsyncLeases> RenewLater for Asked<B> {
-    fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>> {
-        Box::pin(async move {
-            let held: Vec<_> = self.held().collect();
-            let leases: Vec<_> = held.iter().map(|lease| lease.lease()).collect();
-            Self::renewed(&held, self.backend.renew_async(&leases, self.life).await);
-            true
-        })
-    }
-}
-
-impl<B> RedisGuard<B> {
-    fn owned(&self) -> &Owned {
-        &self.asked.leases[self.at]
-    }
-
-    fn lease(&self) -> Lease<'_> {
-        self.owned().lease()
-    }
-
-    /// It need not be released.
-    fn forget(&self) {
-        self.let_go();
-    }
-
-    /// It is not to be released any more: whether it was.
-    fn let_go(&self) -> bool {
-        self.owned().is_held.swap(false, Ordering::AcqRel)
-    }
-}
-
-impl<B> Drop for RedisGuard<B> {
-    fn drop(&mut self) {
-        if self.let_go() {
-            (self.asked.release)(&self.asked.backend, &[self.lease()]);
-        }
-    }
-}
-
-impl<B> std::fmt::Debug for RedisGuard<B> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisGuard").field("lock", &self.owned().lock).finish_non_exhaustive()
-    }
-}
-
-/// How a face asks for leases.
-trait Face<B> {
-    fn lease(
-        backend: &B,
-        wanted: &[Lease<'_>],
-        life: Duration,
-    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send;
-
-    fn read_or_lease(
-        backend: &B,
-        wanted: Lease<'_>,
-        life: Duration,
-    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send;
-
-    fn set_and_release(
-        backend: &B,
-        held: &[Lease<'_>],
-        batch: &Batch,
-        ttl: Option<Duration>,
-        only_if_held: bool,
-    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send;
-
-    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
-
-    /// What cannot be released ends by itself, and a lease that is gone need not be released.
-    fn release(backend: &B, held: &[Lease<'_>]);
-
-    /// Renews leases from now on, where there is somebody to do it.
-    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept>;
-
-    /// Releases leases as soon as their server answers again.
-    fn release_later(unsure: Unsure<B>, period: Duration);
-}
-
-impl<B: Leases> Face<B> for Thread {
-    fn lease(
-        backend: &B,
-        wanted: &[Lease<'_>],
-        life: Duration,
-    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
-        ready(backend.lease(wanted, life))
-    }
-
-    fn read_or_lease(
-        backend: &B,
-        wanted: Lease<'_>,
-        life: Duration,
-    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
-        ready(backend.read_or_lease(wanted, life))
-    }
-
-    fn set_and_release(
-        backend: &B,
-        held: &[Lease<'_>],
-        batch: &Batch,
-        ttl: Option<Duration>,
-        only_if_held: bool,
-    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
-        ready(backend.set_and_release(held, batch, ttl, only_if_held))
-    }
-
-    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(backend.set_many(batch, ttl))
-    }
-
-    fn release(backend: &B, held: &[Lease<'_>]) {
-        let _ = backend.release(held);
-    }
-
-    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
-        let leases: Weak<Asked<B>> = Arc::downgrade(asked);
-        Some(renewal::keep_by_thread(period, leases))
-    }
-
-    fn release_later(unsure: Unsure<B>, period: Duration) {
-        renewal::finish_by_thread(period, Arc::new(unsure));
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl<B: AsyncLeases> Face<B> for Task {
-    fn lease(
-        backend: &B,
-        wanted: &[Lease<'_>],
-        life: Duration,
-    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
-        backend.lease_async(wanted, life)
-    }
-
-    fn read_or_lease(
-        backend: &B,
-        wanted: Lease<'_>,
-        life: Duration,
-    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
-        backend.read_or_lease_async(wanted, life)
-    }
-
-    fn set_and_release(
-        backend: &B,
-        held: &[Lease<'_>],
-        batch: &Batch,
-        ttl: Option<Duration>,
-        only_if_held: bool,
-    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
-        backend.set_and_release_async(held, batch, ttl, only_if_held)
-    }
-
-    fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
-        backend.set_many_async(batch, ttl)
-    }
-
-    fn release(backend: &B, held: &[Lease<'_>]) {
-        backend.send_release(held);
-    }
-
-    fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
-        let leases: Weak<Asked<B>> = Arc::downgrade(asked);
-        renewal::keep_by_task(period, leases)
-    }
-
-    fn release_later(unsure: Unsure<B>, period: Duration) {
-        renewal::finish_by_task(period, Arc::new(unsure));
-    }
-}
-
-/// No lease is renewed more often than that, whatever its life.
-const SHORTEST: Duration = Duration::from_millis(1);
-
-/// How soon a server is asked again to release what it may have taken.
-const SOON: Duration = Duration::from_millis(200);
-
-/// Whether asking the server again would only cost another timeout.
-fn is_out_of_reach(error: &Error) -> bool {
-    error.kind() == ErrorKind::Timeout
-}
-
-/// Sixteen random bytes as 32 hex digits, like redis-py's `uuid1().hex`.
-fn token() -> Result<[u8; 32], Error> {
-    let mut random = [0_u8; 16];
-    getrandom::fill(&mut random).map_err(|error| {
-        Error::new(ErrorKind::Config, format!("making a token for a lock: the system has no random numbers: {error}"))
-    })?;
-    let mut token = [0; 32];
-    for (digits, byte) in token.chunks_exact_mut(2).zip(random) {
-        digits.copy_from_slice(&hex(byte));
-    }
-    Ok(token)
-}
-
 impl<P: LostLease> RedisLock<P> {
-    /// Locks for `keys`, each of which may be held as soon as it is asked for: a guard that is dropped releases it.
-    fn ask<A: Face<B>, B: Clone>(&self, backend: &B, keys: &[Key<'_>]) -> Result<Guards<B>, Error> {
-        let mut leases = SmallVec::with_capacity(keys.len());
-        for key in keys {
-            let (lock, token) = (self.name(*key), token()?);
-            leases.push(Owned { lock, token, key: key.to_buf(), is_held: AtomicBool::new(true) });
-        }
-        let (backend, kept) = (backend.clone(), OnceLock::new());
-        let asked = Arc::new(Asked { backend, leases, life: self.life, release: A::release, kept });
-        let guards = (0..keys.len()).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
-        Ok(Guards { asked, guards })
+    /// Locks for `keys`, which are about to be asked for.
+    fn guards<A: Face<B>, B: Clone>(&self, backend: &B, keys: &[Key<'_>]) -> Result<Guards<B>, Error> {
+        Guards::new::<A>(backend, self.life, keys.iter().map(|key| (self.name(*key), key.to_buf())))
     }
 
     async fn lock_and_read<A: Face<B>, B: Clone>(
@@ -423,11 +117,7 @@ impl<P: LostLease> RedisLock<P> {
         backend: &B,
         keys: &[Key<'_>],
     ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
-        let guards = self.ask::<A, B>(backend, keys)?;
-        let wanted: Vec<_> = guards.asked.leases.iter().map(Owned::lease).collect();
-        let taken = A::lease(backend, &wanted, self.life).await;
-        drop(wanted);
-        guards.answered::<A>(taken.map(Vec::into_iter))
+        self.guards::<A, B>(backend, keys)?.take_and_read::<A>().await
     }
 
     async fn read_or_take<A: Face<B>, B: Clone>(
@@ -435,10 +125,7 @@ impl<P: LostLease> RedisLock<P> {
         backend: &B,
         key: Key<'_>,
     ) -> Result<Attempt<RedisGuard<B>>, Error> {
-        let guards = self.ask::<A, B>(backend, &[key])?;
-        let taken = A::read_or_lease(backend, guards.asked.leases[0].lease(), self.life).await;
-        let attempt = guards.answered::<A>(taken.map(std::iter::once))?.pop();
-        Ok(attempt.unwrap_or(Attempt { guard: None, entry: None }))
+        self.guards::<A, B>(backend, &[key])?.read_or_take::<A>().await
     }
 
     async fn store_all<A: Face<B>, B>(
@@ -479,59 +166,6 @@ impl<P: LostLease> RedisLock<P> {
             }
         }
         A::set_many(backend, &again, ttl).await.map(|()| lost)
-    }
-}
-
-/// Locks that were asked for, and may be held.
-struct Guards<B> {
-    asked: Arc<Asked<B>>,
-    guards: Vec<RedisGuard<B>>,
-}
-
-impl<B> Guards<B> {
-    /// What came of asking: of each, whether it is held, and the entry.
-    fn answered<A: Face<B>>(
-        self,
-        taken: Result<impl Iterator<Item = (bool, Option<Bytes>)>, Error>,
-    ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
-        let Guards { asked, guards } = self;
-        match taken {
-            Ok(taken) => {
-                let attempt = |(guard, (is_held, entry)): (RedisGuard<B>, (bool, _))| {
-                    if !is_held {
-                        guard.forget();
-                    }
-                    Attempt { guard: is_held.then_some(guard), entry }
-                };
-                let attempts: Vec<_> = guards.into_iter().zip(taken).map(attempt).collect();
-                if attempts.iter().any(|attempt| attempt.guard.is_some()) {
-                    asked.kept.get_or_init(|| A::keep(&asked, (asked.life / 3).max(SHORTEST)));
-                }
-                Ok(attempts)
-            }
-            Err(error) => {
-                // Some may have been taken before the server refused the rest. One that is out of reach is not asked
-                // again now: nobody should wait for that. But it may take them as soon as it has time.
-                if is_out_of_reach(&error) {
-                    guards.iter().for_each(RedisGuard::forget);
-                    let period = (asked.life / 3).clamp(SHORTEST, SOON);
-                    let tries = 2 * asked.life.as_millis().div_ceil(period.as_millis().max(1)).min(10_000) as u32;
-                    let (releases, tries) = (AtomicU32::new(3), AtomicU32::new(tries.max(3)));
-                    A::release_later(Unsure { asked: Arc::clone(&asked), releases, tries }, period);
-                }
-                release_all::<A, B>(guards);
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Releases those that are held, together.
-fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
-    guards.retain(RedisGuard::let_go);
-    if let Some(first) = guards.first() {
-        let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        A::release(&first.asked.backend, &held);
     }
 }
 
@@ -642,12 +276,5 @@ mod tests {
         assert_eq!(lock.name(Key::from("k")).to_string(), "_lok.k");
         assert_eq!(lock.name(Key::from(("a", "b"))).to_string(), "_lok.a,b");
         assert_eq!(lock.prefix("_lock").name(Key::from("k")).to_string(), "_lockk");
-    }
-
-    #[test]
-    fn tokens_are_hex_and_never_the_same() {
-        let (first, second) = (token().unwrap(), token().unwrap());
-        assert!(first.iter().all(|digit| b"0123456789abcdef".contains(digit)));
-        assert_ne!(first, second);
     }
 }

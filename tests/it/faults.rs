@@ -328,3 +328,40 @@ fn what_goes_once_only_does_not_wait_for_its_own_place() {
     assert_eq!(region.get("k").unwrap(), Some(1_u64), "it was stored");
     assert!(begun.elapsed() < Duration::from_millis(900));
 }
+
+#[test]
+fn one_answer_that_does_not_come_is_no_outage() {
+    // A server that answers everything but one key.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("redis://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut asked = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut asked) {
+                    let is_about = |word: &[u8]| asked[..read].windows(word.len()).any(|part| part == word);
+                    if is_about(b"slow") {
+                        std::thread::sleep(Duration::from_secs(2));
+                        return;
+                    }
+                    let answer: &[u8] = if is_about(b"HELLO") { b"%1\r\n+proto\r\n:3\r\n" } else { b"$1\r\na\r\n" };
+                    stream.write_all(answer).unwrap();
+                }
+            });
+        }
+    });
+    let redis = Redis::builder(&url).response_timeout(Duration::from_millis(300)).build().unwrap();
+    let get = |key: &str| dogpile::Backend::get(&redis, key.into());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_secs(1) {
+                    get("quick").unwrap();
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(get("slow").unwrap_err().kind(), ErrorKind::Timeout);
+    });
+}

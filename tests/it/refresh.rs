@@ -368,3 +368,54 @@ mod tasks {
         assert_eq!(value.unwrap(), 1);
     }
 }
+
+/// A cache whose first reading takes its time.
+#[derive(Clone)]
+struct Slow(Arc<Memory>, Arc<AtomicUsize>);
+
+impl dogpile::Backend for Slow {
+    fn get(&self, key: dogpile::Key<'_>) -> Result<Option<bytes::Bytes>, dogpile::Error> {
+        let entry = self.0.get(key);
+        if self.1.fetch_add(1, Ordering::SeqCst) == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        entry
+    }
+
+    fn get_many(&self, keys: &[dogpile::Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
+        self.0.get_many(keys, found)
+    }
+
+    fn set(&self, key: dogpile::Key<'_>, entry: &[u8], ttl: Option<std::time::Duration>) -> Result<(), dogpile::Error> {
+        self.0.set(key, entry, ttl)
+    }
+
+    fn set_many(&self, batch: &dogpile::Batch, ttl: Option<std::time::Duration>) -> Result<(), dogpile::Error> {
+        self.0.set_many(batch, ttl)
+    }
+
+    fn delete_many(&self, keys: &[dogpile::Key<'_>]) -> Result<(), dogpile::Error> {
+        self.0.delete_many(keys)
+    }
+}
+
+#[test]
+fn a_stale_value_is_not_waited_for_behind_another_reading() {
+    let backend = Slow(Arc::new(Memory::new(1 << 20)), Arc::default());
+    let region = Region::builder(backend.clone()).build().unwrap();
+    region.set("k", &1_u64).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(5));
+    std::thread::scope(|scope| {
+        scope.spawn(|| region.ignoring_expiry().get_or_create("k", || fine(9_u64)).unwrap());
+        eventually("it reads", || backend.1.load(Ordering::SeqCst) == 1);
+        let (here, background) = (std::thread::current().id(), Arc::new(AtomicUsize::new(0)));
+        let ran = Arc::clone(&background);
+        let create = move || {
+            assert_ne!(std::thread::current().id(), here);
+            ran.fetch_add(1, Ordering::SeqCst);
+            fine(2_u64)
+        };
+        assert_eq!(region.with_expiry(std::time::Duration::ZERO).get_or_refresh("k", create).unwrap(), 1);
+        eventually("it is created in the background", || background.load(Ordering::SeqCst) == 1);
+    });
+}
