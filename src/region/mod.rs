@@ -204,7 +204,10 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// `create` fails or panics, the lock is released and the next caller's `create` runs.
     ///
     /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. With a lock that
-    /// no other process knows (the default) it is two, unless others create at the same time. When the backend is out
+    /// no other process knows (the default) it is two, unless others create at the same time, and with
+    /// [`RedisLock::lease_on_miss`](crate::RedisLock::lease_on_miss) too. Who comes while another caller of this process
+    /// reads the key, or creates it because there was nothing, waits for him instead of reading; if there is something
+    /// after all, that costs a round trip more, once for a key that was not found lately. When the backend is out
     /// of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value is
     /// returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
     /// cannot be shared, so those who wait create theirs one after the other.
