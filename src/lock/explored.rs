@@ -29,7 +29,12 @@ struct Scene {
     stored: [AtomicU64; 2],
     creating: [AtomicUsize; 2],
     created: [AtomicUsize; 2],
+    /// Counts what happens.
+    time: AtomicU64,
 }
+
+/// What is stored by who does not create. Created values are the time when their creator began.
+const STORED: u64 = u64::MAX;
 
 /// What a caller does otherwise than the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +53,10 @@ enum Way {
 impl Scene {
     fn call(&self, at: usize, way: Way) -> Option<u64> {
         let (key, hash) = (KEYS[at], self.line.hash(KEYS[at]));
+        let mut stored_at = 0;
         if way == Way::Stores {
-            self.stored[at].store(99, Ordering::SeqCst);
+            self.stored[at].store(STORED, Ordering::SeqCst);
+            stored_at = self.now();
             self.line.wrote(hash);
         }
         loop {
@@ -65,7 +72,7 @@ impl Scene {
                         return Some(found);
                     }
                     let leader = reading.and_then(|reading| reading.missed(key, None));
-                    match leader.map(Joined::Leads).or_else(|| self.line.join(key, IfBusy::Wait, None, true)) {
+                    match leader.map(Joined::Leads).or_else(|| self.line.join(key, IfBusy::Wait, None)) {
                         Some(Joined::Leads(leader)) => return self.lead(at, way, &leader),
                         Some(Joined::Waits(waiter)) => waiter,
                         _ => unreachable!("it waits if somebody leads"),
@@ -75,12 +82,18 @@ impl Scene {
             match self.wait(waiter, way) {
                 None => return None,
                 Some(Woken::Shared(Shared::Made(entry) | Shared::Found(entry))) => {
-                    return Some(u64::from_le_bytes(entry[..].try_into().unwrap()));
+                    let value = u64::from_le_bytes(entry[..].try_into().unwrap());
+                    assert!(value > stored_at, "who stored is told what began to be created before");
+                    return Some(value);
                 }
                 Some(Woken::Leads(leader)) => return self.lead(at, way, &leader),
                 Some(Woken::Ended) => {}
             }
         }
+    }
+
+    fn now(&self) -> u64 {
+        1 + self.time.fetch_add(1, Ordering::SeqCst)
     }
 
     fn wait(&self, mut waiter: Waiter, way: Way) -> Option<Woken> {
@@ -102,12 +115,14 @@ impl Scene {
             return Some(found);
         }
         assert_eq!(self.creating[at].fetch_add(1, Ordering::SeqCst), 0, "two create at the same time");
+        let value = self.now();
+        self.created[at].fetch_add(1, Ordering::SeqCst);
         thread::yield_now();
         self.creating[at].fetch_sub(1, Ordering::SeqCst);
         if way == Way::Fails {
+            self.created[at].fetch_sub(1, Ordering::SeqCst);
             return None;
         }
-        let value = 1 + self.created[at].fetch_add(1, Ordering::SeqCst) as u64;
         leader.share(Shared::Made(Bytes::copy_from_slice(&value.to_le_bytes())));
         self.stored[at].store(value, Ordering::SeqCst);
         Some(value)
@@ -121,6 +136,7 @@ fn explore(ways: &'static [(usize, Way)]) {
             stored: Default::default(),
             creating: Default::default(),
             created: Default::default(),
+            time: Default::default(),
         });
         let callers: Vec<_> = ways
             .iter()
@@ -158,6 +174,11 @@ fn callers_that_fail() {
 #[test]
 fn callers_that_leave() {
     explore(&[(0, Way::LeavesReading), (0, Way::Creates), (0, Way::LeavesLine), (0, Way::Creates)]);
+}
+
+#[test]
+fn callers_that_find_what_they_stored() {
+    explore(&[(0, Way::Creates), (0, Way::Stores), (0, Way::Creates), (0, Way::Fails)]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::face::Thread;
 use crate::key::{KeyBuf, hex};
 use crate::request::{Batch, Lease};
 
-/// Holds a [`RedisLock`] until it is dropped, which releases it: in one round trip where its holder is a thread, and
+/// Holds a [`RedisLock`](crate::RedisLock) until it is dropped, which releases it: in one round trip where its holder is a thread, and
 /// where it is a task by sending word, which nobody waits for. Until then it is renewed.
 pub struct RedisGuard<B> {
     asked: Arc<Asked<B>>,

@@ -212,22 +212,14 @@ impl Line {
     }
 
     /// Leads the line for `key`, or stands in it, or neither (`None`) if somebody leads and `if_busy` says so.
-    /// `thread` is the caller's, if it would block it; `is_missing` says that there was nothing to be read.
-    pub(crate) fn join(
-        self: &Arc<Self>,
-        key: Key<'_>,
-        if_busy: IfBusy,
-        thread: Option<ThreadId>,
-        is_missing: bool,
-    ) -> Option<Joined> {
+    /// `thread` is the caller's, if it would block it.
+    pub(crate) fn join(self: &Arc<Self>, key: Key<'_>, if_busy: IfBusy, thread: Option<ThreadId>) -> Option<Joined> {
         let (owned, hash) = (key.to_buf(), self.hash(key));
         let mut places = lock(&self.shard(hash).places);
         let Some(place) = places.get(&owned) else {
-            let stage = if is_missing { Stage::Missing(hash) } else { Stage::Leads };
-            let place = Arc::new(Mutex::new(Place::new(stage, thread)));
+            let place = Arc::new(Mutex::new(Place::new(Stage::Leads, thread)));
             places.insert(owned.clone(), Arc::clone(&place));
-            let claim = (is_missing && self.readings.lead(hash)).then_some(hash);
-            return Some(Joined::Leads(Leader { line: Arc::clone(self), key: owned, place, claim }));
+            return Some(Joined::Leads(Leader { line: Arc::clone(self), key: owned, place, claim: None }));
         };
         if if_busy == IfBusy::Leave {
             return None;
@@ -273,31 +265,38 @@ impl Reading<'_> {
         }
     }
 
-    /// There was nothing. If others wait for that, this caller leads them.
+    /// There was nothing: this caller leads those who want the key, and those who come need not read to learn that. `None`
+    /// where somebody else leads, or the key was written meanwhile.
     pub(crate) fn missed(mut self, key: Key<'_>, thread: Option<ThreadId>) -> Option<Leader> {
         self.is_over = true;
-        if self.line.readings.end(self.hash, false) { self.lead(key, thread) } else { None }
-    }
-
-    /// Leads those who want the key. Those who want another one of the same hash read for themselves.
-    #[cold]
-    fn lead(&self, key: Key<'_>, thread: Option<ThreadId>) -> Option<Leader> {
         let (line, hash, owned) = (self.line, self.hash, key.to_buf());
         let mut places = lock(&line.shard(hash).places);
-        let place = places.get(&owned).filter(|place| lock(place).stage == Stage::Reads(hash)).map(Arc::clone);
-        if let Some(place) = &place {
-            let mut state = lock(place);
+        // In one step from the reading to the lead: whoever writes the key either finds that there is something to spoil, or
+        // is found to have spoiled it.
+        if !line.readings.lead(hash) {
+            return None;
+        }
+        let place =
+            places.entry(owned.clone()).or_insert_with(|| Arc::new(Mutex::new(Place::new(Stage::Reads(hash), None))));
+        let place = Arc::clone(place);
+        let mut state = lock(&place);
+        let leads = state.stage == Stage::Reads(hash);
+        if leads {
             (state.stage, state.leader) = (Stage::Missing(hash), thread);
         }
+        drop(state);
+        // Those who want another key of the same hash.
         let mut woken = Vec::new();
         places.retain(|_, place| {
             let mut state = lock(place);
             state.stage != Stage::Reads(hash) || !state.end(&mut woken)
         });
-        let claim = (place.is_some() && line.readings.lead(hash)).then_some(hash);
+        if !leads {
+            line.readings.end(hash, false);
+        }
         drop(places);
         woken.into_iter().for_each(Waker::wake);
-        place.map(|place| Leader { line: Arc::clone(line), key: owned, place, claim })
+        leads.then(|| Leader { line: Arc::clone(line), key: owned, place, claim: Some(hash) })
     }
 }
 
@@ -471,14 +470,14 @@ mod tests {
     }
 
     fn lead(line: &Arc<Line>) -> Leader {
-        match line.join(KEY, IfBusy::Wait, None, false) {
+        match line.join(KEY, IfBusy::Wait, None) {
             Some(Joined::Leads(leader)) => leader,
             _ => panic!("somebody else leads"),
         }
     }
 
     fn wait(line: &Arc<Line>) -> Waiter {
-        match line.join(KEY, IfBusy::Wait, None, false) {
+        match line.join(KEY, IfBusy::Wait, None) {
             Some(Joined::Waits(waiter)) => waiter,
             _ => panic!("nobody leads"),
         }
@@ -553,19 +552,19 @@ mod tests {
     fn nobody_has_to_wait() {
         let line = Arc::new(Line::new());
         let leader = lead(&line);
-        assert!(line.join(KEY, IfBusy::Leave, None, false).is_none());
-        assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None, false), Some(Joined::Leads(_))));
+        assert!(line.join(KEY, IfBusy::Leave, None).is_none());
+        assert!(matches!(line.join(Key::from("other"), IfBusy::Leave, None), Some(Joined::Leads(_))));
         drop(leader);
-        assert!(matches!(line.join(KEY, IfBusy::Leave, None, false), Some(Joined::Leads(_))));
+        assert!(matches!(line.join(KEY, IfBusy::Leave, None), Some(Joined::Leads(_))));
     }
 
     #[test]
     fn a_thread_that_would_wait_for_itself_is_told() {
         let line = Arc::new(Line::new());
         let me = Some(std::thread::current().id());
-        let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me, false) else { panic!("nobody else leads") };
-        assert!(matches!(line.join(KEY, IfBusy::Wait, me, false), Some(Joined::Recursion)));
-        assert!(matches!(line.join(KEY, IfBusy::Wait, None, false), Some(Joined::Waits(_))));
+        let Some(Joined::Leads(leader)) = line.join(KEY, IfBusy::Wait, me) else { panic!("nobody else leads") };
+        assert!(matches!(line.join(KEY, IfBusy::Wait, me), Some(Joined::Recursion)));
+        assert!(matches!(line.join(KEY, IfBusy::Wait, None), Some(Joined::Waits(_))));
         drop(leader);
         assert!(!line.is_busy(KEY));
     }
@@ -587,7 +586,7 @@ mod tests {
                 scope.spawn(|| {
                     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
                     for _ in 0..times {
-                        let leader = match line.join(KEY, IfBusy::Wait, None, false) {
+                        let leader = match line.join(KEY, IfBusy::Wait, None) {
                             Some(Joined::Leads(leader)) => leader,
                             Some(Joined::Waits(mut waiter)) => loop {
                                 match waiter.poll(&Context::from_waker(&waker), None) {

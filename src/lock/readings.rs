@@ -63,7 +63,7 @@ impl Readings {
     /// Somebody stands in line for what is [`Theirs`](Claim::Theirs): whether they are still about it.
     pub(super) fn wait(&self, hash: u64) -> bool {
         let (read, awaited) = (with(hash, READ), with(hash, AWAITED));
-        let before = self.slot(hash).compare_exchange(read, awaited, Ordering::AcqRel, Ordering::Acquire);
+        let before = self.slot(hash).compare_exchange(read, awaited, Ordering::SeqCst, Ordering::SeqCst);
         [read, awaited].contains(&before.unwrap_or_else(|before| before))
     }
 
@@ -94,13 +94,13 @@ impl Readings {
         self.slot(hash).swap(next, Ordering::AcqRel) & STATE == AWAITED
     }
 
-    /// Somebody creates the key for all, and has a place in the line: whether that is known now, until
-    /// [`Readings::end`].
+    /// Whoever had claimed the key found nothing, and leads from now on those who stand in line for it, or will. Not so if
+    /// it was spoiled meanwhile: then he has done with it.
     pub(super) fn lead(&self, hash: u64) -> bool {
-        let slot = self.slot(hash);
-        let seen = slot.load(Ordering::Acquire);
-        let claim = || slot.compare_exchange(seen, with(hash, AWAITED), Ordering::SeqCst, Ordering::Relaxed);
-        seen & STATE < READ && claim().is_ok()
+        self.wait(hash) || {
+            self.slot(hash).store(0, Ordering::SeqCst);
+            false
+        }
     }
 
     #[inline]
@@ -131,9 +131,10 @@ mod tests {
         assert!(readings.end(hash, true), "somebody waited");
         assert!(!readings.wait(hash), "it is over");
         assert!(readings.was_found(hash));
+        readings.end(hash, false);
+        assert_eq!(readings.claim(hash), Claim::Ours);
         assert!(readings.lead(hash));
         assert_eq!(readings.claim(hash), Claim::Theirs);
-        assert!(!readings.lead(hash));
         readings.end(hash, false);
         assert_eq!(readings.claim(hash), Claim::Ours);
         assert!(!readings.end(hash, false), "nobody waited");
@@ -147,8 +148,8 @@ mod tests {
         assert_eq!(readings.claim(hash), Claim::Ours);
         assert!(!readings.spoil(hash), "nobody waits");
         assert_eq!(readings.claim(hash), Claim::None);
-        assert!(!readings.wait(hash) && !readings.lead(hash));
-        assert!(!readings.end(hash, false));
+        assert!(!readings.wait(hash) && !readings.lead(hash), "who reads does not lead");
+        assert_eq!(readings.claim(hash), Claim::Ours, "and has done with it");
         assert!(readings.lead(hash));
         assert!(readings.spoil(hash));
         assert!(!readings.spoil(hash), "once is enough");
@@ -163,7 +164,7 @@ mod tests {
         let (one, other) = (0x1234_5600_0000_0010, 0x1234_5600_0000_0008);
         assert_eq!(readings.claim(one), Claim::Ours);
         assert_eq!(readings.claim(other), Claim::None);
-        assert!(!readings.wait(other) && !readings.lead(other));
+        assert!(!readings.wait(other) && !readings.spoil(other));
         readings.end(one, true);
         assert!(readings.was_found(one) && !readings.was_found(other));
         assert_eq!(readings.claim(other), Claim::Ours, "what was found lately makes room");

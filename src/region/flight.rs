@@ -113,7 +113,7 @@ impl<V, G> Flight<V, G> {
     /// else to do ([`Flight::stand`]).
     pub(super) fn join(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) {
         self.place = None;
-        match line.join(key, IfBusy::Leave, thread, self.is_missing) {
+        match line.join(key, IfBusy::Leave, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             _ => self.machine.on(Event::Busy),
         }
@@ -124,7 +124,7 @@ impl<V, G> Flight<V, G> {
         if self.place.is_some() {
             return Ok(());
         }
-        match line.join(key, IfBusy::Wait, thread, self.is_missing) {
+        match line.join(key, IfBusy::Wait, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             Some(Joined::Waits(waiter)) => {
                 // Whoever leads now may store without ending the line.
