@@ -241,11 +241,7 @@ return 0";
 /// Reads an entry by script, and takes its lease where there is none. Answered by the entry, or by 1 or 0.
 pub(crate) fn read_or_lease(out: &mut Vec<u8>, wanted: &Lease<'_>, life: Duration) -> usize {
     let (name, field, kind) = parts(wanted.key);
-    command(out, "EVAL", 9);
-    argument(out, READ_OR_LEASE);
-    argument(out, b"2");
-    argument(out, wanted.lock);
-    argument(out, name);
+    eval(out, READ_OR_LEASE, &[wanted.lock, name], 4);
     argument(out, wanted.token);
     number(out, millis(life));
     argument(out, field);
@@ -267,12 +263,17 @@ pub(crate) const RELEASE: &[u8] =
 
 /// Releases a lease by script. Answered by 1, or 0 when it was not ours any more.
 pub(crate) fn release(out: &mut Vec<u8>, lock: &[u8], token: &[u8]) -> usize {
-    command(out, "EVAL", 5);
-    argument(out, RELEASE);
-    argument(out, b"1");
-    argument(out, lock);
+    eval(out, RELEASE, &[lock], 1);
     argument(out, token);
     1
+}
+
+/// Writes the head of a script that is told so many arguments, and its keys.
+fn eval(out: &mut Vec<u8>, script: &[u8], keys: &[&[u8]], arguments: usize) {
+    command(out, "EVAL", 3 + keys.len() + arguments);
+    argument(out, script);
+    number(out, keys.len() as u64);
+    keys.iter().for_each(|key| argument(out, key));
 }
 
 /// Gives the lock another life if it holds our token: 1 if it did.
@@ -281,10 +282,7 @@ pub(crate) const RENEW: &[u8] =
 
 /// Renews a lease by script. Answered by 1, or 0 when it was not ours any more.
 pub(crate) fn renew(out: &mut Vec<u8>, lock: &[u8], token: &[u8], life: Duration) -> usize {
-    command(out, "EVAL", 6);
-    argument(out, RENEW);
-    argument(out, b"1");
-    argument(out, lock);
+    eval(out, RENEW, &[lock], 2);
     argument(out, token);
     number(out, millis(life));
     1
@@ -316,11 +314,7 @@ pub(crate) fn store_if_held(
 ) -> usize {
     let (name, field, kind) = parts(key);
     let expires = kind == b"plain" || expiry != HashExpiry::Never;
-    command(out, "EVAL", 11);
-    argument(out, STORE_IF_HELD);
-    argument(out, b"2");
-    argument(out, held.lock);
-    argument(out, name);
+    eval(out, STORE_IF_HELD, &[held.lock, name], 6);
     argument(out, held.token);
     argument(out, entry);
     match ttl.filter(|_| expires) {

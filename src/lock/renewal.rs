@@ -33,10 +33,10 @@ pub(super) enum Leases<L: ?Sized> {
 
 impl<L: ?Sized> Leases<L> {
     /// `None` when their holder has let them go.
-    fn get(self) -> Option<Arc<L>> {
+    fn get(&self) -> Option<Arc<L>> {
         match self {
             Leases::Held(leases) => leases.upgrade(),
-            Leases::Left(leases) => Some(leases),
+            Leases::Left(leases) => Some(Arc::clone(leases)),
         }
     }
 }
@@ -62,6 +62,7 @@ impl Drop for Kept {
     }
 }
 
+/// Ends what is done every so often.
 trait End: Send + Sync {
     fn end(&self, number: u64);
 }
@@ -172,13 +173,6 @@ impl<J: Clone, W> Renewals<J, W> {
         }
         number
     }
-
-    /// Does it no more.
-    fn remove(&self, number: u64) {
-        // What it was about may end with it, so not under the lock.
-        let job = self.schedule.lock().remove(number);
-        drop(job);
-    }
 }
 
 impl<J: Clone, W> Renewals<J, W>
@@ -192,7 +186,9 @@ where
 
 impl<J: Clone + Send, W: Send + Sync> End for Renewals<J, W> {
     fn end(&self, number: u64) {
-        self.remove(number);
+        // What it was about may end with it, so not under the lock.
+        let job = self.schedule.lock().remove(number);
+        drop(job);
     }
 }
 
@@ -286,11 +282,11 @@ const MOST_AT_ONCE: usize = 8;
 
 fn renew_all(renewals: &ByThread, due: &[(u64, Leases<dyn RenewNow>)]) {
     for (number, leases) in due {
-        let Some(leases) = leases.clone().get() else { continue };
+        let Some(leases) = leases.get() else { continue };
         // What a backend panics with has no caller to tell.
         let again = std::panic::catch_unwind(AssertUnwindSafe(|| leases.renew()));
         if !again.unwrap_or(false) {
-            renewals.remove(*number);
+            renewals.end(*number);
         }
     }
 }
@@ -365,7 +361,7 @@ async fn renew_by_task(mut keeper: Keeper<Leases<dyn RenewLater>, Notify>) {
             let (renewals, Some(leases)) = (Arc::clone(&keeper.renewals), leases.get()) else { continue };
             tokio::spawn(async move {
                 if !leases.renew().await {
-                    renewals.remove(number);
+                    renewals.end(number);
                 }
             });
         }

@@ -123,7 +123,7 @@ where
                 let permit = self.permit().await?;
                 let failure = CountUnlessDone(&region.counters.failed_creations);
                 let started = region.invalidation.stamp(region.clock.now());
-                return Ok(Some(Creation { missing, started, failure, _permit: permit }));
+                return Ok(Some(Creation { missing, started, failure, permit }));
             }
             // An entry that went, or a share that was of no use, leaves more to do at once.
             if self.flights.iter().any(|flight| matches!(flight.step(), Step::Read | Step::Join | Step::TryLock)) {
@@ -351,12 +351,12 @@ where
 
     /// Takes what was created, shares it and stores it.
     pub(super) async fn created(&mut self, creation: Creation<'_>, values: Vec<V>) -> Result<(), Error> {
-        let Creation { missing, started, failure, _permit } = creation;
+        let Creation { missing, started, failure, permit } = creation;
         if values.len() != missing.len() {
             return Err(wrong_number(missing.len(), values.len()));
         }
         std::mem::forget(failure);
-        drop(_permit);
+        drop(permit);
         let region = self.region;
         region.counters.created.add(values.len());
         // What was invalidated while it was created may be made of what was there before.
@@ -417,7 +417,7 @@ pub(super) struct Creation<'d> {
     started: Timestamp,
     failure: CountUnlessDone<'d>,
     /// Lets another creator run, where their number is limited.
-    _permit: Option<SemaphoreGuardArc>,
+    permit: Option<SemaphoreGuardArc>,
 }
 
 /// Counts a creator that fails, panics, or is dropped before it is done.

@@ -7,6 +7,7 @@
 mod server;
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -137,7 +138,7 @@ impl LostLease for Policy {
 struct Facts {
     /// The values that were made, by key, and when their creators were done.
     made: BTreeMap<u64, BTreeMap<u64, Instant>>,
-    /// Creators that run, by process and key, with when they began.
+    /// How many creators run, by process and key.
     running: BTreeMap<(usize, u64), usize>,
     /// How many creators of a process and key began.
     begun: BTreeMap<(usize, u64), u64>,
@@ -379,29 +380,32 @@ async fn run(plan: Plan, world: Shared) {
     }
 }
 
-/// Runs the schedule of a seed; with what happened if something is wrong.
-fn try_seed(seed: u64) -> Result<(), String> {
+/// Runs the schedule of a seed: what happened, and with its plan if something is wrong.
+fn try_seed(seed: u64) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let mut random = Random(seed);
     let plan = Plan::of(&mut random);
     let _inside = runtime.enter();
     let world = Arc::new(Mutex::new(World::new(random, plan.delay, plan.cuts)));
-    let ran = {
-        let (plan, world) = (plan.clone(), Arc::clone(&world));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(run(plan, world))))
-    };
-    ran.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-        let trace = lock(&world).trace().to_string();
-        format!("DOGPILE_SEED={seed}: {what}\n{plan:?}\n{trace}")
-    })
+    let shown = format!("{plan:?}");
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(plan, Arc::clone(&world)))));
+    let trace = lock(&world).trace().to_string();
+    match ran {
+        Ok(()) => Ok(trace),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+            Err(format!("DOGPILE_SEED={seed}: {what}\n{shown}\n{trace}"))
+        }
+    }
 }
 
 #[test]
 fn no_schedule_breaks_a_promise() {
     if let Ok(seed) = std::env::var("DOGPILE_SEED") {
-        try_seed(seed.parse().expect("a seed is a number")).unwrap_or_else(|failure| panic!("{failure}"));
+        if let Err(failure) = try_seed(seed.parse().expect("a seed is a number")) {
+            panic!("{failure}");
+        }
         return;
     }
     let many: u64 = std::env::var("DOGPILE_SCHEDULES").map_or(1_000, |many| many.parse().expect("a number"));
@@ -429,15 +433,7 @@ fn no_schedule_breaks_a_promise() {
 
 #[test]
 fn schedules_are_replayed() {
-    let trace = |seed| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        let mut random = Random(seed);
-        let plan = Plan::of(&mut random);
-        let _inside = runtime.enter();
-        let world = Arc::new(Mutex::new(World::new(random, plan.delay, plan.cuts)));
-        runtime.block_on(run(plan, Arc::clone(&world)));
-        lock(&world).trace().to_string()
-    };
+    let trace = |seed| try_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
     for seed in 0..20 {
         assert_eq!(trace(seed), trace(seed), "seed {seed}");
     }

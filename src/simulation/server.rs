@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Random;
-use crate::backend::redis::watches::{Name, Watches};
+use crate::backend::redis::watches::{Keeps, Name, Watches, Watching};
 use crate::backend::{Access, AsyncExchange, ExchangeSettings, Watch};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
@@ -374,9 +372,9 @@ impl ExchangeSettings for Handle {
 
     fn watch(&self, lock: &[u8]) -> Option<Watch> {
         let lock = Name::from(lock);
-        let number = self.0.ears.lock().unwrap().watches.watch(&lock);
+        let number = self.0.watches(|watches| watches.watch(&lock));
         let _ = self.0.questions.send(());
-        Some(Box::pin(Watching { link: Arc::clone(&self.0), lock, number }))
+        Some(Box::pin(Watching::new(&self.0, lock, number)))
     }
 }
 
@@ -501,7 +499,7 @@ async fn hear(link: Arc<Link>, mut said: mpsc::UnboundedReceiver<(Duration, u64,
             let link = Arc::clone(&link);
             tokio::spawn(async move {
                 sleep_until(end.into()).await;
-                let woken = link.ears.lock().unwrap().watches.pass(Instant::now().into_std());
+                let woken = link.watches(|watches| watches.pass(Instant::now().into_std()));
                 woken.wake();
             });
         }
@@ -540,24 +538,8 @@ async fn ask(link: Arc<Link>, world: Shared, mut asked: mpsc::UnboundedReceiver<
     }
 }
 
-struct Watching {
-    link: Arc<Link>,
-    lock: Name,
-    number: u64,
-}
-
-impl Future for Watching {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut waker = Some(context.waker().clone());
-        self.link.ears.lock().unwrap().watches.poll(&self.lock, self.number, &mut waker)
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        let waker = self.link.ears.lock().unwrap().watches.leave(&self.lock, self.number);
-        drop(waker);
+impl Keeps for Link {
+    fn watches<T>(&self, with: impl FnOnce(&mut Watches) -> T) -> T {
+        with(&mut self.ears.lock().unwrap().watches)
     }
 }

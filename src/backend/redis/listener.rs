@@ -3,9 +3,7 @@
 //! It is a thread for callers of both faces: it wakes them by their wakers, and works while all runtimes are busy.
 
 use std::io::{self, Read, Write};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::config::Server;
 use super::connection::{self, Connection, Limits, io_error};
-use super::watches::{Name, Watches};
+use super::watches::{Keeps, Name, Watches, Watching};
 use crate::backend::pool::from_now;
 use crate::backend::{Watch, pause};
 use crate::engine::replies::Messages;
@@ -83,7 +81,7 @@ impl Listener {
             // Where it fails the thread is not there any more, and has woken everybody.
             let _ = waker.wake();
         }
-        Some(Box::pin(Watching { shared: Arc::clone(&self.0), lock: name, number }))
+        Some(Box::pin(Watching::new(&self.0, name, number)))
     }
 }
 
@@ -96,29 +94,9 @@ impl Drop for Listener {
     }
 }
 
-/// One who watches a lease.
-struct Watching {
-    shared: Arc<Shared>,
-    lock: Name,
-    number: u64,
-}
-
-impl Future for Watching {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
-        let mut waker = Some(context.waker().clone());
-        let poll = self.shared.state.lock().watches.poll(&self.lock, self.number, &mut waker);
-        drop(waker);
-        poll
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        let waker = self.shared.state.lock().watches.leave(&self.lock, self.number);
-        drop(waker);
+impl Keeps for Shared {
+    fn watches<T>(&self, with: impl FnOnce(&mut Watches) -> T) -> T {
+        with(&mut self.state.lock().watches)
     }
 }
 

@@ -5,8 +5,9 @@
 //! after that is pushed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::engine::plan;
@@ -52,6 +53,44 @@ impl Woken {
 
     fn add(&mut self, watched: Watched) {
         self.0.extend(watched.watchers.into_iter().filter_map(|(_, waker)| waker));
+    }
+}
+
+/// Whoever keeps watches, behind a lock.
+pub(crate) trait Keeps: Send + Sync + 'static {
+    fn watches<T>(&self, with: impl FnOnce(&mut Watches) -> T) -> T;
+}
+
+/// One who watches a lease.
+pub(crate) struct Watching<K: Keeps> {
+    keeper: Arc<K>,
+    lock: Name,
+    number: u64,
+}
+
+impl<K: Keeps> Watching<K> {
+    /// The watcher of this number.
+    pub(crate) fn new(keeper: &Arc<K>, lock: Name, number: u64) -> Self {
+        Watching { keeper: Arc::clone(keeper), lock, number }
+    }
+}
+
+impl<K: Keeps> Future for Watching<K> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
+        let mut waker = Some(context.waker().clone());
+        let poll = self.keeper.watches(|watches| watches.poll(&self.lock, self.number, &mut waker));
+        drop(waker);
+        poll
+    }
+}
+
+impl<K: Keeps> Drop for Watching<K> {
+    fn drop(&mut self) {
+        let waker = self.keeper.watches(|watches| watches.leave(&self.lock, self.number));
+        drop(waker);
     }
 }
 
