@@ -26,6 +26,7 @@ mod request;
 #[cfg(all(test, feature = "tokio"))]
 mod simulation;
 mod slice;
+mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -35,9 +36,12 @@ pub use backend::AsyncDriver;
 pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
-pub use backend::{Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder, Watch};
+pub use backend::{
+    Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder, ServerInfo, ServerName, Swept, Watch,
+    sweep,
+};
 #[cfg(feature = "tokio")]
-pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown};
+pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]
@@ -46,7 +50,7 @@ pub use codec::{Bare, Codec, Full, Msgpack, Raw, Seconds};
 pub use entry::{Clock, Entry, Timestamp};
 pub use error::{Error, ErrorKind, GetError};
 pub use key::{AsKey, Digits, Key, KeyBuf, KeyPart, Scratch};
-pub use keymap::{Digest, KeyMap, Prefix, Unmapped};
+pub use keymap::{Bucketed, Digest, KeyMap, Prefix, Unmapped};
 #[cfg(feature = "tokio")]
 pub use lock::AsyncLock;
 pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LockSettings, LostLease, RedisGuard, RedisLock, Store};

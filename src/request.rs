@@ -1,12 +1,14 @@
 //! What a backend is asked and what it answers, as plain data: many entries at once, leases, when hashes expire.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::key::Key;
 use crate::slice::Slice;
+use crate::stamp::Stamp;
 
 /// A lease that is wanted or held, and the entry it is for.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +21,10 @@ pub struct Lease<'a> {
     pub key: Key<'a>,
 }
 
-/// When the TTL of a Redis hash is set. It is one for all its fields.
+/// How long the fields of Redis hashes live: when the TTL of a hash is set, which is one for all its fields, or that each
+/// field has one of its own.
+///
+/// Only [`Stamped`](Self::Stamped) changes what is stored. All who share a cache must agree on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HashExpiry {
@@ -31,6 +36,35 @@ pub enum HashExpiry {
     OnCreate,
     /// Every write starts the clock of the whole hash anew.
     Always,
+    /// Each field has a TTL of its own, to the second, on any server: a stamp before its entry says when it expires. For
+    /// hashes of up to a few thousand fields, such as those of [`Bucketed`](crate::Bucketed).
+    ///
+    /// A stamp has as few bytes as tell of the longest TTL: 1 up to a minute and a half, 2 up to 8 hours, 3 up to 86
+    /// days, 4 beyond. A longer TTL is cut to that, and an entry without one gets it. Names of hashes get two bytes
+    /// more, `~2` for stamps of two bytes, so that entries with other stamps, or with none, are never taken for them.
+    ///
+    /// A hash lives a little longer than the youngest of its entries. A write that has to stretch its life, at most one in
+    /// a quarter of the TTL, also removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script
+    /// here, one for all fields of a hash. The time is that of the client, so clocks should agree to half a minute.
+    Stamped {
+        /// The longest TTL that any entry is given.
+        longest: Duration,
+    },
+    /// Each field has a TTL of its own, to the millisecond, which the server keeps: `HSETEX`, of Redis 8.0 and Valkey
+    /// 9.0. In Redis a small hash stays a listpack with it; in Valkey it becomes a hash table, at four times the memory.
+    /// [`ServerInfo::per_field`](crate::ServerInfo::per_field) chooses between this and [`Stamped`](Self::Stamped).
+    PerField,
+}
+
+impl HashExpiry {
+    /// The stamp before each field's entry, if there is one.
+    #[inline]
+    pub(crate) fn stamp(self) -> Option<Stamp> {
+        match self {
+            HashExpiry::Stamped { longest } => Some(Stamp::for_life(longest)),
+            _ => None,
+        }
+    }
 }
 
 /// Entries to store together: one buffer and the places in it, reused from batch to batch.
@@ -262,6 +296,19 @@ impl Found {
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Slice<'_>> {
         self.entries[index].slice(&self.buffers)
+    }
+
+    /// Leaves away what `open` says each entry of these keys begins with; all of it where that says `None`.
+    pub(crate) fn open(&mut self, keys: impl Iterator<Item = usize>, open: impl Fn(&[u8]) -> Option<usize>) {
+        for index in keys {
+            let Some(entry) = self.get(index) else { continue };
+            let skip = open(&entry).map(|skip| skip.min(entry.len()));
+            #[allow(clippy::cast_possible_truncation)] // no more than the entry has
+            match skip {
+                Some(skip) => self.entries[index].start += skip as u32,
+                None => self.entries[index] = FoundAt::NOWHERE,
+            }
+        }
     }
 
     /// How many keys were asked for.

@@ -61,7 +61,7 @@ impl<C: ConnectionLike + Send + 'static> Driver<C> {
         Driver(Arc::new(Shared { pool, connect: Box::new(connect), hash_expiry: HashExpiry::default() }))
     }
 
-    /// Changes when hashes get their TTL. Default: [`HashExpiry::OnCreate`].
+    /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
     ///
     /// # Panics
     /// When the backend was cloned before.
@@ -150,7 +150,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncDriver<
         AsyncDriver { connection, hash_expiry: HashExpiry::default() }
     }
 
-    /// Changes when hashes get their TTL. Default: [`HashExpiry::OnCreate`].
+    /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
     #[must_use]
     pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
         self.hash_expiry = hash_expiry;

@@ -8,6 +8,8 @@ mod pause;
 mod pool;
 pub(crate) mod redis;
 mod resp;
+mod server;
+mod sweep;
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -30,6 +32,10 @@ pub use self::redis::{Redis, RedisBuilder};
 #[cfg(feature = "tokio")]
 pub use self::resp::AsyncExchange;
 pub use self::resp::{Access, Exchange, ExchangeSettings};
+pub use self::server::{ServerInfo, ServerName};
+#[cfg(feature = "tokio")]
+pub use self::sweep::sweep_async;
+pub use self::sweep::{Swept, sweep};
 
 /// Where entries live. Entries are bytes; what they mean is the codec's business.
 ///

@@ -6,7 +6,7 @@ use std::future::ready;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 #[cfg(feature = "tokio")]
 use super::{AsyncBackend, AsyncLeases};
@@ -15,6 +15,7 @@ use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpecte
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
 use crate::engine::replies::{Receive, Strings, Token};
+use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
@@ -53,11 +54,16 @@ pub trait Exchange: ExchangeSettings {
 
 /// What an exchange is for callers of either face. A clone is a handle of the same.
 pub trait ExchangeSettings: Clone + Send + Sync + 'static {
-    /// When hashes get their TTL.
+    /// How long fields of hashes live.
     fn hash_expiry(&self) -> HashExpiry;
 
     /// The largest entry that the server takes, in bytes.
     fn max_entry(&self) -> usize;
+
+    /// The time that [stamps](HashExpiry::Stamped) are written and read by. Default: that of the system's clock.
+    fn now(&self) -> Timestamp {
+        Clock::system().now()
+    }
 
     /// As [`Leases::watch`].
     fn watch(&self, lock: &[u8]) -> Option<Watch> {
@@ -90,7 +96,7 @@ pub trait AsyncExchange: ExchangeSettings {
 }
 
 /// How a face exchanges.
-trait Face<X: ExchangeSettings> {
+pub(super) trait Face<X: ExchangeSettings> {
     fn exchange(
         server: &X,
         access: Access,
@@ -129,8 +135,9 @@ impl<X: Exchange> Backend for X {
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         // Apart from that of tasks, since a hit should not cost what a future does.
         let mut one = One::default();
-        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key), &mut one);
-        one.finish(exchanged, key)
+        let expiry = self.hash_expiry();
+        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key, expiry), &mut one);
+        Ok(opened(self, key, expiry, one.finish(exchanged, key)?))
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
@@ -195,8 +202,9 @@ impl<X: AsyncExchange> AsyncBackend for X {
     #[inline]
     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let mut one = One::default();
-        let exchanged = self.exchange_async(Access::Read, |out| plan::get(out, key), &mut one).await;
-        one.finish(exchanged, key)
+        let expiry = self.hash_expiry();
+        let exchanged = self.exchange_async(Access::Read, |out| plan::get(out, key, expiry), &mut one).await;
+        Ok(opened(self, key, expiry, one.finish(exchanged, key)?))
     }
 
     fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
@@ -286,11 +294,14 @@ async fn get_many<A: Face<X>, X: ExchangeSettings>(
     }
     let groups = Groups::of(keys.len(), |at| keys[at]);
     let mut gather = Gather::new(&groups, found);
-    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Get, &groups, |at| keys[at]);
+    let expiry = server.hash_expiry();
+    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Get, &groups, expiry, |at| keys[at]);
     A::exchange(server, Access::Read, write, &mut gather)
         .await
         .and_then(|()| gather.finish())
-        .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))
+        .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))?;
+    open_all(server, expiry, keys.iter().copied(), found);
+    Ok(())
 }
 
 #[inline]
@@ -303,8 +314,8 @@ async fn set<A: Face<X>, X: ExchangeSettings>(
     let mut acknowledged = Acknowledged::default();
     let set = async {
         check_size(entry, ExchangeSettings::max_entry(server))?;
-        let expiry = server.hash_expiry();
-        let write = |out: &mut Vec<u8>| plan::set(out, key, entry, ttl, expiry);
+        let life = life(server, ttl);
+        let write = |out: &mut Vec<u8>| plan::set(out, key, entry, life);
         A::exchange(server, Access::Write, write, &mut acknowledged).await?;
         acknowledged.finish()
     };
@@ -323,8 +334,8 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
     let mut acknowledged = Acknowledged::default();
     let set = async {
         check_sizes(batch, ExchangeSettings::max_entry(server))?;
-        let expiry = server.hash_expiry();
-        let write = |out: &mut Vec<u8>| write_batch(out, &groups, batch, ttl, expiry);
+        let life = life(server, ttl);
+        let write = |out: &mut Vec<u8>| write_batch(out, &groups, batch, life);
         A::exchange(server, Access::Write, write, &mut acknowledged).await?;
         acknowledged.finish()
     };
@@ -337,7 +348,8 @@ async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_
     }
     let groups = Groups::of(keys.len(), |at| keys[at]);
     let mut acknowledged = Acknowledged::default();
-    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Delete, &groups, |at| keys[at]);
+    let expiry = server.hash_expiry();
+    let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Delete, &groups, expiry, |at| keys[at]);
     A::exchange(server, Access::Write, write, &mut acknowledged).await.and_then(|()| acknowledged.finish()).map_err(
         |error| match keys {
             [key] => error.during(format_args!("deleting {key}")),
@@ -357,9 +369,10 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
     let mut gather = Gather::new(&groups, &mut found);
     let mut leased = Vec::with_capacity(wanted.len());
     let mut failed = None;
+    let expiry = server.hash_expiry();
     let write = |out: &mut Vec<u8>| {
         let leases: usize = wanted.iter().map(|lease| plan::lease(out, lease.lock, lease.token, life)).sum();
-        leases + write_groups(out, plan::Verb::Get, &groups, |at| wanted[at].key)
+        leases + write_groups(out, plan::Verb::Get, &groups, expiry, |at| wanted[at].key)
     };
     let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
         match reply {
@@ -379,6 +392,7 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
         .and_then(|()| failed.map_or(Ok(()), Err))
         .and_then(|()| gather.finish())
         .map_err(|error| error.during(Of("locking", wanted)))?;
+    open_all(server, expiry, wanted.iter().map(|lease| lease.key), &mut found);
     let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
     Ok(leased.into_iter().zip(entries).collect())
 }
@@ -396,9 +410,18 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
         }
         entry => one.token(entry, chunk),
     };
-    let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life);
+    let expiry = server.hash_expiry();
+    let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, expiry);
     let exchanged = A::exchange(server, Access::Write, write, &mut receive).await;
-    one.finish(exchanged, wanted.key).map(|entry| (is_ours, entry))
+    let entry = one.finish(exchanged, wanted.key)?;
+    let was_there = entry.is_some();
+    let entry = opened(server, wanted.key, expiry, entry);
+    if was_there && entry.is_none() {
+        // The script took what has expired for an entry, and so no lease.
+        let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
+        return Ok(attempts.pop().unwrap_or((false, None)));
+    }
+    Ok((is_ours, entry))
 }
 
 async fn release<A: Face<X>, X: ExchangeSettings>(server: &X, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
@@ -434,16 +457,16 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
     let mut acknowledged = Acknowledged::default();
     let mut released = Flags::default();
     let groups = Groups::of(batch.len(), |at| batch.key(at));
-    let expiry = server.hash_expiry();
+    let life = life(server, ttl);
     // The writes come first and are only acknowledged; then each release says whether the lease was still held. One
     // closure tells the other, which runs later.
     let writes = AtomicUsize::new(0);
     let write = |out: &mut Vec<u8>| {
         if only_if_held {
             let each = held.iter().zip(batch.iter());
-            return each.map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, ttl, expiry)).sum();
+            return each.map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, life)).sum();
         }
-        writes.store(write_batch(out, &groups, batch, ttl, expiry), Ordering::Relaxed);
+        writes.store(write_batch(out, &groups, batch, life), Ordering::Relaxed);
         writes.load(Ordering::Relaxed) + write_releases(out, held)
     };
     let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.load(Ordering::Relaxed) {
@@ -558,6 +581,40 @@ impl Flags {
     }
 }
 
+/// How long what is written now may live.
+fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> plan::Life {
+    let expiry = server.hash_expiry();
+    // Only stamps tell the time.
+    let now = expiry.stamp().map_or(Timestamp::EPOCH, |_| server.now());
+    plan::Life { ttl, expiry, now }
+}
+
+/// An entry that was read, without its stamp; `None` if that says that it has expired.
+#[inline]
+fn opened(server: &impl ExchangeSettings, key: Key<'_>, expiry: HashExpiry, entry: Option<Bytes>) -> Option<Bytes> {
+    match (key, expiry.stamp()) {
+        (Key::Field { .. }, Some(stamp)) => {
+            let mut entry = entry?;
+            entry.advance(stamp.open(&entry, server.now())?);
+            Some(entry)
+        }
+        _ => entry,
+    }
+}
+
+/// The same for many.
+fn open_all<'k>(
+    server: &impl ExchangeSettings,
+    expiry: HashExpiry,
+    keys: impl Iterator<Item = Key<'k>>,
+    found: &mut Found,
+) {
+    let Some(stamp) = expiry.stamp() else { return };
+    let now = server.now();
+    let fields = keys.enumerate().filter(|(_, key)| matches!(key, Key::Field { .. }));
+    found.open(fields.map(|(at, _)| at), |entry| stamp.open(entry, now));
+}
+
 /// The hash of a group, from its first member.
 fn hash_of(first: Option<Key<'_>>) -> Option<&[u8]> {
     match first {
@@ -567,22 +624,28 @@ fn hash_of(first: Option<Key<'_>>) -> Option<&[u8]> {
 }
 
 /// Writes one command for each group of keys, and says how many there are.
-fn write_groups<'k>(out: &mut Vec<u8>, verb: plan::Verb, groups: &Groups, key: impl Fn(usize) -> Key<'k>) -> usize {
+fn write_groups<'k>(
+    out: &mut Vec<u8>,
+    verb: plan::Verb,
+    groups: &Groups,
+    expiry: HashExpiry,
+    key: impl Fn(usize) -> Key<'k>,
+) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
         let hash = hash_of(members.clone().next().map(&key));
-        plan::group(out, verb, hash, members.len(), members.map(&key));
+        plan::group(out, verb, hash, expiry, members.map(&key));
         replies += 1;
     }
     replies
 }
 
 /// Writes the commands that store a batch, and says how many replies will come.
-fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, ttl: Option<Duration>, expiry: HashExpiry) -> usize {
+fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, life: plan::Life) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
         let hash = hash_of(members.clone().next().map(|first| batch.key(first)));
-        replies += plan::set_group(out, hash, batch, members, ttl, expiry);
+        replies += plan::set_group(out, hash, batch, members, life);
     }
     replies
 }

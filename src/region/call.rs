@@ -477,7 +477,9 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     {
         let region = self.shared();
         let now = region.invalidation.stamp(region.clock.now());
-        region.codec.encode(value, now, entry).map_err(|error| cannot_encode(key, &error))
+        region.codec.encode(value, now, entry).map_err(|error| cannot_encode(key, &error))?;
+        region.check_length(key, entry.len());
+        Ok(())
     }
 
     /// The entries of values that are written now.
@@ -497,6 +499,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
             let key = room.map(key, &region.map);
             let pushed = batch.try_push(key, |out| region.codec.encode(value, now, out));
             pushed.map_err(|error| cannot_encode(key, &error))?;
+            region.check_length(key, batch.entry(batch.len() - 1).len());
         }
         Ok(batch)
     }

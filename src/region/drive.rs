@@ -380,6 +380,7 @@ where
     async fn store(&mut self, locked: &Batch, unlocked: &Batch) -> Result<(), Error> {
         let (region, ttl) = (self.region, self.settings.ttl);
         let storing = self.which(Step::Store);
+        locked.iter().chain(unlocked.iter()).for_each(|(key, entry)| region.check_length(key, entry.len()));
         if !locked.is_empty() {
             let guards = storing.iter().filter_map(|&at| self.flights[at].take_guard()).collect();
             match self.face.store_and_release(&region.lock, &region.backend, guards, locked, ttl).await {

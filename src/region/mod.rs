@@ -79,6 +79,8 @@ struct Shared<B, S, L, M, I> {
     codec: S,
     lock: L,
     map: M,
+    /// As the map says.
+    longest_entry: usize,
     invalidation: I,
     line: Arc<Line>,
     clock: Clock,
@@ -427,6 +429,18 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
     #[inline]
     fn wrote(&self, key: Key<'_>) {
         self.line.wrote(self.line.hash(key));
+    }
+
+    /// Counts an entry that is larger than its key is made for, and warns of the first.
+    #[inline]
+    fn check_length(&self, key: Key<'_>, bytes: usize) {
+        let most = self.longest_entry;
+        if bytes > most && matches!(key, Key::Field { .. }) && self.counters.oversized.is_first() {
+            log::warn!(
+                "writing {key}: an entry of {bytes} bytes is over {most}, and makes the server keep its hash as a table, \
+                 at several times the memory; larger ones are counted from now on, in Stats::oversized"
+            );
+        }
     }
 
     fn wrote_all(&self, batch: &Batch) {

@@ -31,6 +31,9 @@ pub struct Stats {
     pub failed_locks: u64,
     /// Created values that could not be stored, for their size, their type or because the backend failed.
     pub failed_writes: u64,
+    /// Entries that were larger than their keys are made for ([`KeyMap::longest_entry`](crate::KeyMap::longest_entry)):
+    /// each makes a hash table of the bucket it is in, at several times the memory.
+    pub oversized: u64,
 }
 
 #[derive(Default)]
@@ -47,6 +50,7 @@ pub(super) struct Counters {
     pub(super) failed_reads: Counter,
     pub(super) failed_locks: Counter,
     pub(super) failed_writes: Counter,
+    pub(super) oversized: Counter,
 }
 
 #[derive(Default)]
@@ -55,6 +59,11 @@ pub(super) struct Counter(AtomicU64);
 impl Counter {
     pub(super) fn add(&self, more: usize) {
         self.0.fetch_add(more as u64, Ordering::Relaxed);
+    }
+
+    /// Adds one; whether it is the first.
+    pub(super) fn is_first(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) == 0
     }
 
     fn get(&self) -> u64 {
@@ -77,6 +86,7 @@ impl Counters {
             failed_reads: self.failed_reads.get(),
             failed_locks: self.failed_locks.get(),
             failed_writes: self.failed_writes.get(),
+            oversized: self.oversized.get(),
         }
     }
 }

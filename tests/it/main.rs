@@ -1,6 +1,7 @@
 //! The crate as its users see it, against real servers.
 
 mod batches;
+mod buckets;
 #[cfg(feature = "tokio")]
 mod cancellation;
 mod conformance;

@@ -36,6 +36,7 @@ use crate::engine::plan;
 use crate::engine::replies::Receive;
 #[cfg(feature = "tokio")]
 use crate::engine::replies::Token;
+use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
@@ -75,6 +76,7 @@ struct Shared {
     reader: Option<Node>,
     limits: Limits,
     hash_expiry: HashExpiry,
+    clock: Clock,
     listener: Listener,
 }
 
@@ -125,6 +127,7 @@ impl Redis {
                 shared: link::Sharing::default(),
             },
             hash_expiry: HashExpiry::default(),
+            clock: Clock::system(),
         }
     }
 
@@ -185,6 +188,10 @@ impl ExchangeSettings for Redis {
         self.0.limits.max_entry
     }
 
+    fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
     fn watch(&self, lock: &[u8]) -> Option<Watch> {
         self.0.listener.watch(lock)
     }
@@ -240,6 +247,7 @@ pub struct RedisBuilder {
     connections: usize,
     limits: Limits,
     hash_expiry: HashExpiry,
+    clock: Clock,
 }
 
 impl RedisBuilder {
@@ -270,9 +278,15 @@ impl RedisBuilder {
         self
     }
 
-    /// When hashes get their TTL. Default: [`HashExpiry::OnCreate`].
+    /// How long fields of hashes live. Default: [`HashExpiry::OnCreate`].
     pub fn hash_expiry(mut self, expiry: HashExpiry) -> Self {
         self.hash_expiry = expiry;
+        self
+    }
+
+    /// Where [stamps](HashExpiry::Stamped) of fields read the time. Default: the system's clock.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -341,6 +355,7 @@ impl RedisBuilder {
             reader: self.reader.as_deref().map(node).transpose()?,
             limits: self.limits,
             hash_expiry: self.hash_expiry,
+            clock: self.clock,
         })))
     }
 }

@@ -1,6 +1,10 @@
 //! From the keys that callers use to those that the server sees: prefixes, digests, and maps of your own.
 
+mod bucketed;
+
 use crate::key::{Key, KeyBuf, hex};
+
+pub use self::bucketed::Bucketed;
 
 /// How a region's keys become the server's. It applies to entries and to the locks on them.
 ///
@@ -23,6 +27,12 @@ pub trait KeyMap: Send + Sync {
     fn keeps(&self, key: Key<'_>) -> bool {
         let _ = key;
         false
+    }
+
+    /// The largest entry, in bytes, that should be stored under these keys. Larger ones are stored too, counted in
+    /// [`Stats::oversized`](crate::Stats::oversized), and the first of a region is warned of. Default: of any size.
+    fn longest_entry(&self) -> usize {
+        usize::MAX
     }
 }
 
@@ -131,6 +141,10 @@ impl<A: KeyMap, B: KeyMap> KeyMap for (A, B) {
     #[inline]
     fn keeps(&self, key: Key<'_>) -> bool {
         self.0.keeps(key) && self.1.keeps(key)
+    }
+
+    fn longest_entry(&self) -> usize {
+        self.0.longest_entry().min(self.1.longest_entry())
     }
 }
 

@@ -1,0 +1,92 @@
+//! What stores stamped fields, and removes those that have expired.
+
+use std::time::Duration;
+
+use super::wire::{argument, argument_after, eval, header, millis, number};
+use crate::entry::Timestamp;
+use crate::request::Lease;
+use crate::stamp::Stamp;
+
+/// Stores stamped fields of a hash that lives a little longer than they do. Where its life has to be stretched for that,
+/// removes what has expired in it: stamps rely on that. With a lock, only if that holds our token, and releases it.
+/// KEYS: hash, lock if there is one. ARGV: token or '', now, bytes of a stamp, the most seconds that one may tell, the
+/// life that the hash needs, the life that it gets or '' for none, field, entry, … Answered by the number of fields that
+/// were removed, with a lock by 1 or 0; by an error of the store after the release.
+pub(crate) const PUT_STAMPED: &[u8] = b"\
+local hash,lock=KEYS[1],KEYS[2] \
+if lock and redis.call('get',lock)~=ARGV[1] then return 0 end \
+local now,bytes,most=tonumber(ARGV[2]),tonumber(ARGV[3]),tonumber(ARGV[4]) \
+local function put() \
+local left=redis.call('pttl',hash) \
+local stretch=left<tonumber(ARGV[5]) \
+local dead={} \
+if stretch and left~=-2 then \
+local all=redis.call('hgetall',hash) \
+for i=2,#all,2 do \
+local stamp=0 \
+for at=1,bytes do stamp=stamp*256+(string.byte(all[i],at) or 0) end \
+local lives=(stamp-now)%(256^bytes) \
+if lives==0 or lives>most then dead[#dead+1]=all[i-1] end \
+end end \
+for i=1,#dead,1000 do redis.call('hdel',hash,unpack(dead,i,math.min(i+999,#dead))) end \
+for i=7,#ARGV,1000 do redis.call('hset',hash,unpack(ARGV,i,math.min(i+999,#ARGV))) end \
+if stretch and ARGV[6]~='' then redis.call('pexpire',hash,ARGV[6]) end \
+return #dead end \
+local ok,done=pcall(put) \
+if lock then redis.call('del',lock) end \
+if ok then return lock and 1 or done end \
+if type(done)~='table' then done=redis.error_reply(tostring(done)) end \
+return done";
+
+pub(super) fn put_stamped<'e>(
+    out: &mut Vec<u8>,
+    hash: &[u8],
+    held: Option<&Lease<'_>>,
+    fields: impl ExactSizeIterator<Item = (&'e [u8], &'e [u8])>,
+    stamp: Stamp,
+    ttl: Option<Duration>,
+    now: Timestamp,
+) -> usize {
+    let life = stamp.life(ttl);
+    // A stamp is rounded up to a second, and so is the life of its hash, which is stretched for longer than is needed,
+    // so that not every write has to.
+    let needed = millis(life) + 1000;
+    let stretched = needed + millis(life) / 4 + 1000;
+    put_stamped_head(out, hash, held, stamp, now, [needed, stretched], 2 * fields.len());
+    for (field, entry) in fields {
+        argument_after(out, b"$00\r\n", field);
+        header(out, b'$', stamp.bytes() + entry.len());
+        stamp.write(out, now, life);
+        out.extend_from_slice(entry);
+        out.extend_from_slice(b"\r\n");
+    }
+    1
+}
+
+/// All of the script but fields and entries. A stretched life of 0 stretches none.
+fn put_stamped_head(
+    out: &mut Vec<u8>,
+    hash: &[u8],
+    held: Option<&Lease<'_>>,
+    stamp: Stamp,
+    now: Timestamp,
+    [needed, stretched]: [u64; 2],
+    more: usize,
+) {
+    let keys = [(hash, stamp.suffix()), (held.map_or(&b""[..], |held| held.lock), b"")];
+    eval(out, PUT_STAMPED, &keys[..1 + usize::from(held.is_some())], 6 + more);
+    argument(out, held.map_or(b"", |held| held.token));
+    number(out, now.as_secs());
+    number(out, stamp.bytes() as u64);
+    number(out, stamp.most_left());
+    number(out, needed);
+    if stretched == 0 { argument(out, b"") } else { number(out, stretched) }
+}
+
+/// Removes what has expired in a hash of stamped fields, whose name is given without what stands behind it. Answered by
+/// the number of fields.
+pub(crate) fn sweep(out: &mut Vec<u8>, hash: &[u8], stamp: Stamp, now: Timestamp) -> usize {
+    // As if it had to live for ever, and gets nothing.
+    put_stamped_head(out, hash, None, stamp, now, [millis(Duration::MAX), 0], 0);
+    1
+}
