@@ -1,7 +1,7 @@
 //! Keys and key maps: different keys stay different, plain ones plain and fields fields, whatever room they are given.
 #![no_main]
 
-use dogpile::{AsKey, Digest, Key, KeyBuf, KeyMap, Prefix, Scratch, Unmapped};
+use dogpile::{AsKey, Bucketed, Digest, Key, KeyBuf, KeyMap, Prefix, Scratch, Unmapped};
 use libfuzzer_sys::fuzz_target;
 
 type Parts<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -26,6 +26,20 @@ fuzz_target!(|data: (Parts<'_>, Parts<'_>, &[u8], u8, u64)| {
         let (one, other) = (map(first), map(second));
         assert_eq!(one == other, first == second, "{first:?} and {second:?} became {one:?} and {other:?}");
         assert_eq!(matches!(one.as_key(), Key::Plain(_)), matches!(first, Key::Plain(_)));
+    }
+    for map in [
+        Bucketed::new(length.into()),
+        Bucketed::new(128).others(length.into()).longest(12),
+        Bucketed::new(7).others(3).names(),
+    ] {
+        let mut room = [KeyBuf::from("room"), KeyBuf::new()];
+        let [one, other] = &mut room;
+        let (one, other) = (map.map(first, one), map.map(second, other));
+        assert_eq!(one == other, first == second, "{first:?} and {second:?} became {one:?} and {other:?}");
+        assert_eq!(map.original(one), Some(first.to_buf()), "{first:?} became {one:?}");
+        if let Some(original) = map.original(first) {
+            assert_eq!(map.map(original.as_key(), &mut KeyBuf::new()), first);
+        }
     }
     let buf = first.to_buf();
     assert_eq!(buf.as_key(), first);

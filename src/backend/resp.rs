@@ -23,6 +23,7 @@ use crate::face::{Thread, now};
 use crate::key::Key;
 use crate::request::{Batch, Found, HashExpiry, Lease};
 use crate::slice::Slice;
+use crate::stamp::Stamp;
 
 /// What a request does, so that an [`Exchange`] knows where it may go, and whether it may go twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,10 +135,13 @@ impl<X: Exchange> Backend for X {
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         // Apart from that of tasks, since a hit should not cost what a future does.
+        let stamp = stamp_of(self, key);
         let mut one = One::default();
-        let expiry = self.hash_expiry();
-        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key, expiry), &mut one);
-        Ok(opened(self, key, expiry, one.finish(exchanged, key)?))
+        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key, stamp), &mut one);
+        match stamp {
+            None => one.finish(exchanged, key),
+            Some(stamp) => one.finish_stamped(exchanged, key, stamp, self),
+        }
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
@@ -202,9 +206,12 @@ impl<X: AsyncExchange> AsyncBackend for X {
     #[inline]
     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let mut one = One::default();
-        let expiry = self.hash_expiry();
-        let exchanged = self.exchange_async(Access::Read, |out| plan::get(out, key, expiry), &mut one).await;
-        Ok(opened(self, key, expiry, one.finish(exchanged, key)?))
+        let write = |out: &mut Vec<u8>| plan::get(out, key, stamp_of(self, key));
+        let exchanged = self.exchange_async(Access::Read, write, &mut one).await;
+        match stamp_of(self, key) {
+            None => one.finish(exchanged, key),
+            Some(stamp) => one.finish_stamped(exchanged, key, stamp, self),
+        }
     }
 
     fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
@@ -410,18 +417,17 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
         }
         entry => one.token(entry, chunk),
     };
-    let expiry = server.hash_expiry();
-    let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, expiry);
+    let stamp = stamp_of(server, wanted.key);
+    let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, stamp);
     let exchanged = A::exchange(server, Access::Write, write, &mut receive).await;
     let entry = one.finish(exchanged, wanted.key)?;
-    let was_there = entry.is_some();
-    let entry = opened(server, wanted.key, expiry, entry);
-    if was_there && entry.is_none() {
-        // The script took what has expired for an entry, and so no lease.
-        let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
-        return Ok(attempts.pop().unwrap_or((false, None)));
+    let (Some(stamp), Some(stamped)) = (stamp, &entry) else { return Ok((is_ours, entry)) };
+    if let Some(entry) = open(stamp, stamped.clone(), server.now()) {
+        return Ok((is_ours, Some(entry)));
     }
-    Ok((is_ours, entry))
+    // The script took what has expired for an entry, and so no lease.
+    let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
+    Ok(attempts.pop().unwrap_or((false, None)))
 }
 
 async fn release<A: Face<X>, X: ExchangeSettings>(server: &X, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
@@ -528,6 +534,20 @@ impl One {
     }
 }
 
+impl One {
+    /// The same for an entry behind a stamp. Apart, so that others do not pay for that.
+    #[cold]
+    fn finish_stamped(
+        self,
+        exchanged: Result<(), Error>,
+        key: Key<'_>,
+        stamp: Stamp,
+        server: &impl ExchangeSettings,
+    ) -> Result<Option<Bytes>, Error> {
+        Ok(self.finish(exchanged, key)?.and_then(|entry| open(stamp, entry, server.now())))
+    }
+}
+
 impl Receive for One {
     #[cold]
     fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
@@ -589,17 +609,19 @@ fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> plan::Life {
     plan::Life { ttl, expiry, now }
 }
 
-/// An entry that was read, without its stamp; `None` if that says that it has expired.
-#[inline]
-fn opened(server: &impl ExchangeSettings, key: Key<'_>, expiry: HashExpiry, entry: Option<Bytes>) -> Option<Bytes> {
-    match (key, expiry.stamp()) {
-        (Key::Field { .. }, Some(stamp)) => {
-            let mut entry = entry?;
-            entry.advance(stamp.open(&entry, server.now())?);
-            Some(entry)
-        }
-        _ => entry,
+/// The stamp of this entry, if it has one.
+#[inline(always)]
+fn stamp_of(server: &impl ExchangeSettings, key: Key<'_>) -> Option<Stamp> {
+    match key {
+        Key::Plain(_) => None,
+        Key::Field { .. } => server.hash_expiry().stamp(),
     }
+}
+
+/// An entry without its stamp; `None` if that says that it has expired.
+fn open(stamp: Stamp, mut stamped: Bytes, now: Timestamp) -> Option<Bytes> {
+    stamped.advance(stamp.open(&stamped, now)?);
+    Some(stamped)
 }
 
 /// The same for many.

@@ -19,8 +19,8 @@ use dogpile::Json;
 use dogpile::Serde;
 use dogpile::codec::Envelope;
 use dogpile::{
-    AsKey, Backend, Bare, Codec, Full, Invalidate, Key, KeyBuf, KeyMap, LocalLock, Lock, Memory, Msgpack, Prefix, Raw,
-    RedisLock, Region, Seconds,
+    AsKey, Backend, Bare, Bucketed, Codec, Full, HashExpiry, Invalidate, Key, KeyBuf, KeyMap, LocalLock, Lock, Memory,
+    Msgpack, Prefix, Raw, RedisLock, Region, Seconds,
 };
 
 use support::Server;
@@ -67,7 +67,7 @@ fn allocations(mut call: impl FnMut()) -> usize {
 }
 
 /// Hits and writes of one value, under a plain key and as a field, allocate so much in a thousand calls: nothing.
-fn nothing_for<V, B, L>(region: &Region<B, Msgpack<Seconds>, L, Prefix>, kind: &str, value: &V)
+fn nothing_for<V, B, L, M: KeyMap>(region: &Region<B, Msgpack<Seconds>, L, M>, kind: &str, value: &V)
 where
     V: PartialEq,
     B: Backend,
@@ -92,7 +92,7 @@ where
     assert_eq!(miss, 0, "get of what is not there");
 }
 
-fn nothing_on<B: Backend, L: Lock<B>>(region: &Region<B, Msgpack<Seconds>, L, Prefix>) {
+fn nothing_on<B: Backend, L: Lock<B>, M: KeyMap>(region: &Region<B, Msgpack<Seconds>, L, M>) {
     nothing_for(region, "u64", &15_u64);
     nothing_for(region, "pair", &(15_u64, -1.5_f64));
     nothing_for(region, "text", &ByteString::from("mellifluous"));
@@ -106,7 +106,7 @@ fn nothing_on<B: Backend, L: Lock<B>>(region: &Region<B, Msgpack<Seconds>, L, Pr
 }
 
 /// `get_many` allocates its answer and its lists, however many keys there are.
-fn a_constant_for_many<B: Backend, L: Lock<B>>(region: &Region<B, Msgpack<Seconds>, L, Prefix>, most: usize) {
+fn a_constant_for_many<B: Backend, L: Lock<B>, M: KeyMap>(region: &Region<B, Msgpack<Seconds>, L, M>, most: usize) {
     for many in [10_u64, 100] {
         let keys: Vec<u64> = (0..many).collect();
         region.set_many(&keys.iter().map(|key| (*key, *key)).collect::<Vec<_>>()).unwrap();
@@ -132,6 +132,21 @@ fn redis() {
     let region = region.expires_after(Duration::from_secs(60)).ttl(Duration::from_secs(90)).build().unwrap();
     nothing_on(&region);
     a_constant_for_many(&region, 4);
+}
+
+#[test]
+fn buckets() {
+    let server = Server::start();
+    let stamped = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
+    for expiry in [HashExpiry::OnCreate, stamped] {
+        let redis = dogpile::Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+        let region = Region::builder(redis).keys(Bucketed::new(256).others(10)).ttl(Duration::from_secs(90));
+        let region = region.build().unwrap();
+        nothing_on(&region);
+        a_constant_for_many(&region, 4);
+        region.set(15, &1_u64).unwrap();
+        assert_eq!(allocations(|| assert_eq!(region.get(15).unwrap(), Some(1_u64))), 0);
+    }
 }
 
 #[test]

@@ -17,6 +17,19 @@ fn redis() {
     testing::backend(&server.redis(), "suite:");
     let one = Redis::builder(&server.url()).connections(1).hash_expiry(HashExpiry::Always).build().unwrap();
     testing::backend(&one, "another:");
+    for (at, expiry) in fields_of_their_own(&server).into_iter().enumerate() {
+        let redis = Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+        testing::backend(&redis, &format!("own{at}:"));
+        let discard = || RedisLock::new().when_lost(dogpile::Discard);
+        testing::lock(&redis, &discard(), &discard(), &format!("own{at}:"));
+    }
+}
+
+/// Each field has a TTL of its own: by stamps of each length, and by the server where it can.
+fn fields_of_their_own(server: &Server) -> Vec<HashExpiry> {
+    let stamped = |seconds| HashExpiry::Stamped { longest: Duration::from_secs(seconds) };
+    let by_server = dogpile::ServerInfo::of(&server.redis()).unwrap().per_field(Duration::from_secs(3600));
+    vec![stamped(60), stamped(3600), stamped(86_400), stamped(u64::MAX), by_server]
 }
 
 #[test]
@@ -102,6 +115,10 @@ mod tasks {
         }
         let one = Redis::builder(&server.url()).in_flight(1).hash_expiry(HashExpiry::Always).build().unwrap();
         testing::backend_async(&one, &runtimes()[1], "another:");
+        for (at, expiry) in fields_of_their_own(&server).into_iter().enumerate() {
+            let redis = Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+            testing::backend_async(&redis, &runtimes()[1], &format!("own{at}:"));
+        }
     }
 
     #[test]

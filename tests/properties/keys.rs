@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use dogpile::{AsKey, Digest, Key, KeyBuf, KeyMap, KeyPart, Prefix, Scratch, Unmapped};
+use dogpile::{AsKey, Bucketed, Digest, Key, KeyBuf, KeyMap, KeyPart, Prefix, Scratch, Unmapped};
 use proptest::prelude::*;
 
 use crate::{check, key};
@@ -189,5 +189,64 @@ fn maps_are_as_naive_ones() {
         maps(&(long, prefix.clone()), &keys, |part, server| prefixed(&name, &digest(part, from), server));
         maps(&((Unmapped, long), Unmapped), &keys, |part, _| digest(part, from));
         maps(&(prefix, Prefix::new("b")), &keys, |part, server| prefixed("b", &prefixed(&name, part, server), server));
+    });
+}
+
+/// Keys in which the marks, the digits and the zeros of buckets come together in all ways.
+fn numbered_key() -> impl Strategy<Value = KeyBuf> {
+    let part = || prop::collection::vec(prop::sample::select(b"##0011279a-\xc3".to_vec()), 0..9);
+    (part(), prop::option::of(part())).prop_map(|(first, second)| match second {
+        None => KeyBuf::new().bytes(&first),
+        Some(second) => KeyBuf::new().bytes(&first).next_field().bytes(&second),
+    })
+}
+
+#[test]
+fn buckets_keep_keys_apart_and_can_be_undone() {
+    let settings = (0_u32..300, prop::option::of(0_u32..20), any::<bool>(), 0_usize..8);
+    check((prop::collection::vec(numbered_key(), 0..60), settings), |(keys, (width, others, names, longest))| {
+        let mut map = Bucketed::new(width).longest(longest);
+        if let Some(buckets) = others {
+            map = map.others(buckets);
+        }
+        if names {
+            map = map.names();
+        }
+        let mut mapped = HashSet::new();
+        for key in &keys {
+            let mut room = KeyBuf::from(("what was", "there before"));
+            let got = map.map(key.as_key(), &mut room);
+            assert!(!map.keeps(key.as_key()) || got == key.as_key(), "{key}");
+            assert_eq!(map.original(got).as_ref(), Some(key), "{key} became {got:?}");
+            if let (Key::Plain(_), Key::Field { hash, .. }) = (key.as_key(), got) {
+                assert!(hash.contains(&b'#'));
+            }
+            mapped.insert(got.to_buf());
+        }
+        assert_eq!(mapped.len(), keys.iter().collect::<HashSet<_>>().len(), "two keys became one");
+        // What is no image has no original, and never an original that becomes something else.
+        for key in &keys {
+            if let Some(original) = map.original(key.as_key()) {
+                assert_eq!(map.map(original.as_key(), &mut KeyBuf::new()), key.as_key());
+            }
+        }
+    });
+}
+
+#[test]
+fn buckets_are_no_wider_than_that() {
+    check((1_u32..600, 1_u64..5000, "[a-z]{0,3}[|:-]?"), |(width, count, prefix)| {
+        let map = Bucketed::new(width);
+        let mut fields = std::collections::HashMap::<Vec<u8>, u32>::new();
+        let mut room = KeyBuf::new();
+        for number in 0..count {
+            let key = KeyBuf::new().text(&prefix).int(number);
+            if let Key::Field { hash, .. } = map.map(key.as_key(), &mut room) {
+                *fields.entry(hash.to_vec()).or_default() += 1;
+            }
+        }
+        let is_name = prefix.ends_with(|last: char| last.is_alphabetic());
+        assert_eq!(fields.len() as u64, if is_name { 0 } else { count.div_ceil(width.into()) });
+        assert!(fields.values().all(|&fields| fields <= width));
     });
 }

@@ -48,9 +48,9 @@ if redis.call('get',KEYS[1])==ARGV[1] then return 1 end \
 return 0";
 
 /// Reads an entry by script, and takes its lease where there is none. Answered by the entry, or by 1 or 0.
-pub(crate) fn read_or_lease(out: &mut Vec<u8>, wanted: &Lease<'_>, life: Duration, expiry: HashExpiry) -> usize {
+pub(crate) fn read_or_lease(out: &mut Vec<u8>, wanted: &Lease<'_>, life: Duration, stamp: Option<Stamp>) -> usize {
     let (name, field, kind) = parts(wanted.key);
-    let suffix = expiry.stamp().filter(|_| kind == b"field").map_or(&b""[..], Stamp::suffix);
+    let suffix = stamp.map_or(&b""[..], Stamp::suffix);
     eval(out, READ_OR_LEASE, &[(wanted.lock, b""), (name, suffix)], 4);
     argument(out, wanted.token);
     number(out, millis(life));

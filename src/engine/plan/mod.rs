@@ -35,25 +35,29 @@ fn hash_name(out: &mut Vec<u8>, hash: &[u8], expiry: HashExpiry) {
     }
 }
 
-/// `GET` or `HGET`.
-#[inline]
-pub(crate) fn get(out: &mut Vec<u8>, key: Key<'_>, expiry: HashExpiry) -> usize {
+/// `GET` or `HGET`. Part of a hit, and so inlined where that is.
+#[inline(always)]
+pub(crate) fn get(out: &mut Vec<u8>, key: Key<'_>, stamp: Option<Stamp>) -> usize {
     match key {
         Key::Plain(key) => {
             argument_after(out, b"*2\r\n$3\r\nGET\r\n$00\r\n", key);
         }
         Key::Field { hash, field } => {
-            match expiry.stamp() {
+            match stamp {
                 None => argument_after(out, b"*3\r\n$4\r\nHGET\r\n$00\r\n", hash),
-                Some(stamp) => {
-                    command(out, "HGET", 3);
-                    joined(out, hash, stamp.suffix());
-                }
+                Some(stamp) => stamped_get(out, hash, stamp),
             }
             argument_after(out, b"$00\r\n", field);
         }
     }
     1
+}
+
+/// The same where fields are stamped, up to the field.
+#[cold]
+fn stamped_get(out: &mut Vec<u8>, hash: &[u8], stamp: Stamp) {
+    command(out, "HGET", 3);
+    joined(out, hash, stamp.suffix());
 }
 
 /// `SET` with its TTL; or what stores one field, see [`set_fields`].
@@ -281,12 +285,12 @@ mod tests {
 
     #[test]
     fn one_entry() {
-        let read = |key, expiry| text(|out| get(out, key, expiry));
-        assert_eq!(read(Key::Plain(b"k"), STAMPED), ("2: GET k".into(), 1));
+        let read = |key, stamp| text(|out| get(out, key, stamp));
+        assert_eq!(read(Key::Plain(b"k"), STAMPED.stamp()), ("2: GET k".into(), 1));
         let long = Key::Plain(b"a key of 20 bytes....");
-        assert_eq!(read(long, HashExpiry::Never), ("2: GET a key of 20 bytes....".into(), 1));
-        assert_eq!(read(FIELD, HashExpiry::PerField), ("3: HGET h f".into(), 1));
-        assert_eq!(read(FIELD, STAMPED), ("3: HGET h~2 f".into(), 1));
+        assert_eq!(read(long, None), ("2: GET a key of 20 bytes....".into(), 1));
+        assert_eq!(read(FIELD, None), ("3: HGET h f".into(), 1));
+        assert_eq!(read(FIELD, STAMPED.stamp()), ("3: HGET h~2 f".into(), 1));
         let ttl = Some(Duration::from_secs(3600));
         let plain = |ttl| text(|out| set(out, Key::Plain(b"k"), b"v", life(ttl, STAMPED)));
         assert_eq!(plain(None), ("3: SET k v".into(), 1));
@@ -316,13 +320,13 @@ mod tests {
         );
         assert!(text(|out| release(out, lock, b"token")).0.ends_with("1 _lok.k token"));
         assert!(text(|out| renew(out, lock, b"token", Duration::from_secs(10))).0.ends_with("1 _lok.k token 10000"));
-        let read = |key, expiry| {
+        let read = |key, stamp| {
             let wanted = Lease { lock, token: b"token", key };
-            text(|out| read_or_lease(out, &wanted, Duration::from_secs(10), expiry)).0
+            text(|out| read_or_lease(out, &wanted, Duration::from_secs(10), stamp)).0
         };
-        assert!(read(Key::Plain(b"k"), STAMPED).ends_with("2 _lok.k k token 10000  plain"));
-        assert!(read(FIELD, HashExpiry::Never).ends_with("2 _lok.k h token 10000 f field"));
-        assert!(read(FIELD, STAMPED).ends_with("2 _lok.k h~2 token 10000 f field"));
+        assert!(read(Key::Plain(b"k"), None).ends_with("2 _lok.k k token 10000  plain"));
+        assert!(read(FIELD, None).ends_with("2 _lok.k h token 10000 f field"));
+        assert!(read(FIELD, STAMPED.stamp()).ends_with("2 _lok.k h~2 token 10000 f field"));
         let store = |key, ttl, expiry| {
             let held = Lease { lock, token: b"token", key };
             text(|out| store_if_held(out, &held, key, b"v", life(ttl, expiry))).0

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogpile::{Codec, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
+use dogpile::{Bare, Bucketed, Codec, HashExpiry, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
 use peers::tasks::{Client, Shared, divide};
 use peers::{Profile, VALUE, field_keys, plain_keys, redis_url};
 
@@ -17,6 +17,15 @@ type Work = Box<dyn FnOnce(u32)>;
 
 /// A row's name and what sets its work up.
 type Row = (&'static str, fn() -> Work);
+
+const STAMPED: HashExpiry = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
+
+/// A region whose plain keys are fields of small hashes.
+fn bucketed(expiry: HashExpiry) -> Region<Redis, Msgpack<Bare>, dogpile::LocalLock, Bucketed> {
+    let redis = Redis::builder(&redis_url()).hash_expiry(expiry).build().unwrap();
+    let region = Region::builder(redis).codec(Msgpack::new()).keys(Bucketed::new(256));
+    region.ttl(Duration::from_secs(3600)).build().unwrap()
+}
 
 const ROWS: &[Row] = &[
     ("get_hit_redis_plain", || {
@@ -64,6 +73,21 @@ const ROWS: &[Row] = &[
             let found: Option<Vec<u8>> = redis::Commands::hget(&mut connection, "a-hash", "a-field").unwrap();
             decode(&found.unwrap())
         })
+    }),
+    ("get_hit_redis_bucketed", || {
+        let region = bucketed(HashExpiry::OnCreate);
+        region.set("user|1000", &Bytes::from_static(&VALUE)).unwrap();
+        times(move || region.get::<Bytes>("user|1000").unwrap().unwrap())
+    }),
+    ("get_hit_redis_bucketed_stamped", || {
+        let region = bucketed(STAMPED);
+        region.set("user|1000", &Bytes::from_static(&VALUE)).unwrap();
+        times(move || region.get::<Bytes>("user|1000").unwrap().unwrap())
+    }),
+    ("set_redis_bucketed_stamped", || {
+        let region = bucketed(STAMPED);
+        let value = Bytes::from_static(&VALUE);
+        times(move || region.set("user|1000", &value).unwrap())
     }),
     ("get_or_create_hit_redis", || {
         let region = region();
