@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::codec::{Codec, CodecError, Meta};
 use dogpile::{Bare, Full, Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Seconds, Slice, Timestamp};
 use serde_json::{Value as AnyJson, json};
@@ -27,11 +28,15 @@ pub struct Format {
     pub name: &'static str,
     codec: Arc<dyn Codec<Value> + Send + Sync>,
     pub time: Time,
-    /// Whether both languages can write and read such a value, but for what Python cannot read.
-    carries: fn(&Value) -> bool,
-    /// Whether Python reads what both languages write.
-    python_reads: fn(&Value) -> bool,
+    shares: Shares,
 }
+
+/// Which values Python writes and Rust reads, and which Rust writes and Python reads.
+type Shares = [fn(&Value) -> bool; 2];
+const MSGPACK: Shares = [in_msgpack; 2];
+const JSON: Shares = [in_json; 2];
+const RAW: Shares = [in_raw, in_raw_of_python];
+const PICKLE: Shares = [|_| true, in_msgpack];
 
 /// The plain backend of dogpile.cache, and those of `dogpile_backend_redis_advanced`.
 pub const OWN: &str = "dogpile.cache.redis";
@@ -42,29 +47,24 @@ pub const HSTORE: &str = "dogpile_backend_redis_advanced.hstore";
 pub const TTL: Duration = Duration::from_secs(300);
 
 impl Format {
-    fn new(
-        name: &'static str,
-        codec: impl Codec<Value> + Send + Sync + 'static,
-        time: Time,
-        carries: fn(&Value) -> bool,
-    ) -> Self {
-        Format { name, codec: Arc::new(codec), time, carries, python_reads: |_| true }
-    }
-
-    fn python_reads(mut self, these: fn(&Value) -> bool) -> Self {
-        self.python_reads = these;
-        self
+    fn new(name: &'static str, codec: impl Codec<Value> + Send + Sync + 'static, time: Time, shares: Shares) -> Self {
+        Format { name, codec: Arc::new(codec), time, shares }
     }
 
     pub fn all() -> Vec<Self> {
         vec![
-            Self::new("msgpack.full", Msgpack::<Full>::new(), Time::Cut, msgpack),
-            Self::new("msgpack.seconds", Msgpack::<Seconds>::new(), Time::Cut, msgpack),
-            Self::new("msgpack.bare", Msgpack::<Bare>::new(), Time::Unknown, msgpack),
-            Self::new("json.full", Json::<Full>::new(), Time::Cut, json),
-            Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, json),
-            Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, json),
-            Self::new("raw", Raw, Time::Unknown, raw).python_reads(raw_of_python),
+            Self::new("msgpack.full", Msgpack::<Full>::new(), Time::Cut, MSGPACK),
+            Self::new("msgpack.seconds", Msgpack::<Seconds>::new(), Time::Cut, MSGPACK),
+            Self::new("msgpack.bare", Msgpack::<Bare>::new(), Time::Unknown, MSGPACK),
+            Self::new("msgpack.own", Msgpack::<JsonMeta>::new(), Time::Exact, MSGPACK),
+            Self::new("json.full", Json::<Full>::new(), Time::Cut, JSON),
+            Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, JSON),
+            Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, JSON),
+            Self::new("json.own", Json::<JsonMeta>::new(), Time::Exact, JSON),
+            Self::new("pickle.seconds", Pickle::<Seconds>::new(), Time::Cut, PICKLE),
+            Self::new("pickle.bare", Pickle::<Bare>::new(), Time::Unknown, PICKLE),
+            Self::new("pickle.own", Pickle::<JsonMeta>::new(), Time::Exact, PICKLE),
+            Self::new("raw", Raw, Time::Unknown, RAW),
         ]
     }
 
@@ -79,12 +79,12 @@ impl Format {
 
     /// What Python can write and Rust read.
     pub fn from_python(&self) -> Vec<Value> {
-        Value::all().into_iter().filter(|value| value.all_of_it(self.carries)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.shares[0])).collect()
     }
 
     /// What Rust can write and Python read.
     pub fn from_rust(&self) -> Vec<Value> {
-        self.from_python().into_iter().filter(|value| value.all_of_it(self.python_reads)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.shares[1])).collect()
     }
 
     /// How Rust has it.
@@ -116,11 +116,11 @@ fn in_64_bits(int: i128) -> bool {
     u64::try_from(int).is_ok() || i64::try_from(int).is_ok()
 }
 
-fn msgpack(value: &Value) -> bool {
+fn in_msgpack(value: &Value) -> bool {
     !matches!(value, Value::Int(int) if !in_64_bits(*int))
 }
 
-fn json(value: &Value) -> bool {
+fn in_json(value: &Value) -> bool {
     match value {
         Value::Int(int) => in_64_bits(*int),
         Value::Float(float) => float.is_finite(),
@@ -129,7 +129,7 @@ fn json(value: &Value) -> bool {
     }
 }
 
-fn raw(value: &Value) -> bool {
+fn in_raw(value: &Value) -> bool {
     match value {
         Value::Text(text) => !text.contains('\x7f'),
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Bytes(_) => true,
@@ -138,11 +138,11 @@ fn raw(value: &Value) -> bool {
 }
 
 /// Python fails on reading `i\x7fTrue`, which it writes, and on bytes with its tag.
-fn raw_of_python(value: &Value) -> bool {
+fn in_raw_of_python(value: &Value) -> bool {
     match value {
         Value::Bool(_) => false,
         Value::Bytes(bytes) => !bytes.contains(&0x7f),
-        _ => true,
+        _ => in_raw(value),
     }
 }
 
