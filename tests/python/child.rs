@@ -27,6 +27,7 @@ fn child() {
                 Json::Null
             }
             "get_or_create" => opened.as_ref().unwrap().get_or_create(&order),
+            "get_or_create_many" => opened.as_ref().unwrap().get_or_create_many(&order),
             unknown => panic!("what is {unknown}?"),
         };
         // In one piece, and not behind what the harness says.
@@ -51,9 +52,11 @@ impl Opened {
             .prefix(order["prefix"].as_str().unwrap())
             .lease(Duration::from_millis(order["lease"].as_u64().unwrap()));
         let format = Format::named(order["codec"].as_str().unwrap());
+        let region = Region::builder(Redis::open(&url).unwrap()).codec(format).lock(lock);
+        let expires = Duration::from_secs(order["expires"].as_u64().unwrap());
         Opened {
             name: order["name"].as_str().unwrap().into(),
-            region: Region::builder(Redis::open(&url).unwrap()).codec(format).lock(lock).build().unwrap(),
+            region: region.expires_after(expires).build().unwrap(),
             creators: redis::Client::open(url).unwrap(),
         }
     }
@@ -72,5 +75,14 @@ impl Opened {
             let callers: Vec<_> = (0..order["callers"].as_u64().unwrap()).map(call).collect();
             callers.into_iter().map(|caller| caller.join().unwrap()).collect()
         })
+    }
+
+    fn get_or_create_many(&self, order: &Json) -> Json {
+        let keys: Vec<_> = order["keys"].as_array().unwrap().iter().map(untagged).collect();
+        let created = self.region.get_or_create_many(&keys, |missing| {
+            std::thread::sleep(Duration::from_millis(order["millis"].as_u64().unwrap()));
+            Ok::<_, ()>(vec![Value::Text(format!("{}'s", self.name)); missing.len()])
+        });
+        created.unwrap().iter().map(Value::tagged).collect()
     }
 }

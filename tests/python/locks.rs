@@ -1,12 +1,14 @@
 //! Of all callers in both languages one creates a missing value.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use dogpile::{Clock, Timestamp};
 use serde_json::{Value as Json, json};
 
-use crate::formats::{ADVANCED, Format, HSTORE, OWN};
+use crate::formats::{ADVANCED, Format, HSTORE, OWN, untagged};
 use crate::peer::Peer;
 use crate::support::{Server, eventually};
+use crate::value::Value;
 
 /// How both languages come to use the same lock.
 struct Setting {
@@ -26,12 +28,16 @@ const SETTINGS: [Setting; 4] = [
     Setting { format: "json.full", backend: HSTORE, lock_prefix: Some("_lock"), prefix: "_lock", pair: true },
 ];
 
+/// Older values are stale, in seconds.
+const EXPIRES: u64 = 60;
+
 impl Setting {
     /// A peer in Python whose lock holds at most so many seconds; for ever, if no number is given.
     fn python(&self, server: &Server, name: &str, lease: Option<u64>) -> Option<Peer> {
         let mut python = Peer::python()?;
         let mut order = Format::named(self.format).order(server, self.backend);
         order["name"] = json!(name);
+        order["expires"] = json!(EXPIRES);
         order["distributed_lock"] = json!(true);
         order["lock_timeout"] = json!(lease);
         order["lock_prefix"] = json!(self.lock_prefix);
@@ -43,7 +49,7 @@ impl Setting {
         let mut rust = Peer::rust();
         rust.ask(&json!({
             "do": "open", "port": server.port, "codec": self.format, "name": name, "prefix": self.prefix,
-            "lease": lease.as_millis() as u64,
+            "lease": lease.as_millis() as u64, "expires": EXPIRES,
         }));
         rust
     }
@@ -94,6 +100,61 @@ fn who_comes_later_waits_for_the_other_language() {
             assert_eq!((creators(&server), server.ask_int(&["EXISTS", &lock])), (1, 0));
             peers.reverse();
         }
+    }
+}
+
+#[test]
+fn who_comes_later_gets_what_is_stale() {
+    for setting in &SETTINGS[..2] {
+        let server = Server::start();
+        let Some(python) = setting.python(&server, "Python", None) else { return };
+        let mut peers = [python, setting.rust(&server, "Rust", Duration::from_secs(10))];
+        let long_ago = Timestamp::from_secs(Timestamp::from(SystemTime::now()).as_secs() - 2 * EXPIRES);
+        let region = Format::named(setting.format).region(&server).clock(Clock::manual(long_ago)).build().unwrap();
+        for name in ["Python", "Rust"] {
+            let [holder, waiter] = &mut peers;
+            let (key, _) = setting.key(name);
+            region.set(untagged(&key), &Value::Text("stale".into())).unwrap();
+            begin(&server, holder, &key, Duration::from_secs(1));
+            assert_eq!(waiter.ask(&create(&key, 3, Duration::ZERO)), json!(["stale", "stale", "stale"]));
+            let made = json!(format!("{name}'s, number 1"));
+            assert_eq!(holder.answer(), json!([made]));
+            assert_eq!(waiter.ask(&create(&key, 3, Duration::ZERO)), json!([made, made, made]));
+            assert_eq!(creators(&server), 1);
+            peers.reverse();
+        }
+    }
+}
+
+/// Whoever locks many keys never waits for one who waits for it. (Python reads them no more once it has the locks, and
+/// creates all anew; so who created what is not asked.)
+#[test]
+fn callers_for_many_keys_do_not_block_each_other() {
+    for setting in &SETTINGS[..2] {
+        let server = Server::start();
+        let mut herd = Vec::new();
+        for number in 0..2 {
+            let Some(python) = setting.python(&server, &format!("Python {number}"), Some(10)) else { return };
+            herd.push(python);
+            herd.push(setting.rust(&server, &format!("Rust {number}"), Duration::from_secs(10)));
+        }
+        let began = Instant::now();
+        for round in 0..5 {
+            let mut keys: Vec<_> = (0..10).map(|at| setting.key(&format!("{round} {at}")).0).collect();
+            for peer in &mut herd {
+                keys.rotate_left(3);
+                keys.reverse();
+                peer.tell(&json!({"do": "get_or_create_many", "keys": keys[..7], "millis": 20}));
+            }
+            for peer in &mut herd {
+                let got = peer.answer();
+                let names: Vec<_> = got.as_array().unwrap().iter().filter_map(Json::as_str).collect();
+                assert_eq!(names.len(), 7, "{got}");
+                assert!(names.iter().all(|name| name.ends_with("'s")), "{got}");
+            }
+        }
+        // One lease that must end first is longer.
+        assert!(began.elapsed() < Duration::from_secs(8), "it took {:?}", began.elapsed());
     }
 }
 

@@ -4,7 +4,7 @@
 mod child;
 mod entries;
 mod formats;
-mod functions;
+mod keys;
 mod locks;
 mod peer;
 // Some of it is for other tests.

@@ -15,6 +15,7 @@ import redis
 from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
 from dogpile.cache.region import register_backend, value_version
+from dogpile.cache.util import length_conditional_mangler, sha1_mangle_key
 from dogpile_backend_redis_advanced.cache import serializers
 from dogpile_backend_redis_advanced.cache.backends.redis_advanced import RedisAdvancedHstoreBackend
 
@@ -121,7 +122,7 @@ def key_of(key):
 class Peer:
     """What it can be told to do."""
 
-    def open(self, port, backend, codec, name=None, expires=None, **arguments):
+    def open(self, port, backend, codec, name=None, expires=None, mangled_from=None, **arguments):
         self.name = name
         self.redis = redis.Redis(port=port)
         arguments |= {"port": port, "thread_local_lock": False}
@@ -129,7 +130,8 @@ class Peer:
             backend, wrap = backend + ".already_serialized", [WRAPS[codec]]
         else:
             wrap = []
-        self.region = make_region(**PAYLOADS.get(codec, {}))
+        mangler = None if mangled_from is None else length_conditional_mangler(mangled_from, sha1_mangle_key)
+        self.region = make_region(key_mangler=mangler, **PAYLOADS.get(codec, {}))
         self.region.configure(backend, expiration_time=expires, arguments=arguments, wrap=wrap)
 
     def set(self, entries, many=False):
@@ -175,6 +177,13 @@ class Peer:
             thread.join()
         return [tagged(value) for value in values]
 
+    def get_or_create_many(self, keys, millis=0):
+        def create(*missing):
+            time.sleep(millis / 1000)
+            return [f"{self.name}'s"] * len(missing)
+
+        return [tagged(value) for value in self.region.get_or_create_multi([*map(key_of, keys)], create)]
+
     def call(self, arguments, namespace=None):
         """Calls a cached function, and says what its key is."""
 
@@ -185,6 +194,15 @@ class Peer:
         arguments = [untagged(argument) for argument in arguments]
         key = self.region.function_key_generator(namespace, joined.original)(*arguments)
         return [key, joined(*arguments)]
+
+    def call_many(self, arguments, namespace=None):
+        """Calls a cached function of many arguments at once."""
+
+        @self.region.cache_multi_on_arguments(namespace=namespace)
+        def doubled(*arguments):
+            return [f"Python's {argument!r}" for argument in arguments]
+
+        return doubled(*arguments)
 
 
 peer = Peer()

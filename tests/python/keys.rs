@@ -1,10 +1,10 @@
-//! Cached functions: what one in Python made, one in Rust finds, and the other way round.
+//! Keys that are made: of the arguments of cached functions, and by digests.
 
-use dogpile::KeyArgs;
 use dogpile::codec::python::function_name;
+use dogpile::{Digest, KeyArgs};
 use serde_json::{Value as Json, json};
 
-use crate::formats::{Format, OWN};
+use crate::formats::{ADVANCED, Format, OWN};
 use crate::peer::Peer;
 use crate::support::Server;
 use crate::value::Value;
@@ -60,4 +60,45 @@ fn functions_share_their_entries() {
     share(&server, &mut python, (), &json!([]));
     share(&server, &mut python, (15_u64, 0.5, None::<String>), &json!([15, 0.5, null]));
     share(&server, &mut python, (true, "a b", Some("c"), Some(-1.0)), &json!([true, "a b", "c", -1.0]));
+}
+
+#[test]
+fn functions_of_many_share_their_entries() {
+    let Some(mut python) = Peer::python() else { return };
+    let (server, format) = (Server::start(), Format::named("pickle.own"));
+    python.ask(&format.order(&server, OWN));
+    let region = format.region(&server).build().unwrap();
+    let doubled = region.function_many(&function_name("__main__", "doubled", Some("v2")), |numbers: &[&f64]| {
+        Ok::<_, ()>(numbers.iter().map(|number| Value::Text(format!("Rust's {number:?}"))).collect())
+    });
+    let texts = |texts: &[&str]| texts.iter().map(|text| Value::Text((*text).into())).collect::<Vec<_>>();
+    assert_eq!(doubled.call(&[1.5, 2.0]).unwrap(), texts(&["Rust's 1.5", "Rust's 2.0"]));
+    let answer = python.ask(&json!({"do": "call_many", "arguments": [2.0, 1e16, 1.5], "namespace": "v2"}));
+    assert_eq!(answer, json!(["Rust's 2.0", "Python's 1e+16", "Rust's 1.5"]));
+    assert_eq!(doubled.call(&[3.0, 1e16]).unwrap(), texts(&["Rust's 3.0", "Python's 1e+16"]));
+}
+
+/// Lengths are compared in characters there and in bytes here, so only keys of ASCII are the same from a length on.
+#[test]
+fn digests_are_the_same() {
+    let Some(mut python) = Peer::python() else { return };
+    let (server, format) = (Server::start(), Format::named("msgpack.seconds"));
+    let short = "k".repeat(39);
+    for (mangler, digest, keys) in [
+        (json!(0), Digest::always(), ["", "key", "schlüssel 🎉", &short]),
+        (json!(40), Digest::from_length(40), ["", "key", &short, &"k".repeat(40)]),
+    ] {
+        let mut open = format.order(&server, ADVANCED);
+        open["mangled_from"] = mangler;
+        python.ask(&open);
+        let region = format.region(&server).keys(digest).build().unwrap();
+        for key in keys {
+            server.ask(&["FLUSHALL"]);
+            python.ask(&json!({"do": "set", "entries": [[key, "Python's"]]}));
+            assert_eq!(region.get::<Value>(key).unwrap(), Some(Value::Text("Python's".into())), "{key}");
+            region.set(key, &Value::Text("Rust's".into())).unwrap();
+            assert_eq!(python.ask(&json!({"do": "get", "keys": [key]})), json!(["Rust's"]), "{key}");
+            assert_eq!(server.ask_int(&["DBSIZE"]), 1);
+        }
+    }
 }
