@@ -72,6 +72,7 @@ fn asked(keys: &[KeyBuf], values: &[Value]) -> (Vec<KeyBuf>, Vec<Option<Value>>)
     (keys.iter().chain(&keys[..1]).chain(&absent).cloned().collect(), found.collect())
 }
 
+/// As they are shown: so NaN is itself, and -0.0 is not 0.0.
 fn assert_same(got: &[Option<Value>], expected: &[Option<Value>], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (got, expected) in got.iter().zip(expected) {
@@ -82,7 +83,7 @@ fn assert_same(got: &[Option<Value>], expected: &[Option<Value>], what: &str) {
 #[test]
 fn what_python_writes_rust_reads_and_deletes() {
     each(|server, python, format, backend| {
-        let (region, values) = (format.region(server).build().unwrap(), format.from_python());
+        let (region, values) = (format.region(server).build().unwrap(), format.python_writes());
         let keys = keys(&values, backend);
         let (asked, expected) = asked(&keys, &values);
         for many in [false, true] {
@@ -100,7 +101,7 @@ fn what_python_writes_rust_reads_and_deletes() {
 #[test]
 fn what_rust_writes_python_reads_and_deletes() {
     each(|server, python, format, backend| {
-        let (region, values) = (format.region(server).build().unwrap(), format.from_rust());
+        let (region, values) = (format.region(server).build().unwrap(), format.rust_writes());
         let keys = keys(&values, backend);
         let (asked, expected) = asked(&keys, &values);
         for many in [false, true] {
@@ -114,71 +115,74 @@ fn what_rust_writes_python_reads_and_deletes() {
     });
 }
 
-/// Both agree on when an entry was created, and so on when it is stale.
+/// How much later, in seconds, a value that expires after 100 is looked at, and whether it is fresh then.
+const LATER: [(u64, bool); 2] = [(90, true), (110, false)];
+
+fn expiring(server: &Server, format: &Format, clock: Clock) -> Region<Redis, Format> {
+    format.region(server).clock(clock).expires_after(Duration::from_secs(100)).build().unwrap()
+}
+
 #[test]
-fn ages_are_the_same() {
+fn rust_knows_how_old_values_of_python_are() {
     each(|server, python, format, backend| {
         let (value, what) = (Value::Text("v".into()), format!("{} over {backend}", format.name));
-        let keys = keys(&[Value::None, Value::None], backend);
-        let at = |clock| format.region(server).clock(clock).expires_after(Duration::from_secs(100)).build().unwrap();
-        let mut open = format.order(server, backend);
-
-        // Python wrote it just now.
+        let keys = keys(&[Value::None], backend);
         let before = Timestamp::from(SystemTime::now());
-        python_sets(python, &keys[..1], &[value.clone()], false);
+        python_sets(python, &keys, std::slice::from_ref(&value), false);
         let after = Timestamp::from(SystemTime::now());
-        let created = at(Clock::system()).get_entry::<Value>(&keys[0]).unwrap().unwrap().created;
+        let created = expiring(server, format, Clock::system()).get_entry::<Value>(&keys[0]).unwrap().unwrap().created;
         match (format.time, created) {
             (Time::Unknown, None) => {}
             (Time::Cut, Some(created)) => {
                 assert_eq!(created.as_micros() % 1_000_000, 0, "{what}");
                 assert!((before.as_secs()..=after.as_secs()).contains(&created.as_secs()), "{what}: {created:?}");
             }
-            (Time::Exact, Some(created)) => {
-                assert_ne!(created.as_micros() % 1_000_000, 0, "{what}");
-                assert!((before..=after).contains(&created), "{what}: {created:?}");
-            }
+            (Time::Exact, Some(created)) => assert!((before..=after).contains(&created), "{what}: {created:?}"),
             (time, created) => panic!("{what}: {time:?} {created:?}"),
         }
-        let ages = format.time != Time::Unknown;
-        for (passed, fresh) in [(98, true), (102, !ages)] {
-            let then = at(Clock::manual(after.plus(Duration::from_secs(passed))));
-            assert_eq!(then.get::<Value>(&keys[0]).unwrap().is_some(), fresh, "{what}, {passed} s later");
-            assert_eq!(then.ignoring_expiry().get::<Value>(&keys[0]).unwrap(), Some(value.clone()), "{what}");
-            let served = then.get_or_create(&keys[0], || Ok::<_, ()>(Value::Int(passed.into()))).unwrap();
-            assert_eq!(served, if fresh { value.clone() } else { Value::Int(passed.into()) }, "{what}");
+        for (passed, fresh) in LATER {
+            let fresh = fresh || format.time == Time::Unknown;
+            let then = expiring(server, format, Clock::manual(after.plus(Duration::from_secs(passed))));
+            assert_eq!(then.get(&keys[0]).unwrap(), fresh.then(|| value.clone()), "{what}, {passed} s later");
+            assert_eq!(then.ignoring_expiry().get(&keys[0]).unwrap(), Some(value.clone()), "{what}");
+            let made = then.get_or_create(&keys[0], || Ok::<_, ()>(Value::None)).unwrap();
+            assert_eq!(made, if fresh { value.clone() } else { Value::None }, "{what}, {passed} s later");
+        }
+    });
+}
+
+#[test]
+fn python_knows_how_old_values_of_rust_are() {
+    each(|server, python, format, backend| {
+        let (value, what) = (Value::Text("v".into()), format!("{} over {backend}", format.name));
+        let keys = keys(&[Value::None], backend);
+        let rust_sets_at = |time| expiring(server, format, Clock::manual(time)).set(&keys[0], &value).unwrap();
+
+        let before = Timestamp::from(SystemTime::now());
+        rust_sets_at(LONG_AGO);
+        let created = python.ask(&json!({"do": "created", "key": tagged(&keys[0])}));
+        let expected = match format.time {
+            Time::Unknown => None,
+            _ if format.name.ends_with(".seconds") => Some(json!(LONG_AGO.as_secs())),
+            _ => Some(json!(LONG_AGO.as_secs_f64())),
+        };
+        match expected {
+            Some(expected) => assert_eq!(created, json!([expected, 2]), "{what}"),
+            // Python takes it for created when it is read.
+            None => assert!(created[0].as_f64().unwrap() >= before.as_secs_f64(), "{what}: {created}"),
         }
 
-        // Rust wrote it a while ago.
-        for (passed, fresh) in [(98, true), (102, !ages)] {
-            let now = Timestamp::from(SystemTime::now());
-            let then = Timestamp::from_micros(now.as_micros() - passed * 1_000_000);
-            at(Clock::manual(then)).set(&keys[1], &value).unwrap();
-            open["expires"] = json!(100);
-            python.ask(&open);
-            let expected = if fresh { value.clone() } else { Value::Text("Python's, number 1".into()) };
-            assert_eq!(
-                python_gets(python, &keys[1..], true),
-                [fresh.then(|| value.clone())],
-                "{what}, {passed} s later"
-            );
-            server.ask(&["DEL", "creators"]);
-            open["name"] = json!("Python");
-            python.ask(&open);
-            let created = python.ask(&json!({"do": "get_or_create", "key": tagged(&keys[1])}));
-            assert_eq!(Value::untagged(&created[0]), Some(expected), "{what}, {passed} s later");
-        }
-
-        // Rust wrote it long ago.
-        at(Clock::manual(LONG_AGO)).set(&keys[1], &value).unwrap();
-        open["expires"] = json!(null);
+        let mut open = format.order(server, backend);
+        (open["name"], open["expires"]) = (json!("Python"), json!(100));
         python.ask(&open);
-        let created = python.ask(&json!({"do": "created", "key": tagged(&keys[1])}));
-        assert_eq!(created[1], 2, "{what}");
-        match format.time {
-            Time::Unknown => assert!(created[0].as_f64().unwrap() >= before.as_secs_f64(), "{what}: {created}"),
-            _ if format.name.ends_with(".seconds") => assert_eq!(created[0], LONG_AGO.as_secs(), "{what}"),
-            _ => assert_eq!(created[0].as_f64().unwrap().to_bits(), LONG_AGO.as_secs_f64().to_bits(), "{what}"),
+        for (passed, fresh) in LATER {
+            let fresh = fresh || format.time == Time::Unknown;
+            let now = Timestamp::from(SystemTime::now());
+            rust_sets_at(Timestamp::from_micros(now.as_micros() - passed * 1_000_000));
+            assert_eq!(python_gets(python, &keys, true), [fresh.then(|| value.clone())], "{what}, {passed} s later");
+            let made = python.ask(&json!({"do": "get_or_create", "key": tagged(&keys[0])}));
+            let expected = if fresh { json!(["v"]) } else { json!(["Python's, number 1"]) };
+            assert_eq!(made, expected, "{what}, {passed} s later");
         }
     });
 }
@@ -188,10 +192,6 @@ fn ages_are_the_same() {
 fn deadlines_are_the_same() {
     let Some(mut python) = Peer::python() else { return };
     let (server, format) = (Server::start(), Format::named("msgpack.seconds"));
-    let ttl = |key: &str| match server.ask_int(&["PTTL", key]) {
-        left @ 290_001..=300_000 => assert!(left > 0),
-        left => panic!("{key} has a TTL of {left} ms"),
-    };
     python.ask(&format.order(&server, ADVANCED));
     let region = format.region(&server).build().unwrap();
     let (plain, values) = (keys(&vec![Value::None; 4], ADVANCED), vec![Value::Int(1); 4]);
@@ -199,7 +199,10 @@ fn deadlines_are_the_same() {
     python_sets(&mut python, &plain[1..2], &values[..1], true);
     rust_sets(&region, &plain[2..3], &values[..1], false);
     rust_sets(&region, &plain[3..], &values[..1], true);
-    plain.iter().for_each(|key| ttl(std::str::from_utf8(key.as_key().server_key()).unwrap()));
+    for key in &plain {
+        let left = server.ask_int(&["PTTL", tagged(key).as_str().unwrap()]);
+        assert!((290_000..=300_000).contains(&left), "{key:?} has a TTL of {left} ms");
+    }
 
     // The TTL of a hash that is written to: when it is new, has a TTL of 100, has none.
     let rules = [

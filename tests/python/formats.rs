@@ -78,12 +78,12 @@ impl Format {
     }
 
     /// What Python can write and Rust read.
-    pub fn from_python(&self) -> Vec<Value> {
+    pub fn python_writes(&self) -> Vec<Value> {
         Value::all().into_iter().filter(|value| value.all_of_it(self.shares[0])).collect()
     }
 
     /// What Rust can write and Python read.
-    pub fn from_rust(&self) -> Vec<Value> {
+    pub fn rust_writes(&self) -> Vec<Value> {
         Value::all().into_iter().filter(|value| value.all_of_it(self.shares[1])).collect()
     }
 

@@ -96,7 +96,7 @@ fn who_comes_later_waits_for_the_other_language() {
             let waited = asked.elapsed();
             let made = json!(format!("{name}'s, number 1"));
             assert_eq!((holder.answer(), got), (json!([made]), json!([made, made, made])));
-            assert!(waited < length + Duration::from_millis(500), "it waited {waited:?}");
+            assert!(waited < length + Duration::from_secs(2), "it waited {waited:?}");
             assert_eq!((creators(&server), server.ask_int(&["EXISTS", &lock])), (1, 0));
             peers.reverse();
         }
@@ -207,7 +207,7 @@ fn a_killed_holder_blocks_for_its_lease() {
             assert_eq!(waiter.answer(), json!([made, made]));
             let (waited, left) = (now.elapsed(), Duration::from_millis(left as u64));
             assert!(waited + Duration::from_millis(20) >= left, "{heir} broke the lock after {waited:?} of {left:?}");
-            assert!(waited < left + Duration::from_millis(700), "{heir} created {:?} after the lease", waited - left);
+            assert!(waited < left + Duration::from_millis(1500), "{heir} created {:?} after the lease", waited - left);
             assert_eq!(creators(&server), 2);
         }
     }

@@ -89,10 +89,13 @@ fn interpreter() -> Option<&'static str> {
             let _ = writeln!(std::io::stderr(), "tests with Python are LEFT OUT: {WITHOUT} is set");
             return None;
         }
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/python");
-        let ran = Command::new(script).arg(concat!(env!("CARGO_TARGET_TMPDIR"), "/python")).output().unwrap();
-        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_string();
-        Some(if ran.status.success() { Ok(said(&ran.stdout)) } else { Err(said(&ran.stderr)) })
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/python"));
+        let said = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_string();
+        Some(match script.arg(concat!(env!("CARGO_TARGET_TMPDIR"), "/python")).output() {
+            Ok(ran) if ran.status.success() => Ok(said(ran.stdout)),
+            Ok(ran) => Err(said(ran.stderr)),
+            Err(error) => Err(format!("{script:?}: {error}")),
+        })
     });
     made.as_ref().map(|made| match made {
         Ok(python) => python.as_str(),
