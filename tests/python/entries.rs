@@ -245,7 +245,7 @@ fn deadlines_are_the_same() {
 }
 
 /// What only one language has such values for, as Python expressions.
-const FOREIGN: [&str; 20] = [
+const FOREIGN: [&str; 23] = [
     "datetime.datetime(2020, 1, 2, 3, 4, 5)",
     "datetime.timedelta(1)",
     "decimal.Decimal('1.5')",
@@ -266,6 +266,10 @@ const FOREIGN: [&str; 20] = [
     "Exception('a')",
     "len",
     "NO_VALUE",
+    // Too deep, itself in itself, and the same three times.
+    "functools.reduce(lambda inner, _: [inner], range(200), 0)",
+    "(lambda list: list.append(list) or list)([])",
+    "[{'a': [1]}] * 3",
 ];
 
 /// What Python writes and Rust cannot read is a miss there, which the next creation overwrites; what Rust does read is

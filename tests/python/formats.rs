@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::codec::{Codec, CodecError, Meta};
-use dogpile::{Bare, Full, Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Seconds, Slice, Timestamp};
+use dogpile::{
+    Bare, Full, Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Seconds, Serde, Slice, Timestamp,
+};
 use serde_json::{Value as AnyJson, json};
 
 use crate::support::Server;
@@ -61,6 +63,11 @@ impl Format {
             Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, JSON),
             Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, JSON),
             Self::new("json.own", Json::<JsonMeta>::new(), Time::Exact, JSON),
+            // The same, by serde.
+            Self::new("msgpack.full", Serde::<Full>::new(), Time::Cut, MSGPACK),
+            Self::new("msgpack.own", Serde::<JsonMeta>::new(), Time::Exact, MSGPACK),
+            // Its metadata is read by Python with any time, and written with whole seconds.
+            Self::new("pickle.full", Pickle::<Full>::new(), Time::Cut, PICKLE),
             Self::new("pickle.seconds", Pickle::<Seconds>::new(), Time::Cut, PICKLE),
             Self::new("pickle.bare", Pickle::<Bare>::new(), Time::Unknown, PICKLE),
             Self::new("pickle.own", Pickle::<JsonMeta>::new(), Time::Exact, PICKLE),

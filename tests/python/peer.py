@@ -2,6 +2,7 @@
 
 import datetime  # noqa: F401, for orders
 import decimal  # noqa: F401, for orders
+import functools  # noqa: F401, for orders
 import json
 import math
 import pathlib  # noqa: F401, for orders
@@ -65,6 +66,7 @@ def dump_json(value):
 WRAPS = {
     **{f"msgpack.{name}": wrap for name, wrap in envelopes(msgpack.packb, msgpack.unpackb).items()},
     **{f"json.{name}": wrap for name, wrap in envelopes(dump_json, json.loads).items()},
+    "pickle.full": serializers.Serializer_PickleIntTime_ProxyBackend,
     "pickle.seconds": serializers.Serializer_PickleIntTime_ProxyBackend,
     "pickle.bare": serializers.Serializer_PickleNoMeta_ProxyBackend,
     "raw": serializers.Serializer_Raw_ProxyBackend,
