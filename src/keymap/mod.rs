@@ -92,14 +92,21 @@ impl Digest {
         Digest { from: 0 }
     }
 
-    /// Replaces keys of at least so many bytes.
+    /// Replaces keys of at least so many characters, as `length_conditional_mangler` counts them; of so many bytes, where
+    /// they are not UTF-8.
     #[must_use]
-    pub fn from_length(bytes: usize) -> Self {
-        Digest { from: bytes }
+    pub fn from_length(characters: usize) -> Self {
+        Digest { from: characters }
+    }
+
+    #[inline]
+    fn is_short(self, part: &[u8]) -> bool {
+        // There are no more characters than bytes.
+        part.len() < self.from || str::from_utf8(part).is_ok_and(|text| text.chars().count() < self.from)
     }
 
     fn push(self, part: &[u8], room: &mut KeyBuf) {
-        if part.len() < self.from {
+        if self.is_short(part) {
             room.push(part);
             return;
         }
@@ -125,8 +132,7 @@ impl KeyMap for Digest {
 
     #[inline]
     fn keeps(&self, key: Key<'_>) -> bool {
-        let short = |part: &[u8]| part.len() < self.from;
-        short(key.server_key()) && !matches!(key, Key::Field { field, .. } if !short(field))
+        self.is_short(key.server_key()) && !matches!(key, Key::Field { field, .. } if !self.is_short(field))
     }
 }
 
@@ -176,6 +182,10 @@ mod tests {
         assert_eq!(mapped(&Digest::from_length(9), Key::from("some_key")), "some_key");
         assert_eq!(mapped(&Digest::from_length(8), Key::from(("h", "some_key"))), format!("h,{some_key}"));
         assert_eq!(mapped(&Digest::from_length(9), Key::from(("h", "some_key"))), "h,some_key");
+        // Characters, as Python counts them; bytes where there are none.
+        assert_eq!(mapped(&Digest::from_length(9), Key::from("éééééééé")), r"\xc3\xa9".repeat(8));
+        assert_eq!(mapped(&Digest::from_length(8), Key::from("éééééééé")).len(), 40);
+        assert_eq!(mapped(&Digest::from_length(8), Key::Plain(&[0xff; 8])).len(), 40);
     }
 
     #[test]
