@@ -10,9 +10,12 @@ use bytestring::ByteString;
 use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
+use dogpile::codec::{Bare, Codec, Full, LazyMap, Msgpack, Pack, Raw, RawValue, Seconds, Unpack};
 #[cfg(feature = "python")]
-use dogpile::codec::python::{JsonMeta, Pickle};
-use dogpile::codec::{Bare, Codec, CodecErrorKind, Full, LazyMap, Msgpack, Pack, Raw, RawValue, Seconds, Unpack};
+use dogpile::codec::{
+    CodecErrorKind,
+    python::{JsonMeta, Pickle},
+};
 use dogpile::{Slice, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
