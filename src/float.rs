@@ -1,5 +1,6 @@
 //! Floats as Python's `repr` writes them, in keys and in metadata.
 
+use std::fmt;
 use std::io::Write;
 
 /// The shortest digits that are read as the same float: `1.0`, `0.1`, `1e+16`, `1e-05`, `nan`, `-inf`.
@@ -12,22 +13,42 @@ impl Repr {
     /// `-2.2250738585072014e-308` is as long as they get.
     const ROOM: usize = 32;
 
-    /// Rust's `Debug` finds the same digits, and turns to exponents at the same numbers, but spells `nan` and
-    /// exponents in another way: without a plus, and with one digit where that does.
     pub(crate) fn new(float: f64) -> Self {
-        let mut bytes = [0; Repr::ROOM];
-        let rest = match float.is_nan() {
-            true => put(&mut bytes, format_args!("nan")),
-            false => put(&mut bytes, format_args!("{float:?}")),
-        };
-        let mut len = Repr::ROOM - rest;
-        if let Some(at) = bytes[..len].iter().position(|byte| *byte == b'e') {
-            let exponent = bytes[at + 1..len].iter().filter(|byte| byte.is_ascii_digit());
-            let exponent = exponent.fold(0, |exponent, digit| 10 * exponent + u32::from(digit - b'0'));
-            let sign = if bytes[at + 1] == b'-' { '-' } else { '+' };
-            len = Repr::ROOM - put(&mut bytes[at + 1..], format_args!("{sign}{exponent:02}"));
+        // Rust's `Debug` turns to exponents at the same numbers, and finds as few digits.
+        let shortest = Repr::of(format_args!("{float:?}"));
+        if !float.is_finite() {
+            return if float.is_nan() { Repr::of(format_args!("nan")) } else { shortest };
         }
+        // Of two texts as short and as near it takes the larger, where Python takes the even one, as does `{:.n}`.
+        let (mantissa, exponent) = shortest.text().split_once('e').unwrap_or((shortest.text(), ""));
+        let decimals = mantissa.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+        let even = match exponent {
+            "" => Repr::of(format_args!("{float:.decimals$}")),
+            _ => Repr::of(format_args!("{float:.decimals$e}")),
+        };
+        let repr = if even.text().parse() == Ok(float) { even } else { shortest };
+        // Python's exponents have a sign and two digits at least.
+        match repr.text().split_once('e') {
+            None => repr,
+            Some((mantissa, exponent)) => match exponent.strip_prefix('-') {
+                Some(exponent) => Repr::of(format_args!("{mantissa}e-{exponent:0>2}")),
+                None => Repr::of(format_args!("{mantissa}e+{exponent:0>2}")),
+            },
+        }
+    }
+
+    /// Text that fits.
+    fn of(text: fmt::Arguments<'_>) -> Self {
+        let mut bytes = [0; Repr::ROOM];
+        let mut rest = &mut bytes[..];
+        let written = rest.write_fmt(text);
+        debug_assert!(written.is_ok());
+        let len = Repr::ROOM - rest.len();
         Repr { bytes, len }
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -35,18 +56,12 @@ impl Repr {
     }
 }
 
-/// Writes text to the beginning of `room`, which is always enough, and returns how much is left.
-fn put(mut room: &mut [u8], text: std::fmt::Arguments<'_>) -> usize {
-    let written = room.write_fmt(text);
-    debug_assert!(written.is_ok());
-    room.len()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::excessive_precision)] // What is exactly between two texts has one digit more than needed.
     fn floats_are_as_python_writes_them() {
         // Each as Python 3.11 printed it.
         for (float, repr) in [
@@ -70,6 +85,10 @@ mod tests {
             (0.00012, "0.00012"),
             (0.00001, "1e-05"),
             (0.000_099_999_999_999_999_99, "9.999999999999999e-05"),
+            // Exactly between two texts as short.
+            (1_737_525_290_325_455.25, "1737525290325455.2"),
+            (1_737_525_290_325_455.75, "1737525290325455.8"),
+            (71_057_711_845_183.625, "71057711845183.62"),
             (5e-324, "5e-324"),
             (-2.225_073_858_507_201_4e-308, "-2.2250738585072014e-308"),
             (f64::MAX, "1.7976931348623157e+308"),

@@ -11,6 +11,11 @@ use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
 use dogpile::codec::{Bare, Codec, Full, LazyMap, Msgpack, Pack, Raw, RawValue, Seconds, Unpack};
+#[cfg(feature = "python")]
+use dogpile::codec::{
+    CodecErrorKind,
+    python::{JsonMeta, Pickle},
+};
 use dogpile::{Slice, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -109,7 +114,9 @@ fn reads<V: PartialEq + Debug>(row: &Row, column: &str, codec: &impl Codec<V>, v
         codec.decode(Slice::from(&entry)).unwrap_or_else(|error| panic!("{column} of {}: {error}", row.0));
     assert_eq!(read, *value, "{column}");
     let (created, version) = match column.split_once('.').map(|(_, envelope)| envelope) {
+        Some("seconds") if column == "pickle.seconds" => (Some(Timestamp::from_secs(CREATED.as_secs())), Some(2)),
         Some("seconds") => (Some(Timestamp::from_secs(CREATED.as_secs())), None),
+        Some("json" | "pickle") => (Some(CREATED), Some(2)), // of dogpile
         Some("full" | "full.v1_first") => (Some(CREATED), Some(if column.ends_with("v1_first") { 1 } else { 2 })),
         _ => (None, None),
     };
@@ -153,10 +160,41 @@ fn json<V: Serialize + DeserializeOwned + PartialEq + Debug>(row: &Row, value: &
     one(row, "json.bare", &Json::<Bare>::new(), value);
     one(row, "json.seconds", &Json::<Seconds>::new(), value);
     one(row, "json.full", &Json::<Full>::new(), value);
+    #[cfg(feature = "python")]
+    {
+        reads(row, "dogpile.json", &Json::<JsonMeta>::new(), value);
+        let (ours, theirs) = (encode(&Json::<JsonMeta>::new(), value), row.bytes("dogpile.json").unwrap());
+        let payload = encode(&Json::<Bare>::new(), value);
+        let head = theirs.iter().position(|byte| *byte == b'|').unwrap() + 1;
+        assert_eq!(ours, [&theirs[..head], &payload].concat(), "of {}", row.0);
+    }
 }
 
 #[cfg(not(feature = "json"))]
 fn json<V>(_: &Row, _: &V) {}
+
+/// Read as Python wrote them; what we write has the same head, and is read back.
+#[cfg(feature = "python")]
+fn pickle<V: Serialize + DeserializeOwned + PartialEq + Debug>(row: &Row, value: &V) {
+    let theirs = reads(row, "dogpile.pickle", &Pickle::<JsonMeta>::new(), value);
+    reads(row, "pickle.bare", &Pickle::<Bare>::new(), value);
+    reads(row, "pickle.seconds", &Pickle::<Seconds>::new(), value);
+    // What differs is how the time is written, and both ways are read.
+    let entry = row.bytes("pickle.seconds").unwrap();
+    let (read, _): (V, _) = Pickle::<Full>::new().decode(Slice::from(&entry)).unwrap();
+    assert_eq!(read, *value);
+
+    let head = theirs.iter().position(|byte| *byte == b'|').unwrap() + 1;
+    let (ours, payload) = (encode(&Pickle::<JsonMeta>::new(), value), encode(&Pickle::<Bare>::new(), value));
+    assert_eq!(ours, [&theirs[..head], &payload].concat(), "of {}", row.0);
+    round_trip(Pickle::<JsonMeta>::new(), value);
+    round_trip(Pickle::<Full>::new(), value);
+    round_trip(Pickle::<Seconds>::new(), value);
+    round_trip(Pickle::<Bare>::new(), value);
+}
+
+#[cfg(not(feature = "python"))]
+fn pickle<V>(_: &Row, _: &V) {}
 
 /// All columns but `raw`.
 fn structured<V>(row: &Row, value: V)
@@ -166,6 +204,7 @@ where
     msgpack(row, &value);
     by_serde(row, &value);
     json(row, &value);
+    pickle(row, &value);
 }
 
 fn raw<V: RawValue + PartialEq + Debug>(row: &Row, value: V) {
@@ -202,6 +241,7 @@ fn reference_bytes() {
                 msgpack(&row, &row.octets());
                 msgpack(&row, &Bytes::from(row.octets()));
                 by_serde(&row, &Blob(row.octets()));
+                pickle(&row, &Blob(row.octets()));
                 raw(&row, row.octets());
                 raw(&row, Bytes::from(row.octets()));
             }
@@ -236,6 +276,54 @@ fn reference_bytes() {
     }
 }
 
+/// Values that no plain data expresses, as Python 3.11 pickled them.
+#[test]
+#[cfg(feature = "python")]
+fn other_pickles_are_clear_errors() {
+    for (class, pickle) in [
+        (
+            "datetime.datetime",
+            &b"\x80\x05\x952\x00\x00\x00\x00\x00\x00\x00}\x94\x8c\x02at\x94\x8c\x08datetime\x94\x8c\x08dateti\
+              me\x94\x93\x94C\n\x07\xe0\x08\r\x12)&\x00\x00\x00\x94\x85\x94R\x94s."[..],
+        ),
+        (
+            "datetime.date",
+            &b"\x80\x02cdatetime\ndate\nq\x00c_codecs\nencode\nq\x01X\x05\x00\x00\x00\x07\xc3\xa0\x08\rq\x02X\
+              \x06\x00\x00\x00latin1q\x03\x86q\x04Rq\x05\x85q\x06Rq\x07."[..],
+        ),
+        (
+            "datetime.timedelta",
+            &b"\x80\x04\x95'\x00\x00\x00\x00\x00\x00\x00]\x94\x8c\x08datetime\x94\x8c\ttimedelta\x94\x93\x94K\
+              \x01K\x00K\x00\x87\x94R\x94a."[..],
+        ),
+        (
+            "decimal.Decimal",
+            &b"\x80\x05\x95!\x00\x00\x00\x00\x00\x00\x00\x8c\x07decimal\x94\x8c\x07Decimal\x94\x93\x94\x8c\
+              \x031.5\x94\x85\x94R\x94."[..],
+        ),
+        (
+            "uuid.UUID",
+            &b"\x80\x05\x95 \x00\x00\x00\x00\x00\x00\x00\x8c\x04uuid\x94\x8c\x04UUID\x94\x93\x94)\x81\x94}\
+              \x94\x8c\x03int\x94K\x05sb."[..],
+        ),
+        (
+            "collections.OrderedDict",
+            &b"\x80\x05\x95)\x00\x00\x00\x00\x00\x00\x00\x8c\x0bcollections\x94\x8c\x0bOrderedDict\x94\x93\
+              \x94)R\x94\x8c\x01a\x94K\x01s."[..],
+        ),
+        (
+            "builtins.complex",
+            &b"\x80\x05\x95.\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94\x8c\x07complex\x94\x93\x94G\x00\
+              \x00\x00\x00\x00\x00\x00\x00G?\xf0\x00\x00\x00\x00\x00\x00\x86\x94R\x94."[..],
+        ),
+    ] {
+        let pickle = Bytes::from_static(pickle);
+        let error = Codec::<Value>::decode(&Pickle::<Bare>::new(), Slice::from(&pickle)).unwrap_err();
+        assert_eq!(error.kind(), CodecErrorKind::Type);
+        assert_eq!(error.to_string(), format!("the pickle holds a `{class}`, which is not plain data"));
+    }
+}
+
 /// Whether an entry can be decoded. None may panic.
 type Attempt = fn(&Bytes) -> bool;
 
@@ -255,6 +343,10 @@ fn of_serde<V: Serialize + DeserializeOwned>() -> Vec<[Attempt; 3]> {
         [attempt::<V, Serde<Bare>>, attempt::<V, Serde<Seconds>>, attempt::<V, Serde<Full>>],
         #[cfg(feature = "json")]
         [attempt::<V, Json<Bare>>, attempt::<V, Json<Seconds>>, attempt::<V, Json<Full>>],
+        #[cfg(feature = "python")]
+        [attempt::<V, Pickle<Bare>>, attempt::<V, Pickle<Seconds>>, attempt::<V, Pickle<Full>>],
+        #[cfg(feature = "python")]
+        [attempt::<V, Pickle<Bare>>, attempt::<V, Json<JsonMeta>>, attempt::<V, Pickle<JsonMeta>>],
     ]
 }
 
@@ -296,7 +388,7 @@ fn attempts() -> Vec<Attempt> {
     enveloped().into_iter().flatten().chain(raw).collect()
 }
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 12] = [
     "msgpack.bare",
     "msgpack.seconds",
     "msgpack.full",
@@ -304,7 +396,10 @@ const COLUMNS: [&str; 9] = [
     "json.bare",
     "json.seconds",
     "json.full",
+    "dogpile.json",
     "dogpile.pickle",
+    "pickle.bare",
+    "pickle.seconds",
     "raw",
 ];
 
@@ -430,6 +525,14 @@ where
         round_trip(Json::<Bare>::new(), &value);
         round_trip(Json::<Seconds>::new(), &value);
         round_trip(Json::<Full>::new().version(u64::MAX), &value);
+    }
+    #[cfg(feature = "python")]
+    {
+        round_trip(Pickle::<Bare>::new(), &value);
+        round_trip(Pickle::<Seconds>::new(), &value);
+        round_trip(Pickle::<Full>::new().version(u64::MAX), &value);
+        round_trip(Pickle::<JsonMeta>::new().version(u64::MAX), &value);
+        round_trip(Msgpack::<JsonMeta>::new().version(u64::MAX), &value);
     }
 }
 

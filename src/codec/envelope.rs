@@ -75,7 +75,8 @@ pub(super) mod sealed {
 /// The version that `dogpile.cache` writes since 1.1, and we too unless told otherwise.
 pub(super) const DEFAULT_VERSION: u64 = 2;
 
-/// The metadata of [`Versioned`] envelopes from its two numbers, when they are those of an entry that `version` may read.
+/// The metadata of a [`Versioned`] envelope from its two numbers, when they are those of an entry that `version` may
+/// read.
 pub(super) fn full_meta(created: Option<f64>, found: Option<u64>, version: u64) -> Result<Meta, CodecError> {
     let Some(found) = found else {
         return Err(CodecError::new(CodecErrorKind::Value, "the entry's metadata has no version `v`"));

@@ -18,6 +18,8 @@ use dogpile::Json;
 #[cfg(feature = "serde")]
 use dogpile::Serde;
 use dogpile::codec::Envelope;
+#[cfg(feature = "python")]
+use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::{
     AsKey, Backend, Bare, Bucketed, Codec, Full, HashExpiry, Invalidate, Key, KeyBuf, KeyMap, LocalLock, Lock, Memory,
     Msgpack, Prefix, Raw, RedisLock, Region, Seconds,
@@ -251,17 +253,17 @@ get_or_create, stale           | 5       | 5       | 6       | 6         | 7    
 ";
 
 const CODECS: &str = "
-value        | Msgpack | Msgpack<Full> | Msgpack<Bare> | Raw | Json | Json<Full> | Serde | Serde<Full>
-u64          | 0       | 0             | 0             | 0   | 0    | 0          | 0     | 0
-String       | 1       | 1             | 1             | 1   | 1    | 1          | 1     | 1
-Some(String) | 1       | 1             | 1             | 1   | 1    | 1          | 1     | 1
-None         | 0       | 0             | 0             | 0   | 0    | 0          | 0     | 0
-Bytes        | 0       | 0             | 0             | 0   | -    | -          | -     | -
-ByteString   | 0       | 0             | 0             | 0   | -    | -          | -     | -
-Vec<u8>      | 1       | 1             | 1             | 1   | -    | -          | -     | -
-(u64, f64)   | 0       | 0             | 0             | -   | 0    | 0          | 0     | 0
-ten Strings  | 11      | 11            | 11            | -   | 13   | 13         | 11    | 11
-struct       | 2       | 2             | 2             | -   | 2    | 2          | 2     | 2
+value        | Msgpack | Msgpack<Full> | Msgpack<Bare> | Raw | Json | Json<Full> | Serde | Serde<Full> | Msgpack<JsonMeta> | Pickle
+u64          | 0       | 0             | 0             | 0   | 0    | 0          | 0     | 0           | 0                 | 4
+String       | 1       | 1             | 1             | 1   | 1    | 1          | 1     | 1           | 1                 | 5
+Some(String) | 1       | 1             | 1             | 1   | 1    | 1          | 1     | 1           | 1                 | 5
+None         | 0       | 0             | 0             | 0   | 0    | 0          | 0     | 0           | 0                 | 4
+Bytes        | 0       | 0             | 0             | 0   | -    | -          | -     | -           | 0                 | -
+ByteString   | 0       | 0             | 0             | 0   | -    | -          | -     | -           | 0                 | -
+Vec<u8>      | 1       | 1             | 1             | 1   | -    | -          | -     | -           | 1                 | -
+(u64, f64)   | 0       | 0             | 0             | -   | 0    | 0          | 0     | 0           | 0                 | 7
+ten Strings  | 11      | 11            | 11            | -   | 13   | 13         | 11    | 11          | 11                | 22
+struct       | 2       | 2             | 2             | -   | 2    | 2          | 2     | 2           | 2                 | 14
 ";
 
 /// What each operation was seen to allocate.
@@ -565,5 +567,11 @@ fn table_of_codecs() {
         let (seconds, full) = (Serde::<Seconds>::new(), Serde::<Full>::new());
         check(CODECS, "Serde", &[plain_values(seconds), compound(seconds)].concat());
         check(CODECS, "Serde<Full>", &[plain_values(full), compound(full)].concat());
+    }
+    #[cfg(feature = "python")]
+    {
+        msgpack::<JsonMeta>("Msgpack<JsonMeta>");
+        let pickle = Pickle::<JsonMeta>::new();
+        check(CODECS, "Pickle", &[plain_values(pickle), compound(pickle)].concat());
     }
 }

@@ -9,6 +9,8 @@ use bytestring::ByteString;
 use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
+#[cfg(feature = "python")]
+use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::codec::{
     Bare, Codec, CodecError, CodecErrorKind, Full, Kind, LazyMap, Msgpack, Pack, Raw, RawValue, Reader, Seconds, Unpack,
 };
@@ -367,6 +369,17 @@ impl Shape for Bare {
     }
 }
 
+/// As text, and around what the codec writes; there is no msgpack of it.
+#[cfg(feature = "python")]
+impl Shape for JsonMeta {
+    fn created(created: Timestamp) -> Option<Timestamp> {
+        Some(created)
+    }
+    fn entry(payload: Tree, _: Timestamp) -> Tree {
+        payload
+    }
+}
+
 /// Where an entry is cut, and which byte of it becomes what.
 type Damage = (Index, Index, u8);
 
@@ -459,6 +472,42 @@ fn json_comes_back() {
     });
 }
 
+/// The time as `json.dumps` writes it: by an oracle that knows of no shorter digits than those of `Display`.
+#[test]
+#[cfg(feature = "python")]
+fn metadata_stands_before_the_payload() {
+    check((tree(), time(), any::<u64>(), damage()), |(tree, created, version, damage)| {
+        let codec = Msgpack::<JsonMeta>::new().version(version);
+        let entry = round_trip::<JsonMeta, _>(&codec, &tree, created, damage);
+        let (secs, micros) = (created.as_secs(), created.as_micros() % 1_000_000);
+        let time = format!("{secs}.{micros:06}");
+        let time = match time.trim_end_matches('0') {
+            whole if whole.ends_with('.') => format!("{whole}0"),
+            time => time.to_string(),
+        };
+        // Less than a tenth of a millisecond has an exponent; there are few such times.
+        if created.as_micros() >= 100 {
+            let head = format!(r#"{{"ct": {time}, "v": {version}}}|"#);
+            assert!(entry == [head.as_bytes(), &tree.bytes()].concat(), "{}", entry.escape_ascii());
+        }
+        if !matches!(version, u64::MAX) {
+            let other: Result<(Tree, _), _> = codec.version(version + 1).decode(Slice::from(&Bytes::from(entry)));
+            assert_eq!(other.unwrap_err().kind(), CodecErrorKind::Version);
+        }
+    });
+}
+
+#[test]
+#[cfg(feature = "python")]
+fn pickles_come_back() {
+    check((sample(false), time(), damage()), |(sample, created, damage)| {
+        round_trip::<Seconds, _>(&Pickle::<Seconds>::new(), &sample, created, damage);
+        round_trip::<Full, _>(&Pickle::<Full>::new(), &sample, created, damage);
+        round_trip::<Bare, _>(&Pickle::<Bare>::new(), &sample, created, damage);
+        round_trip::<JsonMeta, _>(&Pickle::<JsonMeta>::new(), &sample, created, damage);
+    });
+}
+
 #[test]
 fn raw_comes_back() {
     fn both<V: RawValue + PartialEq + Debug + Clone>(value: &V, damage: Damage) {
@@ -525,6 +574,8 @@ fn any_bytes_are_a_value_or_an_error() {
             decode::<Sample>(&Json::<Full>::new(), &entry);
             #[cfg(feature = "serde")]
             decode::<Sample>(&Serde::<Seconds>::new(), &entry);
+            #[cfg(feature = "python")]
+            decode::<Sample>(&Pickle::<Bare>::new(), &entry);
         }
     });
 }

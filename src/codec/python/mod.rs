@@ -5,14 +5,16 @@
 //! | in Python | codec |
 //! |---|---|
 //! | `dogpile.cache.redis` or `dogpile_backend_redis_advanced` as they are, since dogpile.cache 1.1 | [`Pickle`] |
-//! | the same, with `serializer=json.dumps` and `deserializer=json.loads` | `Json<JsonMeta>` |
-//! | the same, with `serializer=msgpack.packb` | `Msgpack<JsonMeta>`, `Serde<JsonMeta>` |
+//! | the same, with a `serializer` of `json.dumps`, encoded | `Json<JsonMeta>` |
+//! | the same, with the `serializer` `msgpack.packb` | `Msgpack<JsonMeta>`, `Serde<JsonMeta>` |
 //! | the same, before 1.1, whose version is 1 | `Pickle<Full>`, with `.version(1)` |
 //! | `Serializer_PickleIntTime_ProxyBackend` | `Pickle<Seconds>` |
 //! | `Serializer_PickleNoMeta_ProxyBackend` | `Pickle<Bare>` |
 //! | `Serializer_Raw_ProxyBackend` | [`Raw`](super::Raw) |
-//! | a msgpack serializer of its README: payload and metadata, payload and `int(time)`, payload | `Msgpack<Full>`, `Msgpack<Seconds>`, `Msgpack<Bare>` |
-//! | a JSON serializer of its README, in the same three ways | `Json<Full>`, `Json<Seconds>`, `Json<Bare>` |
+//! | a serializer of its README: msgpack of payload and metadata | `Msgpack<Full>`, `Serde<Full>` |
+//! | msgpack of payload and `int(time)` | `Msgpack<Seconds>`, `Serde<Seconds>` |
+//! | msgpack of the payload | `Msgpack<Bare>`, `Serde<Bare>` |
+//! | JSON in the same three ways | `Json<Full>`, `Json<Seconds>`, `Json<Bare>` |
 //!
 //! Pickles of anything but plain data are not read: where Python caches dates, decimals or objects of its own, let it
 //! write msgpack or JSON.
@@ -37,17 +39,17 @@ pub use self::pickle::Pickle;
 /// `module:name|namespace`. One allocation, for the name.
 ///
 /// To be given to [`Region::function`](crate::Region::function) or
-/// [`function_many`](crate::Region::function_many), which append `|` and the arguments; Python writes those by `str`, as
-/// [`KeyArgs`](crate::KeyArgs) does. A method's `self` or `cls` is no argument.
+/// [`function_many`](crate::Region::function_many), which append `|` and the arguments; Python writes those by `str`,
+/// as [`KeyArgs`](crate::KeyArgs) does. A method's `self` or `cls` is no argument.
 ///
 /// ```
-/// use dogpile::codec::python::{Pickle, function_name};
+/// use dogpile::codec::python::{JsonMeta, Pickle, function_name};
 /// use dogpile::{Memory, Region};
 ///
 /// // In the module shop.prices of a Python service:
 /// //     @region.cache_on_arguments(namespace="v2")
 /// //     def price(article, discount, currency=None): ...
-/// let region = Region::builder(Memory::new(1 << 20)).codec(Pickle::default()).build()?;
+/// let region = Region::builder(Memory::new(1 << 20)).codec(Pickle::<JsonMeta>::new()).build()?;
 /// let price = region.function(
 ///     &function_name("shop.prices", "price", Some("v2")),
 ///     |(article, discount, _): &(u64, f64, Option<String>)| Ok::<_, std::io::Error>(*article as f64 * discount),

@@ -163,6 +163,18 @@ impl Node<'_> {
             _ => &[],
         }
     }
+
+    fn list(&mut self) -> Option<&mut Vec<Id>> {
+        if let Node::List(items) = self { Some(items) } else { None }
+    }
+
+    fn set(&mut self) -> Option<&mut Vec<Id>> {
+        if let Node::Set(items) = self { Some(items) } else { None }
+    }
+
+    fn dict(&mut self) -> Option<&mut Vec<Id>> {
+        if let Node::Dict(items) = self { Some(items) } else { None }
+    }
 }
 
 // The opcodes of plain data, by the names of Python's `pickle`.
@@ -308,46 +320,47 @@ impl<'a> Machine<'a> {
             EMPTY_SET => self.push(Node::Set(Vec::new()))?,
             EMPTY_DICT => self.push(Node::Dict(Vec::new()))?,
             APPEND => {
-                let items = self.pop(1)?;
-                self.extend(items, |node| if let Node::List(list) = node { Some(list) } else { None })?;
+                let items = self.above(1)?;
+                self.extend(items, Node::list)?;
             }
             APPENDS => {
-                let items = self.pop_to_mark()?;
-                self.extend(items, |node| if let Node::List(list) = node { Some(list) } else { None })?;
+                let items = self.above_mark()?;
+                self.extend(items, Node::list)?;
             }
             ADDITEMS => {
-                let items = self.pop_to_mark()?;
-                self.extend(items, |node| if let Node::Set(set) = node { Some(set) } else { None })?;
+                let items = self.above_mark()?;
+                self.extend(items, Node::set)?;
             }
             SETITEM => {
-                let items = self.pop(2)?;
-                self.extend(items, |node| if let Node::Dict(dict) = node { Some(dict) } else { None })?;
+                let items = self.above(2)?;
+                self.extend(items, Node::dict)?;
             }
             SETITEMS => {
-                let items = self.pop_to_mark()?;
-                if items.len() % 2 != 0 {
+                let items = self.above_mark()?;
+                if !(self.stack.len() - items).is_multiple_of(2) {
                     return Err(wrong("the pickle has a key without a value"));
                 }
-                self.extend(items, |node| if let Node::Dict(dict) = node { Some(dict) } else { None })?;
+                self.extend(items, Node::dict)?;
             }
             TUPLE => {
-                let items = self.pop_to_mark()?;
-                self.push(Node::Tuple(items))?;
+                let items = self.above_mark()?;
+                self.push_tuple(items)?;
             }
             TUPLE1 => {
-                let items = self.pop(1)?;
-                self.push(Node::Tuple(items))?;
+                let items = self.above(1)?;
+                self.push_tuple(items)?;
             }
             TUPLE2 => {
-                let items = self.pop(2)?;
-                self.push(Node::Tuple(items))?;
+                let items = self.above(2)?;
+                self.push_tuple(items)?;
             }
             TUPLE3 => {
-                let items = self.pop(3)?;
-                self.push(Node::Tuple(items))?;
+                let items = self.above(3)?;
+                self.push_tuple(items)?;
             }
             FROZENSET => {
-                let items = self.pop_to_mark()?;
+                let items = self.above_mark()?;
+                let items = self.stack.split_off(items);
                 self.push(Node::Set(items))?;
             }
 
@@ -356,15 +369,15 @@ impl<'a> Machine<'a> {
                 self.push(Node::Class(class(module, name)?))?;
             }
             STACK_GLOBAL => {
-                let names = self.pop(2)?;
-                let (Node::Text(module), Node::Text(name)) = (self.node(names[0]), self.node(names[1])) else {
+                let [module, name] = self.pop()?;
+                let (Node::Text(module), Node::Text(name)) = (self.node(module), self.node(name)) else {
                     return Err(wrong("the pickle names a class by something other than text"));
                 };
                 self.push(Node::Class(class(module, name)?))?;
             }
             REDUCE | NEWOBJ => {
-                let call = self.pop(2)?;
-                self.call(call[0], call[1])?;
+                let [class, arguments] = self.pop()?;
+                self.call(class, arguments)?;
             }
             other => {
                 return Err(wrong(format!("the pickle has the opcode {other:#04x}, which plain data does not need")));
@@ -385,8 +398,11 @@ impl<'a> Machine<'a> {
             (Class::Bytes | Class::Bytearray, None, _) => Node::Bytes(b""),
             (Class::Set, None, _) => Node::Set(Vec::new()),
             // Sets are read as lists are.
-            (Class::Set, Some((list, Node::List(_))), [_]) => return self.push_again(list),
-            (Class::Bytearray, Some((bytes, Node::Bytes(_) | Node::Latin1(_))), [_]) => return self.push_again(bytes),
+            (Class::Set, Some((same, Node::List(_))), [_])
+            | (Class::Bytearray, Some((same, Node::Bytes(_) | Node::Latin1(_))), [_]) => {
+                self.stack.push(same);
+                return Ok(());
+            }
             (Class::Encode | Class::Bytearray, Some((_, Node::Text(text))), [_, encoding])
                 if matches!(self.node(*encoding), Node::Text("latin1" | "latin-1")) =>
             {
@@ -404,10 +420,6 @@ impl<'a> Machine<'a> {
     fn push(&mut self, node: Node<'a>) -> Result<(), CodecError> {
         let id = u32::try_from(self.nodes.len()).map_err(|_| value("the pickle has too many values"))?;
         self.nodes.push(node);
-        self.push_again(id)
-    }
-
-    fn push_again(&mut self, id: Id) -> Result<(), CodecError> {
         self.stack.push(id);
         Ok(())
     }
@@ -416,33 +428,44 @@ impl<'a> Machine<'a> {
         self.push(Node::Text(utf8(text)?))
     }
 
-    /// Takes values off the stack, in the order in which they came there; never beyond the last mark.
-    fn pop(&mut self, count: usize) -> Result<Vec<Id>, CodecError> {
+    /// Where the topmost `count` values of the stack begin. Those under the last mark are out of reach.
+    fn above(&self, count: usize) -> Result<usize, CodecError> {
         let bottom = self.marks.last().copied().unwrap_or(0);
-        match self.stack.len().checked_sub(count) {
-            Some(at) if at >= bottom => Ok(self.stack.split_off(at)),
-            _ => Err(missing()),
-        }
+        self.stack.len().checked_sub(count).filter(|at| *at >= bottom).ok_or_else(missing)
     }
 
-    fn pop_to_mark(&mut self) -> Result<Vec<Id>, CodecError> {
-        let mark = self.marks.pop().ok_or_else(missing)?;
-        Ok(self.stack.split_off(mark))
+    /// Where the values above the last mark begin. The mark is gone then.
+    fn above_mark(&mut self) -> Result<usize, CodecError> {
+        self.marks.pop().ok_or_else(missing)
+    }
+
+    fn pop(&mut self) -> Result<[Id; 2], CodecError> {
+        let at = self.above(2)?;
+        let popped = [self.stack[at], self.stack[at + 1]];
+        self.stack.truncate(at);
+        Ok(popped)
     }
 
     fn top(&self) -> Result<Id, CodecError> {
-        let bottom = self.marks.last().copied().unwrap_or(0);
-        self.stack[bottom..].last().copied().ok_or_else(missing)
+        self.above(1).map(|at| self.stack[at])
     }
 
+    fn push_tuple(&mut self, items: usize) -> Result<(), CodecError> {
+        let items = self.stack.split_off(items);
+        self.push(Node::Tuple(items))
+    }
+
+    /// Moves the values from `items` on into the collection under them.
     fn extend(
         &mut self,
-        items: Vec<Id>,
+        items: usize,
         of: impl for<'n> FnOnce(&'n mut Node<'a>) -> Option<&'n mut Vec<Id>>,
     ) -> Result<(), CodecError> {
-        let top = self.top()?;
-        let collection = of(&mut self.nodes[top as usize]);
-        collection.ok_or_else(|| wrong("the pickle adds items to what cannot hold them"))?.extend(items);
+        let bottom = self.marks.last().copied().unwrap_or(0);
+        let under = *self.stack[bottom..items].last().ok_or_else(missing)?;
+        let collection = of(&mut self.nodes[under as usize]);
+        let collection = collection.ok_or_else(|| wrong("the pickle adds items to what cannot hold them"))?;
+        collection.extend(self.stack.drain(items..));
         Ok(())
     }
 
@@ -454,7 +477,8 @@ impl<'a> Machine<'a> {
 
     fn recall(&mut self, at: u32) -> Result<(), CodecError> {
         let id = self.memo.get(&at).ok_or_else(|| wrong("the pickle refers to a value that it does not have"))?;
-        self.push_again(*id)
+        self.stack.push(*id);
+        Ok(())
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], CodecError> {

@@ -24,7 +24,8 @@ use crate::slice::Slice;
 /// | `Pickle<Bare>` | `Serializer_PickleNoMeta_ProxyBackend`: the payload alone |
 ///
 /// Read is what Python writes in the protocols 2 to 5: `None`, bools, integers of up to 128 bits, floats, text, bytes,
-/// lists, tuples, sets and dicts, of which any may be shared; a set is read as a list is, and bytes as a `Vec<u8>`, too.
+/// lists, tuples, sets and dicts, of which any may be shared. A set is read as a list is; bytes are also read as a
+/// `Vec<u8>`, and as a `String` if they are UTF-8.
 /// Objects of any other class (dates, decimals, your own) are an error of the kind [`Type`](CodecErrorKind::Type)
 /// that names the class; nothing in a pickle is ever called. Pickles that nest more than 128 levels deep, contain
 /// themselves, or mean far more than they weigh are errors of the kind [`Value`](CodecErrorKind::Value), a pickled
@@ -33,8 +34,8 @@ use crate::slice::Slice;
 /// Written is protocol 3, by `serde-pickle`, which every Python 3 reads: structs are dicts of their fields, tuples are
 /// tuples, enums are `"Variant"` or `{"Variant": …}`, and `Vec<u8>` is a list of integers unless `serde_bytes` tells
 /// otherwise. Integers beyond 64 bits are [`Unsupported`](CodecErrorKind::Unsupported). Writing allocates nothing but
-/// room in `out`, and four bytes for a `char`; reading allocates a number of tables in proportion to the entry beside
-/// the value.
+/// room in `out`, and four bytes for a `char`; reading allocates beside the value a table of what the pickle holds, in
+/// proportion to the entry.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -334,7 +335,8 @@ mod tests {
     fn no_value_is_a_kind_of_its_own() {
         // pickle.dumps(NO_VALUE), and CachedValue(NO_VALUE, {"ct": 1, "v": 2}).
         let two = b"\x80\x02cdogpile.cache.api\nNoValue\nq\0X\x07\0\0\0NoValueq\x01\x85q\x02Rq\x03.";
-        let four = b"\x80\x04\x95\x27\0\0\0\0\0\0\0\x8c\x11dogpile.cache.api\x94\x8c\x07NoValue\x94\x93\x94h\x01\x85\x94R\x94.";
+        let four = b"\x80\x04\x95\x27\0\0\0\0\0\0\0\x8c\x11dogpile.cache.api\x94\x8c\x07NoValue\x94\x93\x94h\x01\x85\
+            \x94R\x94.";
         let cached = b"\x80\x02cdogpile.cache.api\nCachedValue\ncdogpile.cache.api\nNoValue\nX\x07\0\0\0NoValue\x85R\
             }(X\x02\0\0\0ctK\x01X\x01\0\0\0vK\x02u\x86\x81.";
         assert_eq!(bare(two), Err::<u8, _>(CodecErrorKind::NoValue));
