@@ -241,54 +241,59 @@ fn deadlines_are_the_same() {
     }
 }
 
-/// What Python can write, and Rust has no such value for, is a miss there, which the next creation overwrites. In some
-/// formats Rust does have it: what Rust then reads is what Python reads.
+/// What only one language has such values for, as Python expressions.
+const FOREIGN: [&str; 20] = [
+    "datetime.datetime(2020, 1, 2, 3, 4, 5)",
+    "datetime.timedelta(1)",
+    "decimal.Decimal('1.5')",
+    "pathlib.PurePosixPath('/a')",
+    "complex(1, 2)",
+    "{1, 2}",
+    "{1: 'a'}",
+    "{None: 'a'}",
+    "{(1, 2): 'a'}",
+    "float('nan')",
+    "(1, (2, 3))",
+    "'\\ud800'",
+    "10 ** 40",
+    "msgpack.ExtType(5, b'abc')",
+    "msgpack.Timestamp(5)",
+    "range(5)",
+    "bytearray(b'abc')",
+    "Exception('a')",
+    "len",
+    "NO_VALUE",
+];
+
+/// What Python writes and Rust cannot read is a miss there, which the next creation overwrites; what Rust does read is
+/// what Python reads.
 #[test]
 fn what_rust_cannot_read_is_a_miss() {
-    let expressions = [
-        "datetime.datetime(2020, 1, 2, 3, 4, 5)",
-        "datetime.timedelta(1)",
-        "decimal.Decimal('1.5')",
-        "pathlib.PurePosixPath('/a')",
-        "complex(1, 2)",
-        "{1, 2}",
-        "{1: 'a'}",
-        "{None: 'a'}",
-        "{(1, 2): 'a'}",
-        "float('nan')",
-        "float('inf')",
-        "'\\ud800'",
-        "10 ** 40",
-        "msgpack.ExtType(5, b'abc')",
-        "msgpack.Timestamp(5)",
-        "range(5)",
-        "bytearray(b'abc')",
-        "Exception('a')",
-        "len",
-        "NO_VALUE",
-    ];
     each(|server, python, format, backend| {
         let region = format.region(server).build().unwrap();
-        let key = keys(&[Value::None], backend).remove(0);
-        let (mut missed, mut read) = (0, 0);
-        for expression in expressions {
-            let entry = json!([tagged(&key), {"$": "python", "expression": expression}]);
+        let keys = keys(&[Value::None], backend);
+        let mut misses = 0;
+        for expression in FOREIGN {
+            let entry = json!([tagged(&keys[0]), {"$": "python", "expression": expression}]);
             if python.try_ask(&json!({"do": "set", "entries": [entry]})).is_err() {
+                // The format refuses it.
                 continue;
             }
-            let what = format!("{expression} in {} over {backend}", format.name);
-            let undecodable = region.stats().undecodable;
-            let Some(value) = region.get::<Value>(&key).unwrap() else {
-                assert_eq!(region.stats().undecodable, undecodable + 1, "{what}");
-                let made = region.get_or_create(&key, || Ok::<_, ()>(Value::Text("made".into()))).unwrap();
-                assert_eq!(made, Value::Text("made".into()), "{what}");
-                assert_eq!(python_gets(python, &[key.clone()], false), [Some(made)], "{what}");
-                missed += 1;
-                continue;
-            };
-            read += 1;
-            eprintln!("{what} is read as {value:?}");
+            let what = format!("{expression} as {} over {backend}", format.name);
+            match region.get::<Value>(&keys[0]).unwrap() {
+                // JSON has one kind of numbers, and serde_json reads those beyond 64 bits as floats.
+                Some(value) if expression == "10 ** 40" => assert_eq!(value, Value::Float(1e40), "{what}"),
+                Some(value) => assert_same(&[Some(value)], &python_gets(python, &keys, false), &what),
+                None => {
+                    misses += 1;
+                    assert_eq!(region.stats().undecodable, misses, "{what}");
+                    let made = region.get_or_create(&keys[0], || Ok::<_, ()>(Value::Text("made".into()))).unwrap();
+                    misses += 1;
+                    assert_eq!(region.stats().undecodable, misses, "{what}");
+                    assert_eq!(python_gets(python, &keys, false), [Some(made)], "{what}");
+                }
+            }
         }
-        eprintln!("{} over {backend}: {missed} missed, {read} read", format.name);
+        assert!(misses > 0, "{} has all that there is in Python", format.name);
     });
 }

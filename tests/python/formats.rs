@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::codec::{Codec, CodecError, Meta};
 use dogpile::{Bare, Full, Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Seconds, Slice, Timestamp};
 use serde_json::{Value as AnyJson, json};
@@ -27,10 +28,10 @@ pub struct Format {
     pub name: &'static str,
     codec: Arc<dyn Codec<Value> + Send + Sync>,
     pub time: Time,
-    /// Whether both languages can write and read such a value, but for what Python cannot read.
-    carries: fn(&Value) -> bool,
-    /// Whether Python reads what both languages write.
-    python_reads: fn(&Value) -> bool,
+    /// Whether Rust can have such a value, and Python writes it.
+    python_writes: fn(&Value) -> bool,
+    /// Whether Rust writes such a value, and Python reads it.
+    rust_writes: fn(&Value) -> bool,
 }
 
 /// The plain backend of dogpile.cache, and those of `dogpile_backend_redis_advanced`.
@@ -46,25 +47,26 @@ impl Format {
         name: &'static str,
         codec: impl Codec<Value> + Send + Sync + 'static,
         time: Time,
-        carries: fn(&Value) -> bool,
+        [python_writes, rust_writes]: [fn(&Value) -> bool; 2],
     ) -> Self {
-        Format { name, codec: Arc::new(codec), time, carries, python_reads: |_| true }
-    }
-
-    fn python_reads(mut self, these: fn(&Value) -> bool) -> Self {
-        self.python_reads = these;
-        self
+        Format { name, codec: Arc::new(codec), time, python_writes, rust_writes }
     }
 
     pub fn all() -> Vec<Self> {
+        let (msgpack, json, raw, pickle) = ([in_msgpack; 2], [in_json; 2], [in_raw, in_raw_of_python], [|_| true, in_msgpack]);
         vec![
             Self::new("msgpack.full", Msgpack::<Full>::new(), Time::Cut, msgpack),
             Self::new("msgpack.seconds", Msgpack::<Seconds>::new(), Time::Cut, msgpack),
             Self::new("msgpack.bare", Msgpack::<Bare>::new(), Time::Unknown, msgpack),
+            Self::new("msgpack.own", Msgpack::<JsonMeta>::new(), Time::Exact, msgpack),
             Self::new("json.full", Json::<Full>::new(), Time::Cut, json),
             Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, json),
             Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, json),
-            Self::new("raw", Raw, Time::Unknown, raw).python_reads(raw_of_python),
+            Self::new("json.own", Json::<JsonMeta>::new(), Time::Exact, json),
+            Self::new("pickle.seconds", Pickle::<Seconds>::new(), Time::Cut, pickle),
+            Self::new("pickle.bare", Pickle::<Bare>::new(), Time::Unknown, pickle),
+            Self::new("pickle.own", Pickle::<JsonMeta>::new(), Time::Exact, pickle),
+            Self::new("raw", Raw, Time::Unknown, raw),
         ]
     }
 
@@ -79,12 +81,12 @@ impl Format {
 
     /// What Python can write and Rust read.
     pub fn from_python(&self) -> Vec<Value> {
-        Value::all().into_iter().filter(|value| value.all_of_it(self.carries)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.python_writes)).collect()
     }
 
     /// What Rust can write and Python read.
     pub fn from_rust(&self) -> Vec<Value> {
-        self.from_python().into_iter().filter(|value| value.all_of_it(self.python_reads)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.rust_writes)).collect()
     }
 
     /// How Rust has it.
@@ -116,11 +118,11 @@ fn in_64_bits(int: i128) -> bool {
     u64::try_from(int).is_ok() || i64::try_from(int).is_ok()
 }
 
-fn msgpack(value: &Value) -> bool {
+fn in_msgpack(value: &Value) -> bool {
     !matches!(value, Value::Int(int) if !in_64_bits(*int))
 }
 
-fn json(value: &Value) -> bool {
+fn in_json(value: &Value) -> bool {
     match value {
         Value::Int(int) => in_64_bits(*int),
         Value::Float(float) => float.is_finite(),
@@ -129,7 +131,7 @@ fn json(value: &Value) -> bool {
     }
 }
 
-fn raw(value: &Value) -> bool {
+fn in_raw(value: &Value) -> bool {
     match value {
         Value::Text(text) => !text.contains('\x7f'),
         Value::None | Value::Bool(_) | Value::Int(_) | Value::Bytes(_) => true,
@@ -138,11 +140,11 @@ fn raw(value: &Value) -> bool {
 }
 
 /// Python fails on reading `i\x7fTrue`, which it writes, and on bytes with its tag.
-fn raw_of_python(value: &Value) -> bool {
+fn in_raw_of_python(value: &Value) -> bool {
     match value {
         Value::Bool(_) => false,
         Value::Bytes(bytes) => !bytes.contains(&0x7f),
-        _ => true,
+        _ => in_raw(value),
     }
 }
 

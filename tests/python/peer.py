@@ -3,6 +3,7 @@
 import datetime  # noqa: F401, for orders
 import decimal  # noqa: F401, for orders
 import json
+import math
 import pathlib  # noqa: F401, for orders
 import sys
 import threading
@@ -76,16 +77,16 @@ PAYLOADS = {
 
 
 def tagged(value):
-    """A value as JSON that tells all types apart."""
+    """A value as JSON that tells all types apart that Rust tells apart."""
     if value is NO_VALUE:
         return {"$": "missing"}
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray)):
         return {"$": "bytes", "hex": value.hex()}
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
         return {"$": "int", "digits": str(value)}
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return {"$": "float", "digits": str(value)}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple, set)):
         return [tagged(item) for item in value]
     if isinstance(value, dict):
         return {key: tagged(item) for key, item in value.items()}

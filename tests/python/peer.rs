@@ -84,7 +84,7 @@ impl Drop for Peer {
 fn interpreter() -> Option<&'static str> {
     static INTERPRETER: OnceLock<Option<Result<String, String>>> = OnceLock::new();
     let made = INTERPRETER.get_or_init(|| {
-        if std::env::var_os(WITHOUT).is_some_and(|without| without != "0") {
+        if std::env::var_os(WITHOUT).is_some_and(|without| !without.is_empty()) {
             // Not by a macro: what those print is hidden where tests pass.
             let _ = writeln!(std::io::stderr(), "tests with Python are LEFT OUT: {WITHOUT} is set");
             return None;
