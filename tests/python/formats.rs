@@ -28,11 +28,15 @@ pub struct Format {
     pub name: &'static str,
     codec: Arc<dyn Codec<Value> + Send + Sync>,
     pub time: Time,
-    /// Whether Rust can have such a value, and Python writes it.
-    python_writes: fn(&Value) -> bool,
-    /// Whether Rust writes such a value, and Python reads it.
-    rust_writes: fn(&Value) -> bool,
+    shares: Shares,
 }
+
+/// Which values Python writes and Rust reads, and which Rust writes and Python reads.
+type Shares = [fn(&Value) -> bool; 2];
+const MSGPACK: Shares = [in_msgpack; 2];
+const JSON: Shares = [in_json; 2];
+const RAW: Shares = [in_raw, in_raw_of_python];
+const PICKLE: Shares = [|_| true, in_msgpack];
 
 /// The plain backend of dogpile.cache, and those of `dogpile_backend_redis_advanced`.
 pub const OWN: &str = "dogpile.cache.redis";
@@ -43,30 +47,24 @@ pub const HSTORE: &str = "dogpile_backend_redis_advanced.hstore";
 pub const TTL: Duration = Duration::from_secs(300);
 
 impl Format {
-    fn new(
-        name: &'static str,
-        codec: impl Codec<Value> + Send + Sync + 'static,
-        time: Time,
-        [python_writes, rust_writes]: [fn(&Value) -> bool; 2],
-    ) -> Self {
-        Format { name, codec: Arc::new(codec), time, python_writes, rust_writes }
+    fn new(name: &'static str, codec: impl Codec<Value> + Send + Sync + 'static, time: Time, shares: Shares) -> Self {
+        Format { name, codec: Arc::new(codec), time, shares }
     }
 
     pub fn all() -> Vec<Self> {
-        let (msgpack, json, raw, pickle) = ([in_msgpack; 2], [in_json; 2], [in_raw, in_raw_of_python], [|_| true, in_msgpack]);
         vec![
-            Self::new("msgpack.full", Msgpack::<Full>::new(), Time::Cut, msgpack),
-            Self::new("msgpack.seconds", Msgpack::<Seconds>::new(), Time::Cut, msgpack),
-            Self::new("msgpack.bare", Msgpack::<Bare>::new(), Time::Unknown, msgpack),
-            Self::new("msgpack.own", Msgpack::<JsonMeta>::new(), Time::Exact, msgpack),
-            Self::new("json.full", Json::<Full>::new(), Time::Cut, json),
-            Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, json),
-            Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, json),
-            Self::new("json.own", Json::<JsonMeta>::new(), Time::Exact, json),
-            Self::new("pickle.seconds", Pickle::<Seconds>::new(), Time::Cut, pickle),
-            Self::new("pickle.bare", Pickle::<Bare>::new(), Time::Unknown, pickle),
-            Self::new("pickle.own", Pickle::<JsonMeta>::new(), Time::Exact, pickle),
-            Self::new("raw", Raw, Time::Unknown, raw),
+            Self::new("msgpack.full", Msgpack::<Full>::new(), Time::Cut, MSGPACK),
+            Self::new("msgpack.seconds", Msgpack::<Seconds>::new(), Time::Cut, MSGPACK),
+            Self::new("msgpack.bare", Msgpack::<Bare>::new(), Time::Unknown, MSGPACK),
+            Self::new("msgpack.own", Msgpack::<JsonMeta>::new(), Time::Exact, MSGPACK),
+            Self::new("json.full", Json::<Full>::new(), Time::Cut, JSON),
+            Self::new("json.seconds", Json::<Seconds>::new(), Time::Cut, JSON),
+            Self::new("json.bare", Json::<Bare>::new(), Time::Unknown, JSON),
+            Self::new("json.own", Json::<JsonMeta>::new(), Time::Exact, JSON),
+            Self::new("pickle.seconds", Pickle::<Seconds>::new(), Time::Cut, PICKLE),
+            Self::new("pickle.bare", Pickle::<Bare>::new(), Time::Unknown, PICKLE),
+            Self::new("pickle.own", Pickle::<JsonMeta>::new(), Time::Exact, PICKLE),
+            Self::new("raw", Raw, Time::Unknown, RAW),
         ]
     }
 
@@ -81,12 +79,12 @@ impl Format {
 
     /// What Python can write and Rust read.
     pub fn from_python(&self) -> Vec<Value> {
-        Value::all().into_iter().filter(|value| value.all_of_it(self.python_writes)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.shares[0])).collect()
     }
 
     /// What Rust can write and Python read.
     pub fn from_rust(&self) -> Vec<Value> {
-        Value::all().into_iter().filter(|value| value.all_of_it(self.rust_writes)).collect()
+        Value::all().into_iter().filter(|value| value.all_of_it(self.shares[1])).collect()
     }
 
     /// How Rust has it.

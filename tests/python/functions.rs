@@ -52,7 +52,8 @@ fn functions_share_their_entries() {
     });
     share_all(&arguments.map(|value| value.tagged()).collect::<Vec<_>>());
     // Where Python begins to write exponents, and ends.
-    let floats = [1e15, 9_999_999_999_999_998.0, 123_456_789_012_345_680.0, 1e22, 1e-4, 0.000_123, 1e-5, 1.5e-7, -2.5e-300];
+    let floats =
+        [1e15, 9_999_999_999_999_998.0, 123_456_789_012_345_680.0, 1e22, 1e-4, 0.000_123, 1e-5, 1.5e-7, -2.5e-300];
     let odd = [f64::NAN, f64::NEG_INFINITY, f64::MAX, f64::MIN_POSITIVE, 100.0, 1.0 / 3.0];
     share_all(&floats.iter().chain(&odd).map(|float| Value::Float(*float).tagged()).collect::<Vec<_>>());
 

@@ -1,7 +1,7 @@
 //! Structs here are dicts there.
 
 use dogpile::codec::Codec;
-use dogpile::codec::python::Pickle;
+use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::{Full, Json, Msgpack, Region, Seconds, Serde};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -72,6 +72,6 @@ fn structs_are_dicts() {
     shares(&server, &mut python, "msgpack.full", Msgpack::<Full>::new());
     shares(&server, &mut python, "msgpack.seconds", Serde::<Seconds>::new());
     shares(&server, &mut python, "json.seconds", Json::<Seconds>::new());
-    shares(&server, &mut python, "pickle.own", Pickle::default());
+    shares(&server, &mut python, "pickle.own", Pickle::<JsonMeta>::new());
     shares(&server, &mut python, "pickle.seconds", Pickle::<Seconds>::new());
 }
