@@ -17,6 +17,7 @@ pub mod engine;
 mod entry;
 mod error;
 mod face;
+mod float;
 mod key;
 mod keymap;
 mod lock;

@@ -2,13 +2,29 @@
 
 use super::{CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
+use crate::slice::Slice;
 
 /// What an entry keeps beside its payload. A parameter of every format, resolved at compile time.
 pub trait Envelope: sealed::Sealed + Copy + Default + Send + Sync + 'static {
-    /// Which of the three this is.
+    /// Which of the three the format writes.
     #[doc(hidden)]
     const SHAPE: Shape;
+
+    /// Writes what stands before the format's own bytes: nothing, mostly.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn write_head(_version: u64, _created: Timestamp, _out: &mut Vec<u8>) {}
+
+    /// Takes that off, and what it says instead of the format's own envelope.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn read_head(_version: u64, entry: Slice<'_>) -> Result<(Option<Meta>, Slice<'_>), CodecError> {
+        Ok((None, entry))
+    }
 }
+
+/// An envelope that keeps a version: codecs with one of these have the method `version`.
+pub trait Versioned: Envelope {}
 
 /// `[payload, {"ct": seconds as a float, "v": version}]`: creation to the microsecond, and a version.
 ///
@@ -30,6 +46,8 @@ impl Envelope for Full {
     const SHAPE: Shape = Shape::Full;
 }
 
+impl Versioned for Full {}
+
 impl Envelope for Seconds {
     const SHAPE: Shape = Shape::Seconds;
 }
@@ -47,7 +65,7 @@ pub enum Shape {
     Bare,
 }
 
-mod sealed {
+pub(super) mod sealed {
     pub trait Sealed {}
     impl Sealed for super::Full {}
     impl Sealed for super::Seconds {}
@@ -57,7 +75,7 @@ mod sealed {
 /// The version that `dogpile.cache` writes since 1.1, and we too unless told otherwise.
 pub(super) const DEFAULT_VERSION: u64 = 2;
 
-/// The metadata of [`Full`] from its two numbers, when they are those of an entry that `version` may read.
+/// The metadata of [`Versioned`] envelopes from its two numbers, when they are those of an entry that `version` may read.
 pub(super) fn full_meta(created: Option<f64>, found: Option<u64>, version: u64) -> Result<Meta, CodecError> {
     let Some(found) = found else {
         return Err(CodecError::new(CodecErrorKind::Value, "the entry's metadata has no version `v`"));

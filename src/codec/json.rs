@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds, Shape, full_meta};
+use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Shape, Versioned, full_meta};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
 use crate::slice::Slice;
@@ -45,7 +45,7 @@ impl<E: Envelope> Json<E> {
     }
 }
 
-impl Json<Full> {
+impl<E: Versioned> Json<E> {
     /// Writes and reads entries of this version only; those of others are misses.
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
@@ -62,6 +62,7 @@ impl<E: Envelope> Default for Json<E> {
 
 impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
     fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        E::write_head(self.version, created, out);
         match E::SHAPE {
             Shape::Bare => write(value, out),
             Shape::Seconds => write(&(value, created.as_secs()), out),
@@ -73,18 +74,20 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
     }
 
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
-        match E::SHAPE {
-            Shape::Bare => Ok((read(entry.as_bytes())?, Meta::NONE)),
+        let (head, entry) = E::read_head(self.version, entry)?;
+        let (value, meta) = match E::SHAPE {
+            Shape::Bare => (read(entry.as_bytes())?, Meta::NONE),
             Shape::Seconds => {
                 let (value, seconds) = read(entry.as_bytes())?;
-                Ok((value, Meta::created(Timestamp::from_secs(seconds))))
+                (value, Meta::created(Timestamp::from_secs(seconds)))
             }
             Shape::Full => {
                 let (value, meta): (V, FullMeta) =
                     read(entry.as_bytes()).map_err(|error| self.blame_version(entry, error))?;
-                Ok((value, full_meta(meta.ct, meta.v, self.version)?))
+                (value, meta.check(self.version)?)
             }
-        }
+        };
+        Ok((value, head.unwrap_or(meta)))
     }
 }
 
@@ -92,8 +95,7 @@ impl<E: Envelope> Json<E> {
     /// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
     #[cold]
     fn blame_version(&self, entry: Slice<'_>, error: CodecError) -> CodecError {
-        let meta = read(entry.as_bytes())
-            .and_then(|(IgnoredAny, meta): (_, FullMeta)| full_meta(meta.ct, meta.v, self.version));
+        let meta = read(entry.as_bytes()).and_then(|(IgnoredAny, meta): (_, FullMeta)| meta.check(self.version));
         match meta {
             Err(other) if other.kind() == CodecErrorKind::Version => other,
             _ => error,
@@ -105,7 +107,7 @@ fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
     serde_json::to_writer(out, value).map_err(|error| CodecError::new(CodecErrorKind::Unsupported, error.to_string()))
 }
 
-fn read<T: DeserializeOwned>(entry: &[u8]) -> Result<T, CodecError> {
+pub(super) fn read<T: DeserializeOwned>(entry: &[u8]) -> Result<T, CodecError> {
     let mut json = serde_json::Deserializer::from_slice(entry);
     let value = T::deserialize(&mut json).map_err(|error| {
         let kind = if error.is_eof() { CodecErrorKind::Length } else { CodecErrorKind::Type };
@@ -116,9 +118,16 @@ fn read<T: DeserializeOwned>(entry: &[u8]) -> Result<T, CodecError> {
 }
 
 /// The metadata of `Full`. A derived implementation would read it from a list, too.
-struct FullMeta {
+pub(super) struct FullMeta {
     ct: Option<f64>,
     v: Option<u64>,
+}
+
+impl FullMeta {
+    /// What it says, when it is that of an entry that `version` may read.
+    pub(super) fn check(&self, version: u64) -> Result<Meta, CodecError> {
+        full_meta(self.ct, self.v, version)
+    }
 }
 
 impl Serialize for FullMeta {
@@ -193,7 +202,7 @@ impl<'de> Deserialize<'de> for MetaKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Bare;
+    use crate::codec::{Bare, Full};
     use bytes::Bytes;
 
     fn encode<E: Envelope>(codec: Json<E>, value: impl Serialize + DeserializeOwned) -> String {

@@ -2,7 +2,7 @@
 //!
 //! The format says how a value becomes bytes ([`Msgpack`], [`Json`], [`Raw`], [`Serde`]), the envelope what is kept
 //! beside it ([`Full`], [`Seconds`], [`Bare`]). `Msgpack<Seconds>` is the default: the payload and the second of its
-//! creation, six bytes more than the payload.
+//! creation, six bytes more than the payload. Entries shared with services in Python: the module `python`.
 //!
 //! | codec | values | feature |
 //! |---|---|---|
@@ -10,6 +10,7 @@
 //! | [`Raw`] | text, bytes, integers, `Option` of these, as `dogpile_backend_redis_advanced` writes them | |
 //! | [`Json`] | anything `Serialize + DeserializeOwned` | `json` |
 //! | [`Serde`] | anything `Serialize + DeserializeOwned`, as msgpack | `serde` |
+//! | `python::Pickle` | anything `Serialize + DeserializeOwned`, as Python's pickle | `python` |
 //!
 //! Bytes that cannot be decoded are a miss, counted, and overwritten by the next creation. They are never a panic.
 
@@ -18,6 +19,8 @@ mod envelope;
 mod json;
 mod lazy;
 mod msgpack;
+#[cfg(feature = "python")]
+pub mod python;
 mod raw;
 #[cfg(feature = "serde")]
 mod serde;
@@ -29,7 +32,7 @@ use std::fmt;
 use crate::entry::Timestamp;
 use crate::slice::Slice;
 
-pub use self::envelope::{Bare, Envelope, Full, Seconds};
+pub use self::envelope::{Bare, Envelope, Full, Seconds, Versioned};
 #[cfg(feature = "json")]
 pub use self::json::Json;
 pub use self::lazy::LazyMap;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds};
+use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Versioned};
 use super::msgpack::{Reader, close_entry, open_entry, write_entry};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
@@ -49,7 +49,7 @@ impl<E: Envelope> Serde<E> {
     }
 }
 
-impl Serde<Full> {
+impl<E: Versioned> Serde<E> {
     /// Writes and reads entries of this version only; those of others are misses.
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
@@ -66,6 +66,7 @@ impl<E: Envelope> Default for Serde<E> {
 
 impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Serde<E> {
     fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        E::write_head(self.version, created, out);
         write_entry(E::SHAPE, self.version, created, out, |out| {
             value
                 .serialize(&mut rmp_serde::Serializer::new(out).with_struct_map())
@@ -74,9 +75,11 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Serde<E> {
     }
 
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
+        let (head, entry) = E::read_head(self.version, entry)?;
         let mut reader = open_entry(E::SHAPE, entry)?;
         let payload = read_payload(&mut reader);
-        close_entry(E::SHAPE, self.version, entry, &mut reader, payload)
+        let (value, meta) = close_entry(E::SHAPE, self.version, entry, &mut reader, payload)?;
+        Ok((value, head.unwrap_or(meta)))
     }
 }
 
@@ -105,7 +108,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::codec::{Bare, Msgpack};
+    use crate::codec::{Bare, Full, Msgpack};
     use bytes::Bytes;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]

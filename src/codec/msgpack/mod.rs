@@ -12,7 +12,7 @@ pub(super) use self::entry::{close_entry, open_entry, write_entry};
 pub(super) use self::reader::Number;
 pub use self::reader::{Kind, Reader};
 pub use self::structs::{__field, __key};
-use super::envelope::{DEFAULT_VERSION, Envelope, Full, Seconds};
+use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Versioned};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::entry::Timestamp;
 use crate::slice::Slice;
@@ -56,7 +56,7 @@ impl<E: Envelope> Msgpack<E> {
     }
 }
 
-impl Msgpack<Full> {
+impl<E: Versioned> Msgpack<E> {
     /// Writes and reads entries of this version only; those of others are misses.
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
@@ -74,15 +74,18 @@ impl<E: Envelope> Default for Msgpack<E> {
 impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
     #[inline]
     fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        E::write_head(self.version, created, out);
         entry::write_entry(E::SHAPE, self.version, created, out, |out| value.pack(out))
     }
 
     /// Always inline: value and time then go straight to where they are judged, not through memory.
     #[inline(always)]
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
+        let (head, entry) = E::read_head(self.version, entry)?;
         let mut reader = entry::open_entry(E::SHAPE, entry)?;
         let payload = V::unpack(&mut reader);
-        entry::close_entry(E::SHAPE, self.version, entry, &mut reader, payload)
+        let (value, meta) = entry::close_entry(E::SHAPE, self.version, entry, &mut reader, payload)?;
+        Ok((value, head.unwrap_or(meta)))
     }
 }
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "tokio")]
 mod tasks;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::ready;
 use std::marker::PhantomData;
@@ -13,14 +14,16 @@ use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
 use crate::face::{Thread, now};
+use crate::float::Repr;
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::policy::Invalidation;
 
-/// Arguments that a key can be made from: text, integers, `bool`, and tuples and references of these.
+/// Arguments that a key can be made from: text, numbers, `bool`, `Option`, and tuples and references of these.
 ///
-/// Several arguments are joined by a space, as `cache_on_arguments` of `dogpile.cache` does. Text that contains spaces
+/// Each is written as Python's `str` writes it, and several are joined by a space, as `cache_on_arguments` of
+/// `dogpile.cache` does. Text that contains spaces
 /// can thus make the same key as other arguments; [`Function::keyed_by`] is for those.
 pub trait KeyArgs {
     /// Appends the arguments to a key.
@@ -39,15 +42,38 @@ macro_rules! args_by_digits {
 
 args_by_digits!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
 
-impl KeyArgs for str {
+macro_rules! args_by_text {
+    ($($type:ty),+) => {$(
+        impl KeyArgs for $type {
+            fn write(&self, key: &mut KeyBuf) {
+                key.push(self.as_bytes());
+            }
+        }
+    )+};
+}
+
+args_by_text!(str, String, Box<str>, Cow<'_, str>);
+
+impl KeyArgs for char {
     fn write(&self, key: &mut KeyBuf) {
-        key.push(self.as_bytes());
+        key.push(self.encode_utf8(&mut [0; 4]).as_bytes());
     }
 }
 
-impl KeyArgs for String {
+/// `1.0`, `0.1`, `1e+16`, `1e-05`, `nan` or `inf`, as Python writes them.
+impl KeyArgs for f64 {
     fn write(&self, key: &mut KeyBuf) {
-        key.push(self.as_bytes());
+        key.push(Repr::new(*self).as_bytes());
+    }
+}
+
+/// The argument, or `None`, as Python writes it: not to be told from the text "None".
+impl<A: KeyArgs> KeyArgs for Option<A> {
+    fn write(&self, key: &mut KeyBuf) {
+        match self {
+            Some(argument) => argument.write(key),
+            None => key.push(b"None"),
+        }
     }
 }
 

@@ -1,0 +1,731 @@
+//! Opcodes of a pickle, followed without recursion into a graph of plain data.
+//!
+//! A pickle is a program: a hostile one nests without end, refers to itself, or is a kilobyte that means gigabytes. So
+//! its values are nodes that refer to each other by number, and what a node holds is measured before anyone visits it.
+
+use std::collections::BTreeMap;
+
+use crate::codec::{CodecError, CodecErrorKind};
+
+/// How many levels a value may nest, as in msgpack.
+const MAX_DEPTH: usize = 128;
+
+/// What a value may take once everything that is shared in the pickle is written out: so many times the pickle, which
+/// is more than values that share nothing take, and never less than `MIN_SIZE`.
+const MAX_GROWTH: usize = 32;
+const MIN_SIZE: usize = 16 << 20;
+/// What each value takes beside its bytes.
+const NODE_SIZE: usize = 16;
+
+/// The number of a node.
+pub(super) type Id = u32;
+
+/// A value, or what takes part in making one.
+#[derive(Debug)]
+pub(super) enum Node<'a> {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(&'a str),
+    Bytes(&'a [u8]),
+    /// Bytes as protocol 2 has them: a text whose characters they are.
+    Latin1(&'a str),
+    List(Vec<Id>),
+    Tuple(Vec<Id>),
+    Set(Vec<Id>),
+    /// Key, value, key, value.
+    Dict(Vec<Id>),
+    Class(Class),
+    /// `dogpile.cache.api.CachedValue`: payload and metadata.
+    CachedValue([Id; 2]),
+    /// `dogpile.cache.api.NO_VALUE`.
+    NoValue,
+}
+
+/// A class or function that takes part in making plain data, or is the envelope's.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Class {
+    Set,
+    Bytes,
+    /// `_codecs.encode`, by which protocol 2 writes bytes.
+    Encode,
+    Bytearray,
+    CachedValue,
+    NoValue,
+}
+
+/// The values of a pickle.
+#[derive(Debug)]
+pub(super) struct Graph<'a> {
+    nodes: Vec<Node<'a>>,
+    root: Id,
+    max_size: usize,
+}
+
+impl<'a> Graph<'a> {
+    /// Follows a pickle of protocol 2 to 5, in time and memory proportional to its length.
+    pub(super) fn read(pickle: &'a [u8]) -> Result<Self, CodecError> {
+        let mut machine = Machine { rest: pickle, ..Machine::default() };
+        match machine.take(2)? {
+            [PROTO, 2..=5] => {}
+            _ => return Err(wrong("the entry is not a pickle of protocol 2 to 5")),
+        }
+        while machine.step()? {}
+        if !machine.rest.is_empty() {
+            return Err(CodecError::new(CodecErrorKind::Length, "the entry goes on after the end of the pickle"));
+        }
+        let ([root], true) = (&machine.stack[..], machine.marks.is_empty()) else {
+            return Err(wrong("the pickle does not end with one value"));
+        };
+        let max_size = pickle.len().saturating_mul(MAX_GROWTH).max(MIN_SIZE);
+        Ok(Graph { root: *root, nodes: machine.nodes, max_size })
+    }
+
+    /// The value that the pickle is.
+    pub(super) fn root(&self) -> Id {
+        self.root
+    }
+
+    pub(super) fn node(&self, id: Id) -> &Node<'a> {
+        &self.nodes[id as usize]
+    }
+
+    /// That a value is plain data, and can be visited with everything in it: no deeper and no larger than it may be.
+    pub(super) fn check(&self, id: Id) -> Result<(), CodecError> {
+        let mut seen = vec![Seen::Never; self.nodes.len()];
+        // From the value to where we are, with how many of each one's insides have been looked at.
+        let mut path = vec![(id, 0)];
+        while let Some((id, looked)) = path.last_mut() {
+            if let Some(inside) = self.node(*id).insides().get(*looked) {
+                *looked += 1;
+                match seen[*inside as usize] {
+                    Seen::Never if path.len() > MAX_DEPTH => return Err(too_deep()),
+                    Seen::Never => {
+                        seen[*inside as usize] = Seen::Above;
+                        path.push((*inside, 0));
+                    }
+                    Seen::Above => return Err(value("the pickle holds a value that contains itself")),
+                    Seen::Measured { .. } => {}
+                }
+            } else {
+                seen[*id as usize] = self.measure(*id, &seen)?;
+                path.pop();
+            }
+        }
+        Ok(())
+    }
+
+    /// The measures of a node from those of its insides.
+    fn measure(&self, id: Id, seen: &[Seen]) -> Result<Seen, CodecError> {
+        let own = match self.node(id) {
+            Node::Text(text) | Node::Latin1(text) => text.len(),
+            Node::Bytes(bytes) => bytes.len(),
+            Node::Class(_) | Node::CachedValue(_) | Node::NoValue => {
+                return Err(wrong("the pickle holds a class or object inside of its value, which is not plain data"));
+            }
+            _ => 0,
+        };
+        let (mut depth, mut size) = (0, own.saturating_add(NODE_SIZE));
+        for inside in self.node(id).insides() {
+            if let Seen::Measured { depth: inner, size: more } = seen[*inside as usize] {
+                depth = depth.max(inner + 1);
+                size = size.saturating_add(more);
+            }
+        }
+        if depth > MAX_DEPTH {
+            return Err(too_deep());
+        }
+        if size > self.max_size {
+            return Err(value("the pickle refers to the same values so often that it would be too large"));
+        }
+        Ok(Seen::Measured { depth, size })
+    }
+}
+
+/// What is known of a node while a graph is checked.
+#[derive(Clone, Copy)]
+enum Seen {
+    Never,
+    /// On the way to where we are.
+    Above,
+    Measured {
+        depth: usize,
+        size: usize,
+    },
+}
+
+impl Node<'_> {
+    fn insides(&self) -> &[Id] {
+        match self {
+            Node::List(items) | Node::Tuple(items) | Node::Set(items) | Node::Dict(items) => items,
+            Node::CachedValue(parts) => parts,
+            _ => &[],
+        }
+    }
+}
+
+// The opcodes of plain data, by the names of Python's `pickle`.
+const PROTO: u8 = 0x80;
+const FRAME: u8 = 0x95;
+const STOP: u8 = b'.';
+const MARK: u8 = b'(';
+const BINPUT: u8 = b'q';
+const LONG_BINPUT: u8 = b'r';
+const MEMOIZE: u8 = 0x94;
+const BINGET: u8 = b'h';
+const LONG_BINGET: u8 = b'j';
+const NONE: u8 = b'N';
+const NEWTRUE: u8 = 0x88;
+const NEWFALSE: u8 = 0x89;
+const BININT: u8 = b'J';
+const BININT1: u8 = b'K';
+const BININT2: u8 = b'M';
+const LONG1: u8 = 0x8a;
+const LONG4: u8 = 0x8b;
+const BINFLOAT: u8 = b'G';
+const SHORT_BINUNICODE: u8 = 0x8c;
+const BINUNICODE: u8 = b'X';
+const BINUNICODE8: u8 = 0x8d;
+const SHORT_BINBYTES: u8 = b'C';
+const BINBYTES: u8 = b'B';
+const BINBYTES8: u8 = 0x8e;
+const BYTEARRAY8: u8 = 0x96;
+const EMPTY_LIST: u8 = b']';
+const APPEND: u8 = b'a';
+const APPENDS: u8 = b'e';
+const EMPTY_TUPLE: u8 = b')';
+const TUPLE: u8 = b't';
+const TUPLE1: u8 = 0x85;
+const TUPLE2: u8 = 0x86;
+const TUPLE3: u8 = 0x87;
+const EMPTY_SET: u8 = 0x8f;
+const ADDITEMS: u8 = 0x90;
+const FROZENSET: u8 = 0x91;
+const EMPTY_DICT: u8 = b'}';
+const SETITEM: u8 = b's';
+const SETITEMS: u8 = b'u';
+const GLOBAL: u8 = b'c';
+const STACK_GLOBAL: u8 = 0x93;
+const REDUCE: u8 = b'R';
+const NEWOBJ: u8 = 0x81;
+
+/// Python's unpickling machine, as far as plain data needs it.
+#[derive(Default)]
+struct Machine<'a> {
+    rest: &'a [u8],
+    nodes: Vec<Node<'a>>,
+    stack: Vec<Id>,
+    /// How high the stack was at each open mark.
+    marks: Vec<usize>,
+    memo: BTreeMap<u32, Id>,
+}
+
+impl<'a> Machine<'a> {
+    /// Follows one opcode. Whether there are more.
+    fn step(&mut self) -> Result<bool, CodecError> {
+        match self.byte()? {
+            STOP => return Ok(false),
+            FRAME => drop(self.take(8)?),
+            MARK => self.marks.push(self.stack.len()),
+
+            BINPUT => {
+                let at = self.byte()?.into();
+                self.memoize(at)?;
+            }
+            LONG_BINPUT => {
+                let at = u32::from_le_bytes(self.array()?);
+                self.memoize(at)?;
+            }
+            MEMOIZE => {
+                let at = self.memo.len() as u32; // Each takes a byte of less than 4 GiB, see `push`.
+                self.memoize(at)?;
+            }
+            BINGET => {
+                let at = self.byte()?.into();
+                self.recall(at)?;
+            }
+            LONG_BINGET => {
+                let at = u32::from_le_bytes(self.array()?);
+                self.recall(at)?;
+            }
+
+            NONE => self.push(Node::None)?,
+            NEWTRUE => self.push(Node::Bool(true))?,
+            NEWFALSE => self.push(Node::Bool(false))?,
+            BININT => {
+                let int = i32::from_le_bytes(self.array()?);
+                self.push(Node::Int(int.into()))?;
+            }
+            BININT1 => {
+                let int = self.byte()?;
+                self.push(Node::Int(int.into()))?;
+            }
+            BININT2 => {
+                let int = u16::from_le_bytes(self.array()?);
+                self.push(Node::Int(int.into()))?;
+            }
+            LONG1 => {
+                let digits = self.take_u8()?;
+                self.push(Node::Int(int(digits)?))?;
+            }
+            LONG4 => {
+                let digits = self.take_u32()?;
+                self.push(Node::Int(int(digits)?))?;
+            }
+            BINFLOAT => {
+                let float = f64::from_be_bytes(self.array()?);
+                self.push(Node::Float(float))?;
+            }
+
+            SHORT_BINUNICODE => {
+                let text = self.take_u8()?;
+                self.push_text(text)?;
+            }
+            BINUNICODE => {
+                let text = self.take_u32()?;
+                self.push_text(text)?;
+            }
+            BINUNICODE8 => {
+                let text = self.take_u64()?;
+                self.push_text(text)?;
+            }
+            SHORT_BINBYTES => {
+                let bytes = self.take_u8()?;
+                self.push(Node::Bytes(bytes))?;
+            }
+            BINBYTES => {
+                let bytes = self.take_u32()?;
+                self.push(Node::Bytes(bytes))?;
+            }
+            BINBYTES8 | BYTEARRAY8 => {
+                let bytes = self.take_u64()?;
+                self.push(Node::Bytes(bytes))?;
+            }
+
+            EMPTY_LIST => self.push(Node::List(Vec::new()))?,
+            EMPTY_TUPLE => self.push(Node::Tuple(Vec::new()))?,
+            EMPTY_SET => self.push(Node::Set(Vec::new()))?,
+            EMPTY_DICT => self.push(Node::Dict(Vec::new()))?,
+            APPEND => {
+                let items = self.pop(1)?;
+                self.extend(items, |node| if let Node::List(list) = node { Some(list) } else { None })?;
+            }
+            APPENDS => {
+                let items = self.pop_to_mark()?;
+                self.extend(items, |node| if let Node::List(list) = node { Some(list) } else { None })?;
+            }
+            ADDITEMS => {
+                let items = self.pop_to_mark()?;
+                self.extend(items, |node| if let Node::Set(set) = node { Some(set) } else { None })?;
+            }
+            SETITEM => {
+                let items = self.pop(2)?;
+                self.extend(items, |node| if let Node::Dict(dict) = node { Some(dict) } else { None })?;
+            }
+            SETITEMS => {
+                let items = self.pop_to_mark()?;
+                if items.len() % 2 != 0 {
+                    return Err(wrong("the pickle has a key without a value"));
+                }
+                self.extend(items, |node| if let Node::Dict(dict) = node { Some(dict) } else { None })?;
+            }
+            TUPLE => {
+                let items = self.pop_to_mark()?;
+                self.push(Node::Tuple(items))?;
+            }
+            TUPLE1 => {
+                let items = self.pop(1)?;
+                self.push(Node::Tuple(items))?;
+            }
+            TUPLE2 => {
+                let items = self.pop(2)?;
+                self.push(Node::Tuple(items))?;
+            }
+            TUPLE3 => {
+                let items = self.pop(3)?;
+                self.push(Node::Tuple(items))?;
+            }
+            FROZENSET => {
+                let items = self.pop_to_mark()?;
+                self.push(Node::Set(items))?;
+            }
+
+            GLOBAL => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.push(Node::Class(class(module, name)?))?;
+            }
+            STACK_GLOBAL => {
+                let names = self.pop(2)?;
+                let (Node::Text(module), Node::Text(name)) = (self.node(names[0]), self.node(names[1])) else {
+                    return Err(wrong("the pickle names a class by something other than text"));
+                };
+                self.push(Node::Class(class(module, name)?))?;
+            }
+            REDUCE | NEWOBJ => {
+                let call = self.pop(2)?;
+                self.call(call[0], call[1])?;
+            }
+            other => {
+                return Err(wrong(format!("the pickle has the opcode {other:#04x}, which plain data does not need")));
+            }
+        }
+        Ok(true)
+    }
+
+    /// Calls one of the few things that may be called. Nothing is copied: calls are cheap, so there may be many.
+    fn call(&mut self, class: Id, arguments: Id) -> Result<(), CodecError> {
+        let (Node::Class(class), Node::Tuple(arguments)) = (self.node(class), self.node(arguments)) else {
+            return Err(wrong("the pickle calls something that cannot be called"));
+        };
+        let (class, first) = (*class, arguments.first().map(|id| (*id, self.node(*id))));
+        let made = match (class, first, &arguments[..]) {
+            (Class::CachedValue, _, [payload, meta]) => Node::CachedValue([*payload, *meta]),
+            (Class::NoValue, Some((_, Node::Text("NoValue"))), [_]) => Node::NoValue,
+            (Class::Bytes | Class::Bytearray, None, _) => Node::Bytes(b""),
+            (Class::Set, None, _) => Node::Set(Vec::new()),
+            // Sets are read as lists are.
+            (Class::Set, Some((list, Node::List(_))), [_]) => return self.push_again(list),
+            (Class::Bytearray, Some((bytes, Node::Bytes(_) | Node::Latin1(_))), [_]) => return self.push_again(bytes),
+            (Class::Encode | Class::Bytearray, Some((_, Node::Text(text))), [_, encoding])
+                if matches!(self.node(*encoding), Node::Text("latin1" | "latin-1")) =>
+            {
+                Node::Latin1(text)
+            }
+            _ => return Err(wrong("the pickle makes plain data in a way that Python does not")),
+        };
+        self.push(made)
+    }
+
+    fn node(&self, id: Id) -> &Node<'a> {
+        &self.nodes[id as usize]
+    }
+
+    fn push(&mut self, node: Node<'a>) -> Result<(), CodecError> {
+        let id = u32::try_from(self.nodes.len()).map_err(|_| value("the pickle has too many values"))?;
+        self.nodes.push(node);
+        self.push_again(id)
+    }
+
+    fn push_again(&mut self, id: Id) -> Result<(), CodecError> {
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn push_text(&mut self, text: &'a [u8]) -> Result<(), CodecError> {
+        self.push(Node::Text(utf8(text)?))
+    }
+
+    /// Takes values off the stack, in the order in which they came there; never beyond the last mark.
+    fn pop(&mut self, count: usize) -> Result<Vec<Id>, CodecError> {
+        let bottom = self.marks.last().copied().unwrap_or(0);
+        match self.stack.len().checked_sub(count) {
+            Some(at) if at >= bottom => Ok(self.stack.split_off(at)),
+            _ => Err(missing()),
+        }
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, CodecError> {
+        let mark = self.marks.pop().ok_or_else(missing)?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn top(&self) -> Result<Id, CodecError> {
+        let bottom = self.marks.last().copied().unwrap_or(0);
+        self.stack[bottom..].last().copied().ok_or_else(missing)
+    }
+
+    fn extend(
+        &mut self,
+        items: Vec<Id>,
+        of: impl for<'n> FnOnce(&'n mut Node<'a>) -> Option<&'n mut Vec<Id>>,
+    ) -> Result<(), CodecError> {
+        let top = self.top()?;
+        let collection = of(&mut self.nodes[top as usize]);
+        collection.ok_or_else(|| wrong("the pickle adds items to what cannot hold them"))?.extend(items);
+        Ok(())
+    }
+
+    fn memoize(&mut self, at: u32) -> Result<(), CodecError> {
+        let top = self.top()?;
+        self.memo.insert(at, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, at: u32) -> Result<(), CodecError> {
+        let id = self.memo.get(&at).ok_or_else(|| wrong("the pickle refers to a value that it does not have"))?;
+        self.push_again(*id)
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], CodecError> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or_else(too_short)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or_else(too_short)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    fn byte(&mut self) -> Result<u8, CodecError> {
+        self.array().map(|[byte]| byte)
+    }
+
+    fn take_u8(&mut self) -> Result<&'a [u8], CodecError> {
+        let len = self.byte()?;
+        self.take(len.into())
+    }
+
+    fn take_u32(&mut self) -> Result<&'a [u8], CodecError> {
+        let len = u32::from_le_bytes(self.array()?);
+        self.take(usize::try_from(len).map_err(|_| too_short())?)
+    }
+
+    fn take_u64(&mut self) -> Result<&'a [u8], CodecError> {
+        let len = u64::from_le_bytes(self.array()?);
+        self.take(usize::try_from(len).map_err(|_| too_short())?)
+    }
+
+    fn line(&mut self) -> Result<&'a str, CodecError> {
+        let len = self.rest.iter().position(|byte| *byte == b'\n').ok_or_else(too_short)?;
+        let line = utf8(self.take(len)?)?;
+        self.take(1)?;
+        Ok(line)
+    }
+}
+
+/// The class of a name, or an error that names it.
+fn class(module: &str, name: &str) -> Result<Class, CodecError> {
+    Ok(match (module, name) {
+        ("builtins" | "__builtin__", "set" | "frozenset") => Class::Set,
+        ("builtins" | "__builtin__", "bytes") => Class::Bytes,
+        ("builtins" | "__builtin__", "bytearray") => Class::Bytearray,
+        ("_codecs", "encode") => Class::Encode,
+        ("dogpile.cache.api", "CachedValue") => Class::CachedValue,
+        ("dogpile.cache.api", "NoValue") => Class::NoValue,
+        _ => return Err(wrong(format!("the pickle holds a `{module:.60}.{name:.60}`, which is not plain data"))),
+    })
+}
+
+/// An integer from its digits in base 256, the lowest first, in two's complement.
+fn int(digits: &[u8]) -> Result<i128, CodecError> {
+    let Some(highest) = digits.last() else { return Ok(0) };
+    let mut wide = [if *highest < 0x80 { 0 } else { 0xff }; 16];
+    let low = wide.get_mut(..digits.len()).ok_or_else(|| value("the pickle holds an integer of more than 128 bits"))?;
+    low.copy_from_slice(digits);
+    Ok(i128::from_le_bytes(wide))
+}
+
+fn utf8(text: &[u8]) -> Result<&str, CodecError> {
+    std::str::from_utf8(text).map_err(|_| value("the pickle holds a text that is not UTF-8"))
+}
+
+#[cold]
+fn wrong(message: impl Into<std::borrow::Cow<'static, str>>) -> CodecError {
+    CodecError::new(CodecErrorKind::Type, message)
+}
+
+#[cold]
+fn value(message: &'static str) -> CodecError {
+    CodecError::new(CodecErrorKind::Value, message)
+}
+
+#[cold]
+fn missing() -> CodecError {
+    wrong("the pickle uses more values than it has")
+}
+
+#[cold]
+fn too_deep() -> CodecError {
+    value("the pickle nests more than 128 levels deep")
+}
+
+#[cold]
+fn too_short() -> CodecError {
+    CodecError::new(CodecErrorKind::Length, "the pickle ends too early")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The root of a pickle of protocol 2 of these opcodes, checked.
+    fn read(opcodes: &[u8]) -> Result<(), CodecError> {
+        let pickle = [b"\x80\x02", opcodes, b"."].concat();
+        let graph = Graph::read(&pickle)?;
+        graph.check(graph.root())
+    }
+
+    fn kind(opcodes: &[u8]) -> CodecErrorKind {
+        read(opcodes).unwrap_err().kind()
+    }
+
+    #[test]
+    fn nesting_has_an_end() {
+        for (open, close) in [(&b"]"[..], &b"a"[..]), (b"}N", b"s"), (b"(", b"t"), (b"", b"\x85"), (b"(", b"\x91")] {
+            let nested = |levels| [&open.repeat(levels)[..], b"N", &close.repeat(levels)].concat();
+            assert_eq!(read(&nested(128)), Ok(()));
+            assert_eq!(kind(&nested(129)), CodecErrorKind::Value);
+            assert_eq!(kind(&nested(200_000)), CodecErrorKind::Value);
+        }
+        // Deep by what is shared: each list holds the one before it.
+        let shared = |levels| [&b"(]"[..], &b"q\0]h\0a".repeat(levels), b"t"].concat();
+        assert_eq!(read(&shared(127)), Ok(()));
+        assert_eq!(kind(&shared(128)), CodecErrorKind::Value);
+    }
+
+    #[test]
+    fn what_contains_itself_is_refused() {
+        for opcodes in [
+            &b"]q\0h\0a"[..],
+            b"]q\0h\0\x85a",
+            b"}q\0Nh\0s",
+            b"}q\0N]h\0as",
+            b"]q\0]q\x01h\0aa",
+            b"\x8fq\0(h\0\x90",
+        ] {
+            assert_eq!(kind(opcodes), CodecErrorKind::Value, "{}", opcodes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn shared_values_count_as_often_as_they_are_visited() {
+        let laughs = |levels| [&b"]Na"[..], &b"q\0](h\0h\0h\0h\0h\0h\0h\0h\0h\0h\0e".repeat(levels)].concat();
+        let inside = |levels| [&b"("[..], &laughs(levels), b"t"].concat();
+        assert_eq!(read(&inside(4)), Ok(()));
+        assert_eq!(kind(&inside(6)), CodecErrorKind::Value);
+        assert_eq!(kind(&inside(100)), CodecErrorKind::Value);
+        // A long text, often; and often enough for what is shared in earnest.
+        let text = [b"X\0\0\x01\0", &[b'a'; 1 << 16][..], b"q\0"].concat();
+        let often = |times| [b"](", &text[..], &b"h\0".repeat(times), b"e"].concat();
+        assert_eq!(read(&often(200)), Ok(()));
+        assert_eq!(kind(&often(300)), CodecErrorKind::Value);
+    }
+
+    #[test]
+    fn values_that_share_nothing_are_never_too_large() {
+        assert_eq!(read(&[b"](", &b"N".repeat(3_000_000)[..], b"e"].concat()), Ok(()));
+        assert_eq!(read(&[b"](", &b"]".repeat(3_000_000)[..], b"e"].concat()), Ok(()));
+    }
+
+    #[test]
+    fn calls_copy_nothing() {
+        let list = [b"(cbuiltins\nset\nq\0](", &b"N".repeat(100_000)[..], b"eq\x01\x85R"].concat();
+        let sets = [&list[..], &b"h\0h\x01\x85R".repeat(100_000), b"t"].concat();
+        assert_eq!(kind(&sets), CodecErrorKind::Value);
+    }
+
+    #[test]
+    fn only_opcodes_of_plain_data_are_followed() {
+        let known = b"\x95.(qr\x94hjN\x88\x89JKM\x8a\x8bG\x8cX\x8dCB\x8e\x96]ae)t\x85\x86\x87\x8f\x90\x91}suc\x93R\x81";
+        for opcode in 0..=255 {
+            let error = read(&[b"]N", &[opcode][..], &[0; 600]].concat()).unwrap_err();
+            let refused = error.to_string().starts_with("the pickle has the opcode");
+            // The zeros after some are no opcode, either.
+            assert!(refused || known.contains(&opcode), "{opcode:#x}: {error}");
+            if !known.contains(&opcode) {
+                assert_eq!(error.kind(), CodecErrorKind::Type);
+            }
+        }
+        for (opcodes, kind_of) in [
+            (&b"I1\n"[..], CodecErrorKind::Type),
+            (b"P1\n", CodecErrorKind::Type),
+            (b"N2\x86", CodecErrorKind::Type),
+            (b"NN0", CodecErrorKind::Type),
+            (b"\x80\x02N", CodecErrorKind::Type),
+        ] {
+            assert_eq!(kind(opcodes), kind_of, "{}", opcodes.escape_ascii());
+        }
+        assert_eq!(Graph::read(b"\x80\x01N.").unwrap_err().kind(), CodecErrorKind::Type);
+        assert_eq!(Graph::read(b"\x80\x06N.").unwrap_err().kind(), CodecErrorKind::Type);
+        assert_eq!(Graph::read(b"N.").unwrap_err().kind(), CodecErrorKind::Type);
+        assert_eq!(Graph::read(b"\x80").unwrap_err().kind(), CodecErrorKind::Length);
+    }
+
+    #[test]
+    fn other_classes_are_named() {
+        for opcodes in
+            [&b"cdatetime\ndate\nC\x04\x07\xe0\x08\r\x85R"[..], b"](NX\x08\0\0\0datetimeX\x04\0\0\0date\x93e"]
+        {
+            let error = read(opcodes).unwrap_err();
+            assert_eq!(error.kind(), CodecErrorKind::Type);
+            assert_eq!(error.to_string(), "the pickle holds a `datetime.date`, which is not plain data");
+        }
+        let long = [b"c", &[b'a'; 100_000][..], b"\nb\n"].concat();
+        assert!(read(&long).unwrap_err().to_string().len() < 200);
+        // What only takes part in making data is none.
+        for opcodes in [&b"cbuiltins\nset\n"[..], b"cdogpile.cache.api\nNoValue\n\x85", b"c_codecs\nencode\n\x85"] {
+            assert_eq!(kind(opcodes), CodecErrorKind::Type);
+        }
+        assert_eq!(kind(b"](cdogpile.cache.api\nCachedValue\nNN\x86\x81e"), CodecErrorKind::Type);
+        assert_eq!(kind(b"](cdogpile.cache.api\nNoValue\nX\x07\0\0\0NoValue\x85Re"), CodecErrorKind::Type);
+    }
+
+    #[test]
+    fn broken_programs_are_errors() {
+        for opcodes in [
+            &b""[..],
+            b"NN",
+            b"(N",
+            b"e",
+            b"a",
+            b"Na",
+            b"]a",
+            b"](a",
+            b"](Na",
+            b"N(Ne",
+            b"}(Nu",
+            b"}Ns",
+            b"\x85",
+            b"N\x86",
+            b"(N\x86",
+            b"q\0",
+            b"]((q\0",
+            b"h\0",
+            b"j\xff\xff\xff\xff",
+            b"\x94",
+            b"NR",
+            b"NNR",
+            b"NN\x93",
+            b"cbuiltins\nset\nNR",
+            b"cbuiltins\nset\nN\x85R",
+            b"cbuiltins\nbytes\nN\x85R",
+            b"c_codecs\nencode\n)R",
+            b"c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0utf8\x86R",
+            b"cdogpile.cache.api\nCachedValue\n)R",
+        ] {
+            assert_eq!(kind(opcodes), CodecErrorKind::Type, "{}", opcodes.escape_ascii());
+        }
+        for opcodes in [&b"X\x01\0\0\0\xff"[..], b"c\xff\n\n", b"\x8a\x11aaaaaaaaaaaaaaaaa"] {
+            assert_eq!(kind(opcodes), CodecErrorKind::Value, "{}", opcodes.escape_ascii());
+        }
+        for opcodes in [
+            &b"J"[..],
+            b"X\xff\xff\xff\xff",
+            b"\x8d\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\x8b\xff\xff\xff\xff",
+            b"\x8a\xff",
+            b"cbuiltins",
+            b"cbuiltins\n",
+        ] {
+            assert_eq!(kind(opcodes), CodecErrorKind::Length, "{}", opcodes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn integers_are_in_twos_complement() {
+        for (digits, expected) in [
+            (&b""[..], Ok(0)),
+            (b"\0", Ok(0)),
+            (b"\xff", Ok(-1)),
+            (b"\xff\0", Ok(255)),
+            (b"\x00\x80", Ok(-32_768)),
+            (&[0xff; 16], Ok(-1)),
+            (&[0; 17], Err(CodecErrorKind::Value)),
+        ] {
+            assert_eq!(int(digits).map_err(|error| error.kind()), expected);
+        }
+    }
+}
