@@ -1,7 +1,6 @@
 //! The reference in Python, in a process and an environment of its own.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -81,31 +80,12 @@ impl Drop for Reference {
 }
 
 /// The Python of a virtual environment that has the reference, made where it is not there yet.
-fn environment() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python");
-    let python = root.join("bin/python");
-    let has_it = |python: &Path| {
-        let mut import = Command::new(python);
-        import.args(["-c", "import dogpile_backend_redis_advanced, hiredis, msgpack"]).stderr(Stdio::null());
-        import.status().is_ok_and(|status| status.success())
-    };
-    if has_it(&python) {
-        return Ok(python);
-    }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&root))?;
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args([
-        "dogpile.cache==1.5.0",
-        "dogpile_backend_redis_advanced==0.5.0",
-        "msgpack==1.2.4",
-        "hiredis==3.5.0",
-    ]))?;
-    if has_it(&python) { Ok(python) } else { Err("its packages cannot be imported".into()) }
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let ran = command.stdout(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+fn environment() -> Result<String, String> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut script = Command::new(format!("{root}/../../scripts/python"));
+    let ran = script.arg(format!("{root}/target/python")).output().map_err(|error| error.to_string())?;
     if ran.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&ran.stdout).trim_end().into());
     }
-    Err(format!("{command:?}: {}", String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default()))
+    Err(String::from_utf8_lossy(&ran.stderr).lines().last().unwrap_or_default().into())
 }
