@@ -578,14 +578,9 @@ mod tests {
 
     #[test]
     fn what_contains_itself_is_refused() {
-        for opcodes in [
-            &b"]q\0h\0a"[..],
-            b"]q\0h\0\x85a",
-            b"}q\0Nh\0s",
-            b"}q\0N]h\0as",
-            b"]q\0]q\x01h\0aa",
-            b"\x8fq\0(h\0\x90",
-        ] {
+        for opcodes in
+            [&b"]q\0h\0a"[..], b"]q\0h\0\x85a", b"}q\0Nh\0s", b"}q\0N]h\0as", b"]q\0]q\x01h\0aa", b"\x8fq\0(h\0\x90"]
+        {
             assert_eq!(kind(opcodes), CodecErrorKind::Value, "{}", opcodes.escape_ascii());
         }
     }
