@@ -25,9 +25,7 @@ const GRID: RGBColor = RGBColor(228, 228, 228);
 
 pub fn draw(report: &Report, path: &Path) -> Result<(), Failure> {
     let bars: Vec<_> = report.rows.iter().map(|row| (row.strategy, row.bytes, report.reference(row))).collect();
-    let Some(most) = bars.iter().map(|(_, ours, reference)| (*ours).max(reference.unwrap_or(0))).max() else {
-        return Err("there is nothing to draw".into());
-    };
+    let most = bars.iter().map(|(_, ours, reference)| (*ours).max(reference.unwrap_or(0))).max().unwrap_or(0);
     let rows_height: i32 = bars.iter().map(|(.., reference)| height(*reference)).sum();
     let bottom = HEAD + rows_height;
     let size = (WIDTH.unsigned_abs(), (bottom + FOOT).unsigned_abs());
@@ -53,7 +51,7 @@ pub fn draw(report: &Report, path: &Path) -> Result<(), Failure> {
     let step = step(most);
     for bytes in (0..=most).step_by(usize::try_from(step)?) {
         root.draw(&PathElement::new([(x(bytes), HEAD - 4), (x(bytes), bottom)], GRID))?;
-        root.draw(&Text::new(megabytes(bytes), (x(bytes), bottom + 12), text(11, HPos::Center)))?;
+        root.draw(&Text::new(tick(bytes), (x(bytes), bottom + 12), text(11, HPos::Center)))?;
     }
     let mut y = HEAD;
     for (name, ours, reference) in bars {
@@ -86,9 +84,12 @@ fn step(most: u64) -> u64 {
 fn megabytes(bytes: u64) -> String {
     #[allow(clippy::cast_precision_loss)]
     let megabytes = bytes as f64 / 1e6;
-    match bytes {
-        0 => "0".into(),
-        1..10_000_000 => format!("{megabytes:.2} MB"),
-        _ => format!("{megabytes:.1} MB"),
-    }
+    if megabytes < 10.0 { format!("{megabytes:.2} MB") } else { format!("{megabytes:.1} MB") }
+}
+
+/// Of a line of the grid, which is a round number.
+fn tick(bytes: u64) -> String {
+    #[allow(clippy::cast_precision_loss)]
+    let megabytes = bytes as f64 / 1e6;
+    format!("{megabytes} MB")
 }

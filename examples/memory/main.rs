@@ -110,6 +110,9 @@ fn run(options: &Options) -> Result<(), Failure> {
         last = Some(started);
     }
     report.end()?;
+    if report.rows.is_empty() {
+        return Err("this server can store nothing of what was asked for".into());
+    }
     if let Some(path) = &options.chart {
         chart::draw(&report, path).map_err(|error| format!("{} cannot be drawn: {error}", path.display()))?;
     }

@@ -36,6 +36,8 @@ impl Server {
                 .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
                 .args(["--hash-max-listpack-entries", "512", "--hash-max-listpack-value", "64"])
                 .args(["--enable-debug-command", "local", "--loglevel", "warning"])
+                // What it remembers of commands would count as memory of entries.
+                .args(["--latency-tracking", "no", "--slowlog-log-slower-than", "-1"])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -49,7 +51,7 @@ impl Server {
                 return Ok(server);
             }
         }
-        Err(format!("{program} did not come up: {}", why.trim()).into())
+        Err(format!("{program} ended as soon as it was started. It said: {}", why.trim()).into())
     }
 
     /// Whether it answers; if it ended instead, `why` is what it said.
