@@ -36,14 +36,11 @@ pub fn draw(report: &Report, path: &Path) -> Result<(), Failure> {
     };
 
     root.draw(&Text::new(report.title.clone(), (12, 20), text(16, HPos::Left)))?;
-    let mut legend = 12;
-    let both = bars.iter().any(|(.., reference)| reference.is_some());
-    for (name, color, _) in
-        [("dogpile", OURS, true), ("the reference, in Python", REFERENCE, both)].iter().filter(|it| it.2)
-    {
-        root.draw(&Rectangle::new([(legend, 37), (legend + BAR, 37 + BAR)], color.filled()))?;
-        root.draw(&Text::new(*name, (legend + 17, 43), text(12, HPos::Left)))?;
-        legend += 90;
+    let known = bars.iter().any(|(.., reference)| reference.is_some());
+    let legend = [("dogpile", OURS, 12), ("the reference, in Python", REFERENCE, 102)];
+    for (name, color, at) in legend.into_iter().take(if known { 2 } else { 1 }) {
+        root.draw(&Rectangle::new([(at, 37), (at + BAR, 37 + BAR)], color.filled()))?;
+        root.draw(&Text::new(name, (at + 17, 43), text(12, HPos::Left)))?;
     }
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss)]

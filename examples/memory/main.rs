@@ -97,12 +97,12 @@ fn run(options: &Options) -> Result<(), Failure> {
             report.lacks(strategy, &lacking);
             continue;
         }
+        // This machine need not have memory for two.
+        drop(last.take());
         let beside = match &python {
             Some(python) if strategy.reference.is_some() => Some(beside(python, strategy, &server, options)?),
             _ => None,
         };
-        // One server is enough for the memory of this machine.
-        drop(last.take());
         let started = Server::start()?;
         let seconds = fill(strategy, &started, &server, options.data, Clock::system())?;
         let bytes = started.taken()?;

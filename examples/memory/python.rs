@@ -57,19 +57,30 @@ impl Python {
     }
 }
 
-/// All that a server has: its keys and fields with their entries, and whether the keys expire.
-pub fn contents(server: &Server) -> Result<BTreeMap<(Vec<u8>, Vec<u8>), (Vec<u8>, bool)>, Failure> {
+/// Of keys and fields, which plain keys have none of.
+type Contents = BTreeMap<(Vec<u8>, Vec<u8>), Stored>;
+
+#[derive(PartialEq)]
+pub struct Stored {
+    entry: Vec<u8>,
+    /// Whether the key, or the whole hash, expires.
+    expires: bool,
+}
+
+/// All that a server has.
+pub fn contents(server: &Server) -> Result<Contents, Failure> {
     let mut admin = server.connect()?;
-    let mut all = BTreeMap::new();
+    let mut all = Contents::new();
     let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut admin)?;
     for key in keys {
         let (kind, ttl): (String, i64) = redis::pipe().cmd("TYPE").arg(&key).cmd("TTL").arg(&key).query(&mut admin)?;
-        let (get, plain) = if kind == "hash" { ("HGETALL", false) } else { ("GET", true) };
-        let mut get = redis::cmd(get);
-        get.arg(&key);
-        let entries: Vec<(Vec<u8>, Vec<u8>)> =
-            if plain { vec![(Vec::new(), get.query(&mut admin)?)] } else { get.query(&mut admin)? };
-        all.extend(entries.into_iter().map(|(field, entry)| ((key.clone(), field), (entry, ttl >= 0))));
+        let entries: Vec<(Vec<u8>, Vec<u8>)> = if kind == "hash" {
+            redis::cmd("HGETALL").arg(&key).query(&mut admin)?
+        } else {
+            vec![(Vec::new(), redis::cmd("GET").arg(&key).query(&mut admin)?)]
+        };
+        let stored = |(field, entry)| ((key.clone(), field), Stored { entry, expires: ttl >= 0 });
+        all.extend(entries.into_iter().map(stored));
     }
     Ok(all)
 }

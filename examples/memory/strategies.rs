@@ -20,8 +20,10 @@ pub struct Strategy {
     pub same_bytes: bool,
     /// Whether the server must keep fields with TTLs of their own in listpacks.
     pub per_field: bool,
-    fill: fn(&Filler<'_>) -> Result<(), Failure>,
+    fill: Fill,
 }
+
+type Fill = fn(&Filler<'_>) -> Result<(), Failure>;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TTL: Option<Duration> = Some(HOUR);
@@ -55,8 +57,6 @@ pub const STRATEGIES: &[Strategy] = &[
     ours("bucketed_expiring", |to| to.buckets(bare(), HashExpiry::Stamped { longest: HOUR })),
     Strategy { per_field: true, ..ours("bucketed_field_ttl", |to| to.buckets(bare(), HashExpiry::PerField)) },
 ];
-
-type Fill = fn(&Filler<'_>) -> Result<(), Failure>;
 
 const fn reference(name: &'static str, bytes: u64, same_bytes: bool, fill: Fill) -> Strategy {
     Strategy { name, reference: Some(bytes), same_bytes, per_field: false, fill }
