@@ -45,7 +45,8 @@ pub enum HashExpiry {
     ///
     /// A hash lives a little longer than the youngest of its entries. A write that has to stretch its life, at most one in
     /// a quarter of the TTL, also removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script
-    /// here, one for all fields of a hash. The time is that of the client, so clocks should agree to half a minute.
+    /// here, one for all fields of a hash; the first to a server that does not know it costs a round trip more. The time is
+    /// that of the client, so clocks should agree to half a minute.
     Stamped {
         /// The longest TTL that any entry is given.
         longest: Duration,

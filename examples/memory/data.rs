@@ -39,7 +39,12 @@ pub enum Layout {
     Keys,
     /// Integers in hashes of a hundred, the others in one for each prefix.
     Hashes,
+    /// Keys of their own that do not end with the number: four of each user, as in the reference's README.
+    Names,
 }
+
+/// What there is of each user.
+const OF_A_USER: [&str; 4] = ["|posts", "|friends", "|profile", "|username"];
 
 impl Layout {
     fn key(self, prefix: &str, x: u64) -> KeyBuf {
@@ -48,6 +53,9 @@ impl Layout {
             (Layout::Keys, prefix) => KeyBuf::new().text(prefix).text("|").int(x),
             (Layout::Hashes, "") => KeyBuf::new().int(x / 100 * 100).next_field().int(x),
             (Layout::Hashes, prefix) => KeyBuf::new().text(prefix).next_field().int(x),
+            (Layout::Names, prefix) => {
+                KeyBuf::new().text(prefix).text("user-").int(x / 4).text(OF_A_USER[(x % 4) as usize])
+            }
         }
     }
 }

@@ -27,6 +27,7 @@ type Fill = fn(&Filler<'_>) -> Result<(), Failure>;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TTL: Option<Duration> = Some(HOUR);
+const STAMPED: HashExpiry = HashExpiry::Stamped { longest: HOUR };
 /// What `_local` means: nothing expires in the server.
 const LOCAL: Option<Duration> = None;
 
@@ -54,8 +55,12 @@ pub const STRATEGIES: &[Strategy] = &[
     ours("bucketed_raw", |to| to.buckets(bare(), HashExpiry::OnCreate)),
     ours("bucketed_seconds", |to| to.buckets(Msgpack::<Seconds>::new(), HashExpiry::OnCreate)),
     // Each entry expires by itself.
-    ours("bucketed_expiring", |to| to.buckets(bare(), HashExpiry::Stamped { longest: HOUR })),
+    ours("bucketed_expiring", |to| to.buckets(bare(), STAMPED)),
     Strategy { per_field: true, ..ours("bucketed_field_ttl", |to| to.buckets(bare(), HashExpiry::PerField)) },
+    // The same values under keys such as `user-15|posts`.
+    ours("names_raw", |to| to.write(bare(), Unmapped, HashExpiry::Never, TTL, Layout::Names)),
+    ours("names_bucketed_raw", |to| to.names(HashExpiry::OnCreate)),
+    ours("names_bucketed_expiring", |to| to.names(STAMPED)),
 ];
 
 const fn reference(name: &'static str, bytes: u64, same_bytes: bool, fill: Fill) -> Strategy {
@@ -108,6 +113,12 @@ impl Filler<'_> {
 
     fn buckets(&self, codec: impl Writes, expiry: HashExpiry) -> Result<(), Failure> {
         self.write(codec, Bucketed::for_server(self.server), expiry, TTL, Layout::Keys)
+    }
+
+    fn names(&self, expiry: HashExpiry) -> Result<(), Failure> {
+        let buckets = u32::try_from(self.data.entries().div_ceil(100))?;
+        let keys = Bucketed::for_server(self.server).others(buckets);
+        self.write(bare(), keys, expiry, TTL, Layout::Names)
     }
 
     fn write(

@@ -13,7 +13,7 @@ use super::{AsyncBackend, AsyncLeases};
 use super::{Backend, Leases, Watch};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::engine::chunk::Chunk;
-use crate::engine::plan;
+use crate::engine::plan::{self, Script};
 use crate::engine::replies::{Receive, Strings, Token};
 use crate::entry::{Clock, Timestamp};
 use crate::error::{Error, ErrorKind};
@@ -318,13 +318,10 @@ async fn set<A: Face<X>, X: ExchangeSettings>(
     entry: &[u8],
     ttl: Option<Duration>,
 ) -> Result<(), Error> {
-    let mut acknowledged = Acknowledged::default();
     let set = async {
         check_size(entry, ExchangeSettings::max_entry(server))?;
         let life = life(server, ttl);
-        let write = |out: &mut Vec<u8>| plan::set(out, key, entry, life);
-        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
-        acknowledged.finish()
+        store::<A, X>(server, |out, script| plan::set(out, script, key, entry, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {key}")))
 }
@@ -338,15 +335,34 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
         return Ok(());
     }
     let groups = Groups::of(batch.len(), |at| batch.key(at));
-    let mut acknowledged = Acknowledged::default();
     let set = async {
         check_sizes(batch, ExchangeSettings::max_entry(server))?;
         let life = life(server, ttl);
-        let write = |out: &mut Vec<u8>| write_batch(out, &groups, batch, life);
-        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
-        acknowledged.finish()
+        store::<A, X>(server, |out, script| write_batch(out, script, &groups, batch, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
+}
+
+/// Writes what may be written again: by the digest of the script where there is one, and once more by its text for a
+/// server that does not know it.
+#[inline]
+async fn store<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    write: impl Fn(&mut Vec<u8>, &mut Script) -> usize + Send + Sync,
+) -> Result<(), Error> {
+    let mut script = Script::Digest;
+    loop {
+        let mut acknowledged = Acknowledged::default();
+        let write = |out: &mut Vec<u8>| {
+            let mut script = script;
+            write(out, &mut script)
+        };
+        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
+        if script == Script::Text || !acknowledged.lacks_script() {
+            return acknowledged.finish();
+        }
+        script = Script::Text;
+    }
 }
 
 async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -468,11 +484,15 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
     // closure tells the other, which runs later.
     let writes = AtomicUsize::new(0);
     let write = |out: &mut Vec<u8>| {
+        // It must not go twice, so the server is told the script in any case.
+        let mut script = Script::Text;
         if only_if_held {
             let each = held.iter().zip(batch.iter());
-            return each.map(|(lease, (key, entry))| plan::store_if_held(out, lease, key, entry, life)).sum();
+            return each
+                .map(|(lease, (key, entry))| plan::store_if_held(out, &mut script, lease, key, entry, life))
+                .sum();
         }
-        writes.store(write_batch(out, &groups, batch, life), Ordering::Relaxed);
+        writes.store(write_batch(out, &mut script, &groups, batch, life), Ordering::Relaxed);
         writes.load(Ordering::Relaxed) + write_releases(out, held)
     };
     let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.load(Ordering::Relaxed) {
@@ -663,11 +683,11 @@ fn write_groups<'k>(
 }
 
 /// Writes the commands that store a batch, and says how many replies will come.
-fn write_batch(out: &mut Vec<u8>, groups: &Groups, batch: &Batch, life: plan::Life) -> usize {
+fn write_batch(out: &mut Vec<u8>, script: &mut Script, groups: &Groups, batch: &Batch, life: plan::Life) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
         let hash = hash_of(members.clone().next().map(|first| batch.key(first)));
-        replies += plan::set_group(out, hash, batch, members, life);
+        replies += plan::set_group(out, script, hash, batch, members, life);
     }
     replies
 }

@@ -138,7 +138,10 @@ async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
         }
         Ok(())
     };
-    let write = |out: &mut Vec<u8>| hashes.iter().map(|hash| plan::sweep(out, hash, stamp, at)).sum();
+    let write = |out: &mut Vec<u8>| {
+        let mut script = plan::Script::Text;
+        hashes.iter().map(|hash| plan::sweep(out, &mut script, hash, stamp, at)).sum()
+    };
     A::exchange(server, Access::Write, write, &mut receive).await?;
     refused.map_or(Ok(removed), Err)
 }

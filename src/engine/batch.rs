@@ -211,12 +211,19 @@ impl<'g> Gather<'g> {
 
 /// Receives replies of which only errors matter, and keeps the first.
 #[derive(Default)]
-pub(crate) struct Acknowledged(Option<Error>);
+pub(crate) struct Acknowledged {
+    failed: Option<Error>,
+    /// Whether the server did not know a script.
+    lacks_script: bool,
+}
 
 impl Receive for Acknowledged {
     fn token(&mut self, token: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
         match token {
-            Token::Error(error) if self.0.is_none() => self.0 = Some(server_error(error)),
+            Token::Error(error) => {
+                self.lacks_script |= error.starts_with(b"NOSCRIPT");
+                self.failed.get_or_insert_with(|| server_error(error));
+            }
             Token::Array(_) | Token::Bulk(_) => return Err(unexpected(token)),
             _ => {}
         }
@@ -226,7 +233,11 @@ impl Receive for Acknowledged {
 
 impl Acknowledged {
     pub(crate) fn finish(self) -> Result<(), Error> {
-        self.0.map_or(Ok(()), Err)
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn lacks_script(&self) -> bool {
+        self.lacks_script
     }
 }
 

@@ -320,11 +320,20 @@ fn buckets_cost_no_round_trips() {
         let count = |what: &str, work: &dyn Fn()| assert_eq!(proxy.count(work), 1, "{what} {expiry:?}");
         let many: Vec<_> = (0..1000_u64).map(|n| (n, n)).collect();
         let names = ["a", "b", "c", "d"];
+        let first = proxy.count(|| region.set(1000, &1_u64).unwrap());
+        assert_eq!(first, if expiry == STAMPED { 2 } else { 1 }, "the server learns the script");
         count("set", &|| region.set(1000, &1_u64).unwrap());
         count("set_many", &|| region.set_many(&many).unwrap());
         count("set_many by name", &|| region.set_many(&names.map(|name| (name, 1_u64))).unwrap());
         count("get", &|| assert_eq!(region.get::<u64>(1000).unwrap(), Some(1)));
         count("get_many", &|| assert_eq!(region.get_many::<_, u64>(&names).unwrap(), [Some(1); 4]));
         count("delete_many", &|| region.delete_many(&[1, 1000, 5000]).unwrap());
+        server.ask(&["SCRIPT", "FLUSH"]);
+        region.set_many(&many).unwrap();
+        assert_eq!(region.get::<u64>(999).unwrap(), Some(999));
+        server.ask(&["SCRIPT", "FLUSH"]);
+        let created = region.get_or_create(5000, || Ok::<_, std::io::Error>(7_u64)).unwrap();
+        assert_eq!((created, region.get(5000).unwrap()), (7, Some(7_u64)));
+        server.ask(&["SCRIPT", "FLUSH"]);
     }
 }

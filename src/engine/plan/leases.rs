@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Life;
-use super::stamped::put_stamped;
+use super::stamped::{Script, put_stamped};
 use super::wire::{argument, command, eval, millis, number};
 use crate::key::Key;
 use crate::request::{HashExpiry, Lease};
@@ -107,13 +107,20 @@ if type(done)=='table' and done.err then return done end \
 return 1";
 
 /// Stores an entry and releases the lease, both only while the lease is ours, in one script. Answered by 1 or 0.
-pub(crate) fn store_if_held(out: &mut Vec<u8>, held: &Lease<'_>, key: Key<'_>, entry: &[u8], life: Life) -> usize {
-    let Life { ttl, expiry, now } = life;
+pub(crate) fn store_if_held(
+    out: &mut Vec<u8>,
+    script: &mut Script,
+    held: &Lease<'_>,
+    key: Key<'_>,
+    entry: &[u8],
+    life: Life,
+) -> usize {
+    let Life { ttl, expiry, .. } = life;
     let (name, field, mut kind) = parts(key);
     if kind == b"field"
         && let Some(stamp) = expiry.stamp()
     {
-        return put_stamped(out, name, Some(held), std::iter::once((field, entry)), stamp, ttl, now);
+        return put_stamped(out, script, name, Some(held), std::iter::once((field, entry)), stamp, life);
     }
     if kind == b"field" && expiry == HashExpiry::PerField && ttl.is_some() {
         kind = b"own";

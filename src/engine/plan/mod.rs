@@ -15,7 +15,7 @@ use crate::request::{Batch, HashExpiry};
 use crate::stamp::Stamp;
 
 pub(crate) use self::leases::*;
-pub(crate) use self::stamped::sweep;
+pub(crate) use self::stamped::{Script, sweep};
 
 /// How long what is written lives, and how that is said of fields.
 #[derive(Clone, Copy)]
@@ -61,7 +61,7 @@ fn stamped_get(out: &mut Vec<u8>, hash: &[u8], stamp: Stamp) {
 }
 
 /// `SET` with its TTL; or what stores one field, see [`set_fields`].
-pub(crate) fn set(out: &mut Vec<u8>, key: Key<'_>, entry: &[u8], life: Life) -> usize {
+pub(crate) fn set(out: &mut Vec<u8>, script: &mut Script, key: Key<'_>, entry: &[u8], life: Life) -> usize {
     match key {
         Key::Plain(key) => {
             command(out, "SET", if life.ttl.is_some() { 5 } else { 3 });
@@ -73,21 +73,22 @@ pub(crate) fn set(out: &mut Vec<u8>, key: Key<'_>, entry: &[u8], life: Life) -> 
             }
             1
         }
-        Key::Field { hash, field } => set_fields(out, hash, std::iter::once((field, entry)), life),
+        Key::Field { hash, field } => set_fields(out, script, hash, std::iter::once((field, entry)), life),
     }
 }
 
 /// Stores fields of one hash: `HSET` and the `PEXPIRE` of the hash in the same write, `HSETEX`, or a script.
 fn set_fields<'e>(
     out: &mut Vec<u8>,
+    script: &mut Script,
     hash: &[u8],
     fields: impl ExactSizeIterator<Item = (&'e [u8], &'e [u8])>,
     life: Life,
 ) -> usize {
-    let Life { ttl, expiry, now } = life;
+    let Life { ttl, expiry, .. } = life;
     match (expiry, ttl) {
         (HashExpiry::Stamped { longest }, _) => {
-            put_stamped(out, hash, None, fields, Stamp::for_life(longest), ttl, now)
+            put_stamped(out, script, hash, None, fields, Stamp::for_life(longest), life)
         }
         (HashExpiry::PerField, Some(ttl)) => {
             command(out, "HSETEX", 6 + 2 * fields.len());
@@ -186,6 +187,7 @@ fn name_of(key: Key<'_>) -> &[u8] {
 /// `SET`s of plain keys (one `MSET` where there is no TTL), or what stores the fields of one hash.
 pub(crate) fn set_group(
     out: &mut Vec<u8>,
+    script: &mut Script,
     hash: Option<&[u8]>,
     batch: &Batch,
     members: impl ExactSizeIterator<Item = usize>,
@@ -193,8 +195,8 @@ pub(crate) fn set_group(
 ) -> usize {
     let entries = members.map(|member| (name_of(batch.key(member)), batch.entry(member)));
     match hash {
-        Some(hash) => set_fields(out, hash, entries, life),
-        None if life.ttl.is_some() => entries.map(|(key, entry)| set(out, Key::Plain(key), entry, life)).sum(),
+        Some(hash) => set_fields(out, script, hash, entries, life),
+        None if life.ttl.is_some() => entries.map(|(key, entry)| set(out, script, Key::Plain(key), entry, life)).sum(),
         None => {
             command(out, "MSET", 1 + 2 * entries.len());
             pairs(out, entries);
@@ -292,13 +294,13 @@ mod tests {
         assert_eq!(read(FIELD, None), ("3: HGET h f".into(), 1));
         assert_eq!(read(FIELD, STAMPED.stamp()), ("3: HGET h~2 f".into(), 1));
         let ttl = Some(Duration::from_secs(3600));
-        let plain = |ttl| text(|out| set(out, Key::Plain(b"k"), b"v", life(ttl, STAMPED)));
+        let plain = |ttl| text(|out| set(out, &mut Script::Digest, Key::Plain(b"k"), b"v", life(ttl, STAMPED)));
         assert_eq!(plain(None), ("3: SET k v".into(), 1));
         assert_eq!(plain(ttl), ("5: SET k v PX 3600000".into(), 1));
         assert_eq!(plain(Some(Duration::ZERO)).0, "5: SET k v PX 1");
         assert_eq!(plain(Some(Duration::from_nanos(1_000_001))).0, "5: SET k v PX 2");
         assert_eq!(plain(Some(Duration::MAX)).0, "5: SET k v PX 315360000000000");
-        let field = |ttl, expiry| text(|out| set(out, FIELD, b"v", life(ttl, expiry)));
+        let field = |ttl, expiry| text(|out| set(out, &mut Script::Text, FIELD, b"v", life(ttl, expiry)));
         assert_eq!(field(ttl, HashExpiry::Never), ("4: HSET h f v".into(), 1));
         assert_eq!(field(None, HashExpiry::Always), ("4: HSET h f v".into(), 1));
         assert_eq!(field(ttl, HashExpiry::OnCreate), ("4: HSET h f v 4: PEXPIRE h 3600000 NX".into(), 2));
@@ -309,6 +311,14 @@ mod tests {
         let (stamped, replies) = field(ttl, STAMPED);
         assert!(stamped.ends_with(r" 1 h~2  65536 2 29101 3601000 4502000 f \x0e\x10v"), "{stamped}");
         assert_eq!(replies, 1);
+        // The text goes once in a write.
+        let twice = |out: &mut Vec<u8>| {
+            let mut script = Script::Text;
+            let set = |out: &mut Vec<u8>, script: &mut Script| set(out, script, FIELD, b"v", life(ttl, STAMPED));
+            set(out, &mut script) + set(out, &mut script)
+        };
+        let (twice, replies) = text(twice);
+        assert_eq!((twice.matches("local hash").count(), twice.matches("EVALSHA").count(), replies), (1, 1, 2));
     }
 
     #[test]
@@ -329,7 +339,7 @@ mod tests {
         assert!(read(FIELD, STAMPED.stamp()).ends_with("2 _lok.k h~2 token 10000 f field"));
         let store = |key, ttl, expiry| {
             let held = Lease { lock, token: b"token", key };
-            text(|out| store_if_held(out, &held, key, b"v", life(ttl, expiry))).0
+            text(|out| store_if_held(out, &mut Script::Text, &held, key, b"v", life(ttl, expiry))).0
         };
         let ttl = Some(Duration::from_secs(1));
         assert!(store(Key::Plain(b"k"), ttl, HashExpiry::Never).ends_with("2 _lok.k k token v 1000   plain"));

@@ -1,9 +1,12 @@
 //! What stores stamped fields, and removes those that have expired.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::wire::{argument, argument_after, eval, header, millis, number};
+use super::Life;
+use super::wire::{argument, argument_after, call_script, header, millis, number};
 use crate::entry::Timestamp;
+use crate::key::hex;
 use crate::request::Lease;
 use crate::stamp::Stamp;
 
@@ -38,21 +41,33 @@ if ok then return lock and 1 or done end \
 if type(done)~='table' then done=redis.error_reply(tostring(done)) end \
 return done";
 
+/// How a server is told which script to run. This one is too long to be sent with each write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Script {
+    /// By its digest. A server that does not know it answers with `NOSCRIPT`, and has done nothing.
+    Digest,
+    /// By its text the next time, and by its digest after that: in one write the server knows it by then.
+    Text,
+}
+
+static DIGEST: LazyLock<Vec<u8>> =
+    LazyLock::new(|| sha1_smol::Sha1::from(PUT_STAMPED).digest().bytes().into_iter().flat_map(hex).collect());
+
 pub(super) fn put_stamped<'e>(
     out: &mut Vec<u8>,
+    script: &mut Script,
     hash: &[u8],
     held: Option<&Lease<'_>>,
     fields: impl ExactSizeIterator<Item = (&'e [u8], &'e [u8])>,
     stamp: Stamp,
-    ttl: Option<Duration>,
-    now: Timestamp,
+    life: Life,
 ) -> usize {
-    let life = stamp.life(ttl);
+    let (now, life) = (life.now, stamp.life(life.ttl));
     // A stamp is rounded up to a second, and so is the life of its hash, which is stretched for longer than is needed,
     // so that not every write has to.
     let needed = millis(life) + 1000;
     let stretched = needed + millis(life) / 4 + 1000;
-    put_stamped_head(out, hash, held, stamp, now, [needed, stretched], 2 * fields.len());
+    put_stamped_head(out, script, hash, held, stamp, now, [needed, stretched], 2 * fields.len());
     for (field, entry) in fields {
         argument_after(out, b"$00\r\n", field);
         header(out, b'$', stamp.bytes() + entry.len());
@@ -64,8 +79,10 @@ pub(super) fn put_stamped<'e>(
 }
 
 /// All of the script but fields and entries. A stretched life of 0 stretches none.
+#[allow(clippy::too_many_arguments)] // they are the script's
 fn put_stamped_head(
     out: &mut Vec<u8>,
+    script: &mut Script,
     hash: &[u8],
     held: Option<&Lease<'_>>,
     stamp: Stamp,
@@ -74,7 +91,11 @@ fn put_stamped_head(
     more: usize,
 ) {
     let keys = [(hash, stamp.suffix()), (held.map_or(&b""[..], |held| held.lock), b"")];
-    eval(out, PUT_STAMPED, &keys[..1 + usize::from(held.is_some())], 6 + more);
+    let keys = &keys[..1 + usize::from(held.is_some())];
+    match std::mem::replace(script, Script::Digest) {
+        Script::Text => call_script(out, "EVAL", PUT_STAMPED, keys, 6 + more),
+        Script::Digest => call_script(out, "EVALSHA", &DIGEST, keys, 6 + more),
+    }
     argument(out, held.map_or(b"", |held| held.token));
     number(out, now.as_secs());
     number(out, stamp.bytes() as u64);
@@ -85,8 +106,8 @@ fn put_stamped_head(
 
 /// Removes what has expired in a hash of stamped fields, whose name is given without what stands behind it. Answered by
 /// the number of fields.
-pub(crate) fn sweep(out: &mut Vec<u8>, hash: &[u8], stamp: Stamp, now: Timestamp) -> usize {
+pub(crate) fn sweep(out: &mut Vec<u8>, script: &mut Script, hash: &[u8], stamp: Stamp, now: Timestamp) -> usize {
     // As if it had to live for ever, and gets nothing.
-    put_stamped_head(out, hash, None, stamp, now, [millis(Duration::MAX), 0], 0);
+    put_stamped_head(out, script, hash, None, stamp, now, [millis(Duration::MAX), 0], 0);
     1
 }

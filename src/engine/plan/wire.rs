@@ -78,7 +78,12 @@ pub(super) fn pairs<'e>(out: &mut Vec<u8>, entries: impl Iterator<Item = (&'e [u
 
 /// Writes the head of a script that is told so many arguments, and its keys, each with what stands behind it.
 pub(super) fn eval(out: &mut Vec<u8>, script: &[u8], keys: &[(&[u8], &[u8])], arguments: usize) {
-    command(out, "EVAL", 3 + keys.len() + arguments);
+    call_script(out, "EVAL", script, keys, arguments);
+}
+
+/// The same by `EVAL` and a text, or by `EVALSHA` and a digest.
+pub(super) fn call_script(out: &mut Vec<u8>, verb: &str, script: &[u8], keys: &[(&[u8], &[u8])], arguments: usize) {
+    command(out, verb, 3 + keys.len() + arguments);
     argument(out, script);
     number(out, keys.len() as u64);
     keys.iter().for_each(|(key, suffix)| joined(out, key, suffix));
