@@ -70,6 +70,11 @@ pub use slice::Slice;
 #[doc = include_str!("../DESIGN.md")]
 pub mod design {}
 
+/// Which way to store what, by the memory that it takes.
+#[cfg(doc)]
+#[doc = include_str!("../docs/choosing.md")]
+pub mod choosing {}
+
 /// What changed from version to version.
 #[cfg(doc)]
 #[doc = include_str!("../CHANGELOG.md")]

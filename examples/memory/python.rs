@@ -18,7 +18,9 @@ pub struct Python(PathBuf);
 impl Python {
     /// Makes it where it is not there yet, which needs PyPI.
     pub fn find() -> Result<Self, Failure> {
-        let folder = std::env::current_exe()?.parent().ok_or("a program is in a folder")?.join("python");
+        // Where the tests have it, too: in tmp of target, beside release/examples.
+        let program = std::env::current_exe()?;
+        let folder = program.ancestors().nth(3).ok_or("an example is in release/examples")?.join("tmp/python");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/python");
         let made = Command::new(script).arg(folder).stderr(Stdio::inherit()).output();
         let made = made.map_err(|error| format!("{script} cannot be run: {error}"))?;
