@@ -39,16 +39,17 @@ pub enum HashExpiry {
     /// Each field has a TTL of its own, to the second, on any server: a stamp before its entry says when it expires. For
     /// hashes of up to a few thousand fields, such as those of [`Bucketed`](crate::Bucketed).
     ///
-    /// A stamp has as few bytes as tell of the longest TTL: 1 up to a minute and a half, 2 up to 8 hours, 3 up to 86
-    /// days, 4 beyond. A longer TTL is cut to that, and an entry without one gets it. Names of hashes get two bytes
-    /// more, `~2` for stamps of two bytes, so that entries with other stamps, or with none, are never taken for them.
+    /// A stamp has as few bytes as tell of the longest TTL: 1 up to 55 seconds, 2 up to 8 hours, 3 up to 86 days, 4 beyond.
+    /// Names of hashes get two bytes more, `\x7f2` for stamps of two bytes, so that entries with other stamps, or with none,
+    /// are not taken for them: names that end so are no names for hashes of your own.
     ///
-    /// A hash lives a little longer than the youngest of its entries. A write that has to stretch its life, at most one in
-    /// a quarter of the TTL, also removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script
+    /// A hash lives a little longer than the youngest of its entries, and its TTL must not be changed by others: stamps tell
+    /// the truth for as long as it does. A write that has to stretch its life, at most one in a quarter of the TTL, also
+    /// removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script
     /// here, one for all fields of a hash; the first to a server that does not know it costs a round trip more. The time is
     /// that of the client, so clocks should agree to half a minute.
     Stamped {
-        /// The longest TTL that any entry is given.
+        /// The longest TTL of an entry: longer ones are cut to it, and an entry without a TTL gets it.
         longest: Duration,
     },
     /// Each field has a TTL of its own, to the millisecond, which the server keeps: `HSETEX`, of Redis 8.0 and Valkey

@@ -14,7 +14,7 @@ use crate::entry::Timestamp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp(u8);
 
-/// The room for clocks that disagree, in seconds, of which the smallest stamp has less.
+/// The room for clocks that disagree, in seconds.
 const SKEW: u64 = 30;
 
 impl Stamp {
@@ -35,30 +35,26 @@ impl Stamp {
         1 << (8 * self.0)
     }
 
-    fn skew(self) -> u64 {
-        SKEW.min(self.modulus() / 32)
-    }
-
-    /// The longest life that it can tell of, in seconds: 96 s, 8 h, 86 days, or 60 years.
+    /// The longest life that it can tell of, in seconds: 56 s, 8 h, 86 days, or 60 years.
     pub(crate) fn longest(self) -> u64 {
         // This life, and that of the hash: `longest + 5/4 longest`, each with the skew and the seconds of rounding.
-        (self.modulus() - 4 * self.skew() - 8) * 4 / 9
+        (self.modulus() - 4 * SKEW - 8) * 4 / 9
     }
 
-    /// What stands behind the name of a hash whose entries have such stamps. So hashes with others, or with none, are
-    /// never taken for them.
+    /// What stands behind the name of a hash whose entries have such stamps, so that hashes with others, or with none,
+    /// are not taken for them. It begins with a byte that nobody's own names end with.
     pub(crate) fn suffix(self) -> &'static [u8] {
         match self.0 {
-            1 => b"~1",
-            2 => b"~2",
-            3 => b"~3",
-            _ => b"~4",
+            1 => b"\x7f1",
+            2 => b"\x7f2",
+            3 => b"\x7f3",
+            _ => b"\x7f4",
         }
     }
 
-    /// A life that it can tell of: `ttl`, the longest where there is none.
-    pub(crate) fn life(self, ttl: Option<Duration>) -> Duration {
-        let longest = Duration::from_secs(self.longest());
+    /// A life that it can tell of: `ttl` up to `longest`, which is that of an entry without one.
+    pub(crate) fn life(self, ttl: Option<Duration>, longest: Duration) -> Duration {
+        let longest = longest.min(Duration::from_secs(self.longest()));
         ttl.map_or(longest, |ttl| ttl.min(longest))
     }
 
@@ -78,7 +74,7 @@ impl Stamp {
 
     /// The most seconds that may be left, by a clock that is behind the writer's.
     pub(crate) fn most_left(self) -> u64 {
-        self.longest() + 1 + self.skew()
+        self.longest() + 1 + SKEW
     }
 }
 
@@ -103,7 +99,7 @@ mod tests {
     fn as_few_bytes_as_the_life_needs() {
         let bytes = |life| Stamp::for_life(life).bytes();
         assert_eq!(bytes(Duration::ZERO), 1);
-        assert_eq!(bytes(secs(90)), 1);
+        assert_eq!((bytes(secs(55)), bytes(secs(57))), (1, 2));
         assert_eq!(bytes(secs(3600)), 2);
         assert_eq!(bytes(secs(8 * 3600)), 2);
         assert_eq!(bytes(secs(86_400)), 3);
@@ -122,11 +118,11 @@ mod tests {
                 assert_eq!(at(Duration::ZERO), Some(usize::from(bytes)), "{life:?}");
                 assert_eq!(at(life.saturating_sub(Duration::from_millis(1))), Some(usize::from(bytes)));
                 assert_eq!(at(life + secs(1)), None, "{life:?}");
-                // As long as an expired field may stay: the life of its hash, by clocks that disagree.
-                let gone = life + secs(stamp.longest() * 5 / 4 + 3 + stamp.skew());
+                // As long as an expired field may stay: the life of its hash, by a clock that is ahead.
+                let gone = life + secs(stamp.longest() * 5 / 4 + 3 + 30);
                 assert_eq!(at(gone), None, "{bytes} {life:?}");
                 // A reader whose clock is behind.
-                let behind = Timestamp::from_secs(NOW.as_secs() - stamp.skew());
+                let behind = Timestamp::from_secs(NOW.as_secs() - 30);
                 assert_eq!(stamp.open(&entry, behind), Some(usize::from(bytes)));
             }
             assert_eq!(stamp.open(&[7; 4][..usize::from(bytes) - 1], NOW), None, "too short for a stamp");
@@ -135,9 +131,10 @@ mod tests {
 
     #[test]
     fn a_life_that_is_too_long_is_cut() {
-        let stamp = Stamp::for_life(secs(3600));
-        assert_eq!(stamp.life(Some(Duration::MAX)), secs(stamp.longest()));
-        assert_eq!(stamp.life(None), secs(stamp.longest()));
-        assert_eq!(stamp.life(Some(secs(5))), secs(5));
+        let life = |longest, ttl| Stamp::for_life(longest).life(ttl, longest);
+        assert_eq!(life(secs(3600), Some(Duration::MAX)), secs(3600));
+        assert_eq!(life(secs(3600), None), secs(3600));
+        assert_eq!(life(secs(3600), Some(secs(5))), secs(5));
+        assert_eq!(life(Duration::MAX, None), secs(Stamp(4).longest()));
     }
 }

@@ -29,8 +29,8 @@ fuzz_target!(|data: (Parts<'_>, Parts<'_>, &[u8], u8, u64)| {
     }
     for map in [
         Bucketed::new(length.into()),
-        Bucketed::new(128).others(length.into()).longest(12),
-        Bucketed::new(7).others(3).names(),
+        Bucketed::new(128).others(length.into()).max_bytes(20),
+        Bucketed::by_name(3),
     ] {
         let mut room = [KeyBuf::from("room"), KeyBuf::new()];
         let [one, other] = &mut room;

@@ -319,7 +319,7 @@ async fn set<A: Face<X>, X: ExchangeSettings>(
     ttl: Option<Duration>,
 ) -> Result<(), Error> {
     let set = async {
-        check_size(entry, ExchangeSettings::max_entry(server))?;
+        check_size(server, key, entry)?;
         let life = life(server, ttl);
         store::<A, X>(server, |out, script| plan::set(out, script, key, entry, life)).await
     };
@@ -336,7 +336,7 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
     }
     let groups = Groups::of(batch.len(), |at| batch.key(at));
     let set = async {
-        check_sizes(batch, ExchangeSettings::max_entry(server))?;
+        check_sizes(server, batch)?;
         let life = life(server, ttl);
         store::<A, X>(server, |out, script| write_batch(out, script, &groups, batch, life)).await
     };
@@ -503,7 +503,7 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
         }
     };
     let store = async {
-        check_sizes(batch, ExchangeSettings::max_entry(server))?;
+        check_sizes(server, batch)?;
         let access = if only_if_held { Access::Once } else { Access::Write };
         A::exchange(server, access, write, &mut receive).await
     };
@@ -552,9 +552,7 @@ impl One {
             Some(error) => Err(error.during(format_args!("reading {key}"))),
         }
     }
-}
 
-impl One {
     /// The same for an entry behind a stamp. Apart, so that others do not pay for that.
     #[cold]
     fn finish_stamped(
@@ -697,14 +695,16 @@ fn write_releases(out: &mut Vec<u8>, held: &[Lease<'_>]) -> usize {
     held.iter().map(|lease| plan::release(out, lease.lock, lease.token)).sum()
 }
 
-fn check_sizes(batch: &Batch, most: usize) -> Result<(), Error> {
+fn check_sizes(server: &impl ExchangeSettings, batch: &Batch) -> Result<(), Error> {
     batch.iter().try_for_each(|(key, entry)| {
-        check_size(entry, most).map_err(|error| error.during(format_args!("writing {key}")))
+        check_size(server, key, entry).map_err(|error| error.during(format_args!("writing {key}")))
     })
 }
 
-fn check_size(entry: &[u8], most: usize) -> Result<(), Error> {
-    if entry.len() <= most {
+/// What is stored must be found again, and so with its stamp.
+fn check_size(server: &impl ExchangeSettings, key: Key<'_>, entry: &[u8]) -> Result<(), Error> {
+    let (most, stamp) = (server.max_entry(), stamp_of(server, key).map_or(0, Stamp::bytes));
+    if entry.len().saturating_add(stamp) <= most {
         return Ok(());
     }
     let message = format!("an entry of {} bytes is over the limit of {most}", entry.len());

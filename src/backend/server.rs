@@ -72,8 +72,9 @@ const ENTRIES: u32 = 128;
 const VALUE: u32 = 64;
 
 impl ServerInfo {
-    /// Asks a server what it is, in one round trip, by `INFO` and `CONFIG GET`. Where the latter is refused, as many
-    /// services do, the limits are those of a server that nobody configured.
+    /// Asks a server what it is, in one round trip, by `INFO` and `CONFIG GET`. Where the latter is refused, as many services
+    /// do, the limits are those of the configuration file that Redis comes with: who may not ask may thus get others than
+    /// who may.
     ///
     /// # Errors
     /// When the server cannot be asked, or does not say what it is.

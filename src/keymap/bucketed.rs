@@ -15,9 +15,8 @@ use crate::key::{Key, KeyBuf};
 /// | is long | stays a plain key | a field over the server's limit would cost the whole bucket its saving |
 ///
 /// A number ends a key where no letter stands before it, and no zero: not in `page7` or `x-007`. It has up to 19 digits.
-/// Numbers should
-/// lie close together, as ids do: a bucket with few fields saves little. Where they do not, [`names`](Bucketed::names) has
-/// them treated like anything else.
+/// Numbers should lie close together, as ids do: a bucket with few fields saves little. Where they do not,
+/// [`by_name`](Bucketed::by_name) treats them like anything else.
 ///
 /// All who share a cache must bucket alike, with the same width and number of buckets. Both are thus best stated, or read
 /// from the same server when each program starts. A TTL of the hash is that of its whole bucket: with
@@ -35,9 +34,10 @@ use crate::key::{Key, KeyBuf};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bucketed {
-    width: u32,
+    /// Of buckets for numbers.
+    width: Option<u32>,
+    /// For other keys.
     buckets: Option<u32>,
-    numbers: bool,
     /// How many bytes the server takes in a listpack, in a field and in an entry.
     most: usize,
 }
@@ -61,42 +61,43 @@ impl Bucketed {
     /// must not be smaller: 128 in Redis's configuration file, 512 without one.
     #[must_use]
     pub fn new(width: u32) -> Self {
-        Bucketed { width: width.max(1), buckets: None, numbers: true, most: MOST }
+        Bucketed { width: Some(width.max(1)), buckets: None, most: MOST }
     }
 
-    /// Buckets as wide as the server keeps as listpacks, up to 256.
+    /// So many buckets for all keys, at least one, by FNV-1a; numbers at their ends mean nothing. For ids that lie far apart,
+    /// and names. There should be a bucket for each hundred of keys that there will be.
+    #[must_use]
+    pub fn by_name(buckets: u32) -> Self {
+        Bucketed { width: None, buckets: Some(buckets.max(1)), most: MOST }
+    }
+
+    /// Buckets as wide as the server keeps as listpacks, up to 256. Programs that share a cache must be told the same by
+    /// their servers.
     #[must_use]
     pub fn for_server(server: &ServerInfo) -> Self {
         let most = usize::try_from(server.max_listpack_value).unwrap_or(usize::MAX);
-        Bucketed { most, ..Bucketed::new(server.max_listpack_entries.min(WIDEST)) }
+        Bucketed::new(server.max_listpack_entries.min(WIDEST)).max_bytes(most)
     }
 
-    /// Also puts keys that end with no number into buckets, so many in all and at least one, by FNV-1a. There should be
-    /// one for each hundred of such keys that there will be.
+    /// Also puts keys that end with no number into buckets, so many in all, as [`by_name`](Bucketed::by_name) does.
     #[must_use]
     pub fn others(mut self, buckets: u32) -> Self {
         self.buckets = Some(buckets.max(1));
         self
     }
 
-    /// Takes numbers at the end of keys for names like anything else: for ids that lie far apart.
+    /// How many bytes a field and an entry may have in a listpack (`hash-max-listpack-value`), at least 16. Longer keys are
+    /// not put into buckets; longer entries are, and make a hash table of theirs. Default: 64.
     #[must_use]
-    pub fn names(mut self) -> Self {
-        self.numbers = false;
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        // No name of a bucket of names is longer, so no key stays plain that is one.
+        self.most = bytes.max(16);
         self
     }
 
-    /// The longest field and entry, in bytes, that the server takes in a listpack (`hash-max-listpack-value`). Longer
-    /// keys are not put into buckets; longer entries are, and make a hash table of theirs. Default: 64.
+    /// How many numbers a bucket has, if numbers are divided.
     #[must_use]
-    pub fn longest(mut self, bytes: usize) -> Self {
-        self.most = bytes;
-        self
-    }
-
-    /// How many numbers a bucket has.
-    #[must_use]
-    pub fn width(&self) -> u32 {
+    pub fn width(&self) -> Option<u32> {
         self.width
     }
 
@@ -105,13 +106,13 @@ impl Bucketed {
     pub fn original(&self, key: Key<'_>) -> Option<KeyBuf> {
         let original = match key {
             Key::Plain(_) => key.to_buf(),
-            Key::Field { hash, field } => match (bucket(hash), decimal(field)) {
-                (Some((head, number)), Some(rest)) if self.numbers && rest < u64::from(self.width) => {
-                    let number = number.checked_mul(self.width.into())?.checked_add(rest)?;
+            Key::Field { hash, field } => match (bucket(hash), self.width, decimal(field)) {
+                (Some((head, number)), Some(width), Some(rest)) if rest < u64::from(width) => {
+                    let number = number.checked_mul(width.into())?.checked_add(rest)?;
                     KeyBuf::new().bytes(head).int(number)
                 }
-                (Some(_), _) => KeyBuf::from(field),
-                (None, _) => KeyBuf::from((strip_mark(hash), field)),
+                (Some(_), ..) => KeyBuf::from(field),
+                (None, ..) => KeyBuf::from((strip_mark(hash), field)),
             },
         };
         let mut room = KeyBuf::new();
@@ -120,10 +121,10 @@ impl Bucketed {
 
     /// Where a plain key goes, unless it stays.
     fn place<'k>(&self, key: &'k [u8]) -> Option<Place<'k>> {
-        if self.numbers
+        if let Some(width) = self.width
             && let Some((head, number)) = numbered(key)
         {
-            let width = u64::from(self.width);
+            let width = u64::from(width);
             return Some(Place::Number { head, bucket: number / width, field: number % width });
         }
         let buckets = self.buckets?;
@@ -180,8 +181,12 @@ impl KeyMap for Bucketed {
         }
     }
 
-    fn longest_entry(&self) -> usize {
-        self.most.saturating_sub(STAMP)
+    /// A little less than fits, so that it fits with a stamp too.
+    fn longest_entry(&self, key: Key<'_>) -> usize {
+        match key {
+            Key::Field { hash, .. } if bucket(hash).is_some() => self.most.saturating_sub(STAMP),
+            _ => usize::MAX,
+        }
     }
 }
 
@@ -279,9 +284,11 @@ mod tests {
         assert_eq!(mapped(map, Key::from("x-007")).len(), r###"Field("##123", "x-007")"###.len());
         let long = "k".repeat(65);
         assert_eq!(mapped(map, Key::from(&*long)), format!("{:?}", Key::from(&*long)));
-        assert_ne!(mapped(map.longest(65), Key::from(&*long)), format!("{:?}", Key::from(&*long)));
-        assert!(mapped(map.names(), Key::from("foo|1000")).ends_with(r#", "foo|1000")"#));
-        assert!(mapped(map.names(), Key::from("7")).ends_with(r#", "7")"#));
+        assert_ne!(mapped(map.max_bytes(65), Key::from(&*long)), format!("{:?}", Key::from(&*long)));
+        let by_name = Bucketed::by_name(1000);
+        assert_eq!(mapped(by_name, Key::from("foobar")), mapped(map, Key::from("foobar")));
+        assert!(mapped(by_name, Key::from("foo|1000")).ends_with(r#", "foo|1000")"#));
+        assert!(mapped(by_name, Key::from("7")).ends_with(r#", "7")"#));
     }
 
     #[test]

@@ -29,9 +29,10 @@ pub trait KeyMap: Send + Sync {
         false
     }
 
-    /// The largest entry, in bytes, that should be stored under these keys. Larger ones are stored too, counted in
-    /// [`Stats::oversized`](crate::Stats::oversized), and the first of a region is warned of. Default: of any size.
-    fn longest_entry(&self) -> usize {
+    /// The largest entry, in bytes, that should be stored under a key, as it was mapped. Larger ones are stored too, counted
+    /// in [`Stats::oversized`](crate::Stats::oversized), and the first of a region is warned of. Default: of any size.
+    fn longest_entry(&self, mapped: Key<'_>) -> usize {
+        let _ = mapped;
         usize::MAX
     }
 }
@@ -149,8 +150,8 @@ impl<A: KeyMap, B: KeyMap> KeyMap for (A, B) {
         self.0.keeps(key) && self.1.keeps(key)
     }
 
-    fn longest_entry(&self) -> usize {
-        self.0.longest_entry().min(self.1.longest_entry())
+    fn longest_entry(&self, mapped: Key<'_>) -> usize {
+        self.0.longest_entry(mapped).min(self.1.longest_entry(mapped))
     }
 }
 

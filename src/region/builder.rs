@@ -212,7 +212,6 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
                 backend: self.backend,
                 codec: self.codec,
                 lock: self.lock,
-                longest_entry: self.map.longest_entry(),
                 map: self.map,
                 invalidation: self.invalidation,
                 line: Arc::new(Line::new()),

@@ -351,6 +351,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     where
         S: Codec<V>,
         L: LockSettings,
+        M: KeyMap,
         F: StoreRule<V>,
         R: Future<Output = Result<V, E>>,
     {
@@ -474,6 +475,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     pub(super) fn encode<V>(&self, key: Key<'_>, value: &V, entry: &mut Vec<u8>) -> Result<(), Error>
     where
         S: Codec<V>,
+        M: KeyMap,
     {
         let region = self.shared();
         let now = region.invalidation.stamp(region.clock.now());

@@ -20,6 +20,7 @@ use crate::engine::dogpile::Step;
 use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind, GetError};
 use crate::key::Key;
+use crate::keymap::KeyMap;
 use crate::lock::LockSettings;
 use crate::policy::{Freshness, Invalidation};
 use crate::request::{Batch, Found};
@@ -76,6 +77,7 @@ where
     A: Face<B, L>,
     S: Codec<V>,
     L: LockSettings,
+    M: KeyMap,
     I: Invalidation,
     F: StoreRule<V>,
 {

@@ -79,8 +79,6 @@ struct Shared<B, S, L, M, I> {
     codec: S,
     lock: L,
     map: M,
-    /// As the map says.
-    longest_entry: usize,
     invalidation: I,
     line: Arc<Line>,
     clock: Clock,
@@ -433,12 +431,15 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
 
     /// Counts an entry that is larger than its key is made for, and warns of the first.
     #[inline]
-    fn check_length(&self, key: Key<'_>, bytes: usize) {
-        let most = self.longest_entry;
-        if bytes > most && matches!(key, Key::Field { .. }) && self.counters.oversized.is_first() {
+    fn check_length(&self, key: Key<'_>, bytes: usize)
+    where
+        M: KeyMap,
+    {
+        let most = self.map.longest_entry(key);
+        if bytes > most && self.counters.oversized.is_first() {
             log::warn!(
-                "writing {key}: an entry of {bytes} bytes is over {most}, and makes the server keep its hash as a table, \
-                 at several times the memory; larger ones are counted from now on, in Stats::oversized"
+                "writing {key}: an entry of {bytes} bytes is over the {most} that such keys are made for; in a bucket it \
+                 costs several times the memory. From now on they are counted only, in Stats::oversized"
             );
         }
     }

@@ -107,6 +107,7 @@ where
     S: Codec<V>,
     L: LockSettings,
     I: Invalidation,
+    M: KeyMap,
     F: StoreRule<V>,
 {
     /// The way to a new value, if nobody in this process is on it. It goes on from where its call is: with the lead, so
@@ -144,7 +145,7 @@ where
     }
 }
 
-impl<B, S, L: LockSettings, M, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I, F> {
+impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I, F> {
     /// The stale value. If nobody in this process creates the new one, the way to that is handed to `run`.
     fn refresh<A: Face<B, L>, V>(
         &self,

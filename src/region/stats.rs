@@ -31,8 +31,8 @@ pub struct Stats {
     pub failed_locks: u64,
     /// Created values that could not be stored, for their size, their type or because the backend failed.
     pub failed_writes: u64,
-    /// Entries that were larger than their keys are made for ([`KeyMap::longest_entry`](crate::KeyMap::longest_entry)):
-    /// each makes a hash table of the bucket it is in, at several times the memory.
+    /// Entries that were larger than their keys are made for ([`KeyMap::longest_entry`](crate::KeyMap::longest_entry)): in a
+    /// [bucket](crate::Bucketed) each may make the server keep a hash table, at several times the memory.
     pub oversized: u64,
 }
 

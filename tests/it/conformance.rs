@@ -29,7 +29,7 @@ fn redis() {
 fn fields_of_their_own(server: &Server) -> Vec<HashExpiry> {
     let stamped = |seconds| HashExpiry::Stamped { longest: Duration::from_secs(seconds) };
     let by_server = dogpile::ServerInfo::of(&server.redis()).unwrap().per_field(Duration::from_secs(3600));
-    vec![stamped(60), stamped(3600), stamped(86_400), stamped(u64::MAX), by_server]
+    vec![stamped(50), stamped(3600), stamped(86_400), stamped(u64::MAX), by_server]
 }
 
 #[test]
@@ -38,7 +38,12 @@ fn redis_resp2() {
     let server = Server::with(&["--rename-command", "HELLO", ""]);
     testing::backend(&server.redis(), "suite:");
     testing::lock(&server.redis(), &RedisLock::new(), &RedisLock::new(), "lock:");
+    let stamped = Redis::builder(&server.url()).hash_expiry(STAMPED).build().unwrap();
+    testing::backend(&stamped, "stamped:");
+    testing::lock(&stamped, &RedisLock::new(), &RedisLock::new(), "stamped:");
 }
+
+const STAMPED: HashExpiry = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
 
 #[test]
 #[cfg(unix)]
@@ -57,6 +62,9 @@ fn driver() {
         let driver = dogpile::Driver::new(4, move || client.get_connection());
         testing::backend(&driver, &format!("{protocol}:"));
         testing::lock(&driver, &RedisLock::new(), &RedisLock::new(), &format!("{protocol}:"));
+        let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
+        let stamped = dogpile::Driver::new(4, move || client.get_connection()).hash_expiry(STAMPED);
+        testing::backend(&stamped, &format!("stamped, {protocol}:"));
     }
 }
 
@@ -139,6 +147,9 @@ mod tasks {
             let driver = dogpile::AsyncDriver::new(connection);
             testing::backend_async(&driver, runtime, &format!("{protocol}:"));
             testing::lock_async(&driver, &RedisLock::new(), &RedisLock::new(), runtime, &format!("{protocol}:"));
+            let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
+            let stamped = dogpile::AsyncDriver::new(connection).hash_expiry(STAMPED);
+            testing::backend_async(&stamped, runtime, &format!("stamped, {protocol}:"));
 
             let manager = runtime.block_on(client.get_connection_manager()).unwrap();
             testing::backend_async(&dogpile::AsyncDriver::new(manager), runtime, &format!("manager, {protocol}:"));

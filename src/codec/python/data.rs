@@ -45,9 +45,10 @@ impl<'de> Deserializer<'de> for Data<'_, 'de> {
         match self.graph.node(self.id) {
             Node::None => visitor.visit_unit(),
             Node::Bool(is) => visitor.visit_bool(*is),
-            Node::Int(int) => match (i64::try_from(*int), u64::try_from(*int)) {
-                (Ok(int), _) => visitor.visit_i64(int),
-                (_, Ok(int)) => visitor.visit_u64(int),
+            // Without a sign first, as other formats do: some visitors know nothing else.
+            Node::Int(int) => match (u64::try_from(*int), i64::try_from(*int)) {
+                (Ok(int), _) => visitor.visit_u64(int),
+                (_, Ok(int)) => visitor.visit_i64(int),
                 _ => visitor.visit_i128(*int),
             },
             Node::Float(float) => visitor.visit_f64(*float),

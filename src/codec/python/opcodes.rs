@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 128;
 
 /// What a value may take once everything that is shared in the pickle is written out: so many times the pickle, which
 /// is more than values that share nothing take, and never less than `MIN_SIZE`.
-const MAX_GROWTH: usize = 32;
+const MAX_GROWTH: usize = 128;
 const MIN_SIZE: usize = 16 << 20;
 /// What each value takes beside its bytes.
 const NODE_SIZE: usize = 16;

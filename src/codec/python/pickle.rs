@@ -25,17 +25,17 @@ use crate::slice::Slice;
 ///
 /// Read is what Python writes in the protocols 2 to 5: `None`, bools, integers of up to 128 bits, floats, text, bytes,
 /// lists, tuples, sets and dicts, of which any may be shared. A set is read as a list is; bytes are also read as a
-/// `Vec<u8>`, and as a `String` if they are UTF-8.
-/// Objects of any other class (dates, decimals, your own) are an error of the kind [`Type`](CodecErrorKind::Type)
-/// that names the class; nothing in a pickle is ever called. Pickles that nest more than 128 levels deep, contain
-/// themselves, or mean far more than they weigh are errors of the kind [`Value`](CodecErrorKind::Value), a pickled
-/// `NO_VALUE` one of the kind [`NoValue`](CodecErrorKind::NoValue).
+/// `Vec<u8>`, and as a `String` if they are UTF-8. Objects of any other class (dates, decimals, your own) are an error of
+/// the kind [`Type`](CodecErrorKind::Type) that names the class; nothing in a pickle is ever called. Pickles that nest more
+/// than 128 levels deep, contain themselves, or would be 128 times as large (and over 16 MiB) without what is shared in them are errors of the kind
+/// [`Value`](CodecErrorKind::Value), a pickled `NO_VALUE` one of the kind [`NoValue`](CodecErrorKind::NoValue).
 ///
 /// Written is protocol 3, by `serde-pickle`, which every Python 3 reads: structs are dicts of their fields, tuples are
 /// tuples, enums are `"Variant"` or `{"Variant": …}`, and `Vec<u8>` is a list of integers unless `serde_bytes` tells
-/// otherwise. Integers beyond 64 bits are [`Unsupported`](CodecErrorKind::Unsupported). Writing allocates nothing but
-/// room in `out`, and four bytes for a `char`; reading allocates beside the value a table of what the pickle holds, in
-/// proportion to the entry.
+/// otherwise. The types `i128` and `u128` are [`Unsupported`](CodecErrorKind::Unsupported). Writing allocates nothing but
+/// room in `out`, and four bytes for a `char`. Reading allocates tables beside the value, of up to 75 times the entry where
+/// that holds nothing but small things: where strangers write entries, limit their size
+/// ([`max_entry`](crate::RedisBuilder::max_entry)).
 ///
 /// ```
 /// use bytes::Bytes;
@@ -130,7 +130,7 @@ fn write_cached<V: Serialize>(
     Ok(())
 }
 
-/// Payload and metadata of a pickled `CachedValue`. Another version is told before the payload is looked at.
+/// Payload and metadata of a pickled `CachedValue`. Another version is told before the payload is read; what is no plain data in it is told before that.
 fn read_cached(graph: &Graph<'_>, version: u64) -> Result<(Id, Meta), CodecError> {
     let Node::CachedValue([payload, meta]) = graph.node(graph.root()) else {
         return Err(CodecError::new(CodecErrorKind::Type, "the pickle is not a `CachedValue`"));
@@ -167,6 +167,62 @@ mod tests {
     use crate::codec::{Bare, Full, Seconds};
 
     const CREATED: Timestamp = Timestamp::from_micros(1_471_113_698_761_270);
+
+    /// Knows nothing but integers without a sign.
+    #[derive(Debug, PartialEq)]
+    struct Unsigned(u64);
+
+    impl Serialize for Unsigned {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_u64(self.0)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Unsigned {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl serde::de::Visitor<'_> for Visitor {
+                type Value = Unsigned;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("an integer without a sign")
+                }
+                fn visit_u64<E>(self, int: u64) -> Result<Unsigned, E> {
+                    Ok(Unsigned(int))
+                }
+            }
+            deserializer.deserialize_any(Visitor)
+        }
+    }
+
+    #[test]
+    fn integers_have_a_sign_only_where_they_need_one() {
+        round_trip(&[Unsigned(0), Unsigned(5), Unsigned(u64::MAX)].map(Box::new));
+    }
+
+    #[test]
+    fn rows_that_share_long_names_are_plain_data() {
+        // names = ["n" * 60 + str(i) …]; pickle.dumps([dict.fromkeys(names) for _ in range(rows)])
+        let (columns, rows) = (30_u8, 10_000);
+        let mut pickle = b"\x80\x04](".to_vec();
+        for row in 0..rows {
+            pickle.extend(b"}(");
+            for column in 0..columns {
+                if row == 0 {
+                    pickle.extend(b"\x8c\x3e");
+                    pickle.extend([b'n'; 60]);
+                    pickle.extend(format!("{column:02}").bytes());
+                    pickle.push(0x94);
+                } else {
+                    pickle.extend([b'h', column]);
+                }
+                pickle.push(b'N');
+            }
+            pickle.push(b'u');
+        }
+        pickle.extend(b"e.");
+        let (read, _) = decode::<Vec<BTreeMap<String, ()>>, _>(Pickle::<Bare>::new(), pickle).unwrap();
+        assert_eq!((read.len(), read[rows - 1].len()), (rows, columns.into()));
+    }
 
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     enum Tree {

@@ -118,9 +118,9 @@ pub(crate) fn store_if_held(
     let Life { ttl, expiry, .. } = life;
     let (name, field, mut kind) = parts(key);
     if kind == b"field"
-        && let Some(stamp) = expiry.stamp()
+        && let HashExpiry::Stamped { longest } = expiry
     {
-        return put_stamped(out, script, name, Some(held), std::iter::once((field, entry)), stamp, life);
+        return put_stamped(out, script, name, Some(held), std::iter::once((field, entry)), longest, life);
     }
     if kind == b"field" && expiry == HashExpiry::PerField && ttl.is_some() {
         kind = b"own";

@@ -87,9 +87,7 @@ fn set_fields<'e>(
 ) -> usize {
     let Life { ttl, expiry, .. } = life;
     match (expiry, ttl) {
-        (HashExpiry::Stamped { longest }, _) => {
-            put_stamped(out, script, hash, None, fields, Stamp::for_life(longest), life)
-        }
+        (HashExpiry::Stamped { longest }, _) => put_stamped(out, script, hash, None, fields, longest, life),
         (HashExpiry::PerField, Some(ttl)) => {
             command(out, "HSETEX", 6 + 2 * fields.len());
             argument(out, hash);
@@ -292,7 +290,7 @@ mod tests {
         let long = Key::Plain(b"a key of 20 bytes....");
         assert_eq!(read(long, None), ("2: GET a key of 20 bytes....".into(), 1));
         assert_eq!(read(FIELD, None), ("3: HGET h f".into(), 1));
-        assert_eq!(read(FIELD, STAMPED.stamp()), ("3: HGET h~2 f".into(), 1));
+        assert_eq!(read(FIELD, STAMPED.stamp()), ("3: HGET h\\x7f2 f".into(), 1));
         let ttl = Some(Duration::from_secs(3600));
         let plain = |ttl| text(|out| set(out, &mut Script::Digest, Key::Plain(b"k"), b"v", life(ttl, STAMPED)));
         assert_eq!(plain(None), ("3: SET k v".into(), 1));
@@ -309,7 +307,7 @@ mod tests {
         assert_eq!(field(None, HashExpiry::PerField), ("4: HSET h f v".into(), 1));
         // Now is 65536, so the stamp is 3600.
         let (stamped, replies) = field(ttl, STAMPED);
-        assert!(stamped.ends_with(r" 1 h~2  65536 2 29101 3601000 4502000 f \x0e\x10v"), "{stamped}");
+        assert!(stamped.ends_with(r" 1 h\x7f2  65536 2 29101 3601000 4502000 f \x0e\x10v"), "{stamped}");
         assert_eq!(replies, 1);
         // The text goes once in a write.
         let twice = |out: &mut Vec<u8>| {
@@ -336,7 +334,7 @@ mod tests {
         };
         assert!(read(Key::Plain(b"k"), None).ends_with("2 _lok.k k token 10000  plain"));
         assert!(read(FIELD, None).ends_with("2 _lok.k h token 10000 f field"));
-        assert!(read(FIELD, STAMPED.stamp()).ends_with("2 _lok.k h~2 token 10000 f field"));
+        assert!(read(FIELD, STAMPED.stamp()).ends_with("2 _lok.k h\\x7f2 token 10000 f field"));
         let store = |key, ttl, expiry| {
             let held = Lease { lock, token: b"token", key };
             text(|out| store_if_held(out, &mut Script::Text, &held, key, b"v", life(ttl, expiry))).0
@@ -347,7 +345,7 @@ mod tests {
         assert!(store(FIELD, ttl, HashExpiry::OnCreate).ends_with("2 _lok.k h token v 1000 f NX field"));
         assert!(store(FIELD, ttl, HashExpiry::PerField).ends_with("2 _lok.k h token v 1000 f  own"));
         assert!(store(FIELD, None, HashExpiry::PerField).ends_with("2 _lok.k h token v  f  field"));
-        assert!(store(FIELD, ttl, STAMPED).ends_with(r"2 h~2 _lok.k token 65536 2 29101 2000 3250 f \x00\x01v"));
+        assert!(store(FIELD, ttl, STAMPED).ends_with(r"2 h\x7f2 _lok.k token 65536 2 29101 2000 3250 f \x00\x01v"));
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::request::Lease;
 use crate::stamp::Stamp;
 
 /// Stores stamped fields of a hash that lives a little longer than they do. Where its life has to be stretched for that,
-/// removes what has expired in it: stamps rely on that. With a lock, only if that holds our token, and releases it.
+/// removes what has expired in it: stamps rely on that. A hash that somebody gave an endless life is removed as a whole,
+/// since nobody can tell for how long its stamps have been what they seem. With a lock, only if that holds our token, and releases it.
 /// KEYS: hash, lock if there is one. ARGV: token or '', now, bytes of a stamp, the most seconds that one may tell, the
 /// life that the hash needs, the life that it gets or '' for none, field, entry, … Answered by the number of fields that
 /// were removed, with a lock by 1 or 0; by an error of the store after the release.
@@ -21,6 +22,7 @@ if lock and redis.call('get',lock)~=ARGV[1] then return 0 end \
 local now,bytes,most=tonumber(ARGV[2]),tonumber(ARGV[3]),tonumber(ARGV[4]) \
 local function put() \
 local left=redis.call('pttl',hash) \
+if left==-1 and redis.call('type',hash).ok=='hash' then redis.call('del',hash) left=-2 end \
 local stretch=left<tonumber(ARGV[5]) \
 local dead={} \
 if stretch and left~=-2 then \
@@ -59,10 +61,11 @@ pub(super) fn put_stamped<'e>(
     hash: &[u8],
     held: Option<&Lease<'_>>,
     fields: impl ExactSizeIterator<Item = (&'e [u8], &'e [u8])>,
-    stamp: Stamp,
+    longest: Duration,
     life: Life,
 ) -> usize {
-    let (now, life) = (life.now, stamp.life(life.ttl));
+    let stamp = Stamp::for_life(longest);
+    let (now, life) = (life.now, stamp.life(life.ttl, longest));
     // A stamp is rounded up to a second, and so is the life of its hash, which is stretched for longer than is needed,
     // so that not every write has to.
     let needed = millis(life) + 1000;

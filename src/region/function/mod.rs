@@ -20,11 +20,11 @@ use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::policy::Invalidation;
 
-/// Arguments that a key can be made from: text, numbers, `bool`, `Option`, and tuples and references of these.
+/// Arguments that a key can be made from: text, integers, `f64`, `bool`, `Option`, and tuples and references of these.
 ///
 /// Each is written as Python's `str` writes it, and several are joined by a space, as `cache_on_arguments` of
-/// `dogpile.cache` does. Text that contains spaces
-/// can thus make the same key as other arguments; [`Function::keyed_by`] is for those.
+/// `dogpile.cache` does. Text that contains spaces can thus make the same key as other arguments;
+/// [`Function::keyed_by`] is for those, and for a tuple as one argument of several, which is joined like the others here.
 pub trait KeyArgs {
     /// Appends the arguments to a key.
     fn write(&self, key: &mut KeyBuf);
