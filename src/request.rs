@@ -45,15 +45,16 @@ pub enum HashExpiry {
     ///
     /// A hash lives a little longer than the youngest of its entries, and its TTL must not be changed by others: stamps tell
     /// the truth for as long as it does. A write that has to stretch its life, at most one in a quarter of the TTL, also
-    /// removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script
-    /// here, one for all fields of a hash; the first to a server that does not know it costs a round trip more. The time is
-    /// that of the client, so clocks should agree to half a minute.
+    /// removes what has expired in it; so does [`sweep`](crate::sweep). A write is a script here, one for all fields of a
+    /// hash; the first to a server that does not know it costs a round trip more. The time is that of the client, so clocks
+    /// should agree to half a minute.
     Stamped {
         /// The longest TTL of an entry: longer ones are cut to it, and an entry without a TTL gets it.
         longest: Duration,
     },
     /// Each field has a TTL of its own, to the millisecond, which the server keeps: `HSETEX`, of Redis 8.0 and Valkey
-    /// 9.0. In Redis a small hash stays a listpack with it; in Valkey it becomes a hash table, at four times the memory.
+    /// 9.0. In Redis a small hash stays a listpack with it, at ten bytes an entry; in Valkey it becomes a hash table, at four
+    /// times the memory.
     /// [`ServerInfo::per_field`](crate::ServerInfo::per_field) chooses between this and [`Stamped`](Self::Stamped).
     PerField,
 }
