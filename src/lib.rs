@@ -37,6 +37,8 @@ pub use backend::AsyncDriver;
 pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
+#[cfg(feature = "tls")]
+pub use backend::Tls;
 pub use backend::{
     Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder, ServerInfo, ServerName, Swept, Watch,
     sweep,

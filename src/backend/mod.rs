@@ -26,6 +26,8 @@ pub use self::driver::AsyncDriver;
 pub use self::driver::Driver;
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
+#[cfg(feature = "tls")]
+pub use self::redis::Tls;
 #[cfg(feature = "tokio")]
 pub use self::redis::WhileDown;
 pub use self::redis::{Redis, RedisBuilder};

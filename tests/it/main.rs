@@ -21,3 +21,5 @@ mod stampedes;
 mod support;
 #[cfg(feature = "tokio")]
 mod tasks;
+#[cfg(all(feature = "tls", feature = "testing"))]
+mod tls;

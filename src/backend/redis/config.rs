@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 use url::{Host, Url};
 
+#[cfg(feature = "tls")]
+use super::tls::{Secure, Tls};
 use crate::error::{Error, ErrorKind};
 
 /// One server, from a URL. Its `Debug` form never shows the password.
@@ -15,6 +17,9 @@ pub(super) struct Server {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: u32,
+    /// What encrypts the connection, if that is wanted.
+    #[cfg(feature = "tls")]
+    pub(super) secure: Option<Secure>,
 }
 
 /// How a server is reached.
@@ -41,7 +46,7 @@ impl fmt::Debug for Server {
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("db", &self.db)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,8 +58,34 @@ impl Server {
         match url.scheme() {
             "redis" => Self::tcp(&url),
             "unix" | "redis+unix" => Self::unix(&url),
-            "rediss" => Err(config("rediss:// needs TLS, which this version does not have")),
-            other => Err(config(format_args!("its scheme is {other}, not redis or unix"))),
+            "rediss" => Err(config("rediss:// is TLS, which needs the feature `tls`")),
+            other => Err(config(format_args!("its scheme is {other}, not redis, rediss or unix"))),
+        }
+    }
+
+    /// The same, and `rediss://` with these settings, or the system's. Settings for what is not encrypted are an error.
+    #[cfg(feature = "tls")]
+    pub(super) fn parse_secure(text: &str, tls: Option<&Tls>) -> Result<Self, Error> {
+        let mut server = match text.strip_prefix("rediss://") {
+            None if tls.is_some() => return Err(config("it has settings of TLS, and is not rediss://")),
+            None => return Self::parse(text),
+            Some(rest) => Self::parse(&format!("redis://{rest}"))?,
+        };
+        if let Address::Tcp(host, _) = &server.address {
+            let tls = tls.map_or_else(Tls::system, |tls| Ok(tls.clone()))?;
+            server.secure = Some(tls.for_host(host)?);
+        }
+        Ok(server)
+    }
+
+    fn at(address: Address) -> Self {
+        Server {
+            address,
+            user: None,
+            password: None,
+            db: 0,
+            #[cfg(feature = "tls")]
+            secure: None,
         }
     }
 
@@ -76,7 +107,7 @@ impl Server {
         };
         let user = Some(url.username()).filter(|user| !user.is_empty()).map(|user| decode(user, "user")).transpose()?;
         let password = url.password().map(|password| decode(password, "password")).transpose()?;
-        Self { address: Address::Tcp(host, url.port().unwrap_or(6379)), user, password, db }.checked()
+        Self { user, password, db, ..Self::at(Address::Tcp(host, url.port().unwrap_or(6379))) }.checked()
     }
 
     fn unix(url: &Url) -> Result<Self, Error> {
@@ -84,7 +115,7 @@ impl Server {
             return Err(config("a Unix socket is written unix:///path/to/socket, with three slashes"));
         }
         let path = decode(url.path(), "path")?.into();
-        let mut server = Self { address: Address::Unix(path), user: None, password: None, db: 0 };
+        let mut server = Self::at(Address::Unix(path));
         for (name, value) in url.query_pairs() {
             match &*name {
                 "db" => server.db = number(&value)?,

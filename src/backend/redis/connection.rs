@@ -6,9 +6,13 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+#[cfg(feature = "tls")]
+use rustls::{ClientConnection, StreamOwned};
 
 use super::config::{Address, Server};
 use super::handshake::{Ask, Refusal, introduce};
+#[cfg(feature = "tls")]
+use super::tls::Secure;
 use crate::backend::pool::{Failed, Wire, from_now};
 use crate::engine::batch::server_error;
 use crate::engine::chunk::Chunk;
@@ -55,6 +59,8 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 impl Connection {
@@ -76,7 +82,7 @@ impl Connection {
 
     /// A new connection, and whether it speaks RESP3.
     fn introduced(server: &Server, limits: Limits) -> Result<(Self, bool), Error> {
-        let stream = Stream::connect(&server.address, limits)
+        let stream = Stream::connect(server, limits)
             .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
         let mut connection = Connection {
             stream,
@@ -317,14 +323,18 @@ impl Patience {
 }
 
 impl Stream {
-    fn connect(address: &Address, limits: Limits) -> io::Result<Self> {
-        match address {
+    fn connect(server: &Server, limits: Limits) -> io::Result<Self> {
+        match &server.address {
             Address::Tcp(host, port) => {
                 let stream = connect_tcp(host, *port, limits.connect)?;
                 stream.set_nodelay(true)?;
                 keep_alive(socket2::SockRef::from(&stream))?;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
+                #[cfg(feature = "tls")]
+                if let Some(secure) = &server.secure {
+                    return shake_hands(stream, secure, limits);
+                }
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
@@ -345,6 +355,8 @@ impl Stream {
             Stream::Tcp(stream) => socket2::SockRef::from(stream),
             #[cfg(unix)]
             Stream::Unix(stream) => socket2::SockRef::from(stream),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => socket2::SockRef::from(&stream.sock),
         };
         let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
         let nothing_there = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
@@ -358,6 +370,8 @@ impl Stream {
                 Stream::Tcp(stream) => stream.read(into),
                 #[cfg(unix)]
                 Stream::Unix(stream) => stream.read(into),
+                #[cfg(feature = "tls")]
+                Stream::Tls(stream) => stream.read(into),
             };
             match read {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -374,6 +388,9 @@ impl Stream {
                 Stream::Tcp(stream) => stream.write(bytes),
                 #[cfg(unix)]
                 Stream::Unix(stream) => stream.write(bytes),
+                // It takes what it is given, and sends what it can of that; reading sends the rest.
+                #[cfg(feature = "tls")]
+                Stream::Tls(stream) => stream.write(bytes),
             };
             match written {
                 Ok(written) if written == bytes.len() => return Ok(()),
@@ -388,6 +405,34 @@ impl Stream {
             }
         }
     }
+}
+
+/// Makes a connection an encrypted one, within the time that connecting may take.
+#[cfg(feature = "tls")]
+fn shake_hands(mut socket: TcpStream, secure: &Secure, limits: Limits) -> io::Result<Stream> {
+    let mut session =
+        ClientConnection::new(std::sync::Arc::clone(&secure.config), secure.name.clone()).map_err(io::Error::other)?;
+    let deadline = from_now(limits.connect);
+    while session.is_handshaking() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        socket.set_read_timeout(Some(left))?;
+        socket.set_write_timeout(Some(left))?;
+        if session.wants_write() {
+            session.write_tls(&mut socket)?;
+        } else if session.read_tls(&mut socket)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        } else if let Err(error) = session.process_new_packets() {
+            // The server is told why, if it still listens.
+            let _ = session.write_tls(&mut socket);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+    socket.set_read_timeout(Some(limits.response))?;
+    socket.set_write_timeout(Some(limits.response))?;
+    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
 }
 
 /// Finds out about an idle connection whose other end is gone without a word.

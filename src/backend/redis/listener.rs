@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Interest, Poll as Poller, Token, Waker};
 use parking_lot::Mutex;
+#[cfg(feature = "tls")]
+use rustls::{ClientConnection, StreamOwned};
 
 use super::config::Server;
 use super::connection::{self, Connection, Limits, io_error};
@@ -163,6 +165,8 @@ impl Ears {
     /// Asks and listens, until the connection breaks or the listener is dropped.
     fn listen(&mut self, shared: &Shared) -> Result<(), Error> {
         let mut events = Events::with_capacity(4);
+        // What came with the introduction is in no event any more where it was encrypted.
+        self.hear(shared)?;
         loop {
             let now = Instant::now();
             let mut state = shared.state.lock();
@@ -202,7 +206,10 @@ impl Ears {
                 Err(error) => return Err(io_error(&error, "sending the request")),
             }
         }
-        Ok(())
+        match self.stream.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(io_error(&error, "sending the request")),
+            _ => Ok(()),
+        }
     }
 
     /// Reads all that there is.
@@ -239,6 +246,8 @@ enum Stream {
     Tcp(mio::net::TcpStream),
     #[cfg(unix)]
     Unix(mio::net::UnixStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<StreamOwned<ClientConnection, mio::net::TcpStream>>),
 }
 
 impl Stream {
@@ -253,6 +262,12 @@ impl Stream {
                 socket.set_nonblocking(true)?;
                 Stream::Unix(mio::net::UnixStream::from_std(socket))
             }
+            #[cfg(feature = "tls")]
+            connection::Stream::Tls(stream) => {
+                let StreamOwned { conn, sock, .. } = *stream;
+                sock.set_nonblocking(true)?;
+                Stream::Tls(Box::new(StreamOwned::new(conn, mio::net::TcpStream::from_std(sock))))
+            }
         })
     }
 
@@ -262,6 +277,8 @@ impl Stream {
             Stream::Tcp(socket) => poller.registry().register(socket, SOCKET, interests),
             #[cfg(unix)]
             Stream::Unix(socket) => poller.registry().register(socket, SOCKET, interests),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => poller.registry().register(&mut stream.sock, SOCKET, interests),
         }
     }
 }
@@ -272,6 +289,8 @@ impl Read for Stream {
             Stream::Tcp(socket) => socket.read(into),
             #[cfg(unix)]
             Stream::Unix(socket) => socket.read(into),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.read(into),
         }
     }
 }
@@ -282,11 +301,17 @@ impl Write for Stream {
             Stream::Tcp(socket) => socket.write(bytes),
             #[cfg(unix)]
             Stream::Unix(socket) => socket.write(bytes),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Sockets keep nothing back.
-        Ok(())
+        match self {
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => stream.flush(),
+            // Sockets keep nothing back.
+            _ => Ok(()),
+        }
     }
 }

@@ -14,6 +14,8 @@ mod pipeline;
 mod serving;
 #[cfg(feature = "tokio")]
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 pub(crate) mod watches;
 
 use std::fmt;
@@ -25,6 +27,8 @@ use self::connection::{Connection, Limits};
 #[cfg(feature = "tokio")]
 use self::link::Links;
 use self::listener::Listener;
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::Pool;
@@ -103,8 +107,8 @@ pub enum WhileDown {
 impl Redis {
     /// The server at a URL, with everything else at its default.
     ///
-    /// `redis://[user][:password]@host[:port][/db]`, or `unix:///path/to/socket[?db=…&user=…&pass=…]`. Nothing is
-    /// connected yet; [`Redis::ping`] does that.
+    /// `redis://[user][:password]@host[:port][/db]`, the same with `rediss://` for TLS (feature `tls`), or
+    /// `unix:///path/to/socket[?db=…&user=…&pass=…]`. Nothing is connected yet; [`Redis::ping`] does that.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the URL is of no use; the message does not repeat it.
@@ -128,6 +132,8 @@ impl Redis {
             },
             hash_expiry: HashExpiry::default(),
             clock: Clock::system(),
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 
@@ -248,6 +254,8 @@ pub struct RedisBuilder {
     limits: Limits,
     hash_expiry: HashExpiry,
     clock: Clock,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl RedisBuilder {
@@ -255,6 +263,13 @@ impl RedisBuilder {
     /// first. Default: none.
     pub fn reader(mut self, url: &str) -> Self {
         self.reader = Some(url.into());
+        self
+    }
+
+    /// Whom `rediss://` URLs trust, and who we are to their servers. Default: [`Tls::system`].
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -340,7 +355,10 @@ impl RedisBuilder {
             return zero("number of requests under way");
         }
         let node = |url: &str| -> Result<Node, Error> {
+            #[cfg(not(feature = "tls"))]
             let server = Server::parse(url)?;
+            #[cfg(feature = "tls")]
+            let server = Server::parse_secure(url, self.tls.as_ref())?;
             Ok(Node {
                 #[cfg(feature = "tokio")]
                 links: Links::new(&server, self.limits),

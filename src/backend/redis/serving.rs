@@ -35,6 +35,8 @@ pub(super) struct Serving<'l> {
     incoming: Incoming,
     output: Vec<u8>,
     written: usize,
+    /// Whether the stream may keep some of it back.
+    unflushed: bool,
     /// Replies that were not handed on yet.
     answered: VecDeque<(Sent, Replied)>,
     /// How many to hand on at once.
@@ -69,6 +71,7 @@ impl<'l> Serving<'l> {
             incoming,
             output: Vec::with_capacity(4096),
             written: 0,
+            unflushed: false,
             answered: VecDeque::new(),
             portion: PORTION,
             woken: Vec::new(),
@@ -157,10 +160,18 @@ impl<'l> Serving<'l> {
                 }
                 Poll::Ready(Ok(bytes)) => {
                     self.written += bytes;
+                    self.unflushed = true;
                     moved += bytes;
                 }
                 Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
                 Poll::Pending => break,
+            }
+        }
+        if self.unflushed {
+            match Pin::new(&mut self.stream).poll_flush(context) {
+                Poll::Ready(Ok(())) => self.unflushed = false,
+                Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
+                Poll::Pending => {}
             }
         }
         Ok(moved)

@@ -23,11 +23,13 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
 /// Connects, and introduces us.
 pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, Incoming), Error> {
-    let connected = Stream::connect(&server.address, limits.connect).await;
+    let connected = Stream::connect(server, limits.connect).await;
     let stream = connected.map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
     let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), max_entry: limits.max_entry };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
@@ -38,12 +40,18 @@ pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
 }
 
 impl Stream {
-    async fn connect(address: &Address, within: Duration) -> io::Result<Self> {
-        match address {
+    async fn connect(server: &Server, within: Duration) -> io::Result<Self> {
+        match &server.address {
             Address::Tcp(host, port) => {
                 let stream = connect_tcp(host, *port, within).await?;
                 stream.set_nodelay(true)?;
                 keep_alive(socket2::SockRef::from(&stream))?;
+                #[cfg(feature = "tls")]
+                if let Some(secure) = &server.secure {
+                    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::clone(&secure.config));
+                    let stream = in_time(within, connector.connect(secure.name.clone(), stream)).await?;
+                    return Ok(Stream::Tls(Box::new(stream)));
+                }
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
@@ -80,6 +88,9 @@ impl Stream {
             Stream::Tcp(stream) => stream.poll_read_ready(context),
             #[cfg(unix)]
             Stream::Unix(stream) => stream.poll_read_ready(context),
+            // What is there may have been read from the socket already.
+            #[cfg(feature = "tls")]
+            Stream::Tls(_) => Poll::Ready(Ok(())),
         }
     }
 }
@@ -91,6 +102,8 @@ impl AsyncRead for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
             #[cfg(unix)]
             Stream::Unix(stream) => Pin::new(stream).poll_read(context, into),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream).poll_read(context, into),
         }
     }
 }
@@ -102,12 +115,22 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             #[cfg(unix)]
             Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets keep nothing back.
-        Poll::Ready(Ok(()))
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+            // Sockets keep nothing back.
+            _ => {
+                let _ = context;
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -115,6 +138,8 @@ impl AsyncWrite for Stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             #[cfg(unix)]
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }
@@ -132,7 +157,11 @@ impl Ask for Greeting {
         let replies = write(&mut output);
         let mark = Mark { at: Instant::now(), moved: Moved::default() };
         self.incoming.expect([Sent::apart(replies)].into_iter(), mark);
-        self.stream.write_all(&output).await.map_err(|error| io_error(&error, "sending the request"))?;
+        let sent = async {
+            self.stream.write_all(&output).await?;
+            self.stream.flush().await
+        };
+        sent.await.map_err(|error| io_error(&error, "sending the request"))?;
         let mut answered = VecDeque::new();
         loop {
             let came = self.stream.read_buf(self.incoming.room()).await;

@@ -1,0 +1,230 @@
+//! Encrypted connections: of threads, of tasks, and of those who listen; certificates of both sides.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use dogpile::{ErrorKind, Redis, RedisBuilder, RedisLock, Region, Tls, testing};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+
+use crate::support::{Server, free_port};
+
+/// An authority, and what it signed: a server, and a client.
+struct Certificates {
+    authority: String,
+    client: [String; 2],
+    dir: PathBuf,
+}
+
+impl Certificates {
+    fn new(name: &str) -> Self {
+        let params = |names: &[&str], whose: &str| {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            params.distinguished_name.push(DnType::CommonName, whose);
+            params
+        };
+        let mut authority = params(&[], &format!("the authority of {name}"));
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let signed = |names: &[&str], whose: &str| {
+            let key = KeyPair::generate().unwrap();
+            let certificate = params(names, whose).signed_by(&key, &authority).unwrap();
+            [certificate.pem(), key.serialize_pem()]
+        };
+        let dir = std::env::temp_dir().join(format!("dogpile-tls-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let server = signed(&["127.0.0.1", "cache.example"], "a server");
+        for (file, pem) in [("ca.pem", &authority.pem()), ("server.pem", &server[0]), ("server.key", &server[1])] {
+            std::fs::write(dir.join(file), pem).unwrap();
+        }
+        Certificates { authority: authority.pem(), client: signed(&[], "a client"), dir }
+    }
+
+    /// A server that is encrypted on a port of its own, with more arguments.
+    fn serve(&self, arguments: &[&str]) -> (Server, u16) {
+        let file = |name: &str| self.dir.join(name).display().to_string();
+        for _ in 0..5 {
+            let port = free_port();
+            let (ca, certificate, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
+            let port_text = port.to_string();
+            let mut all = vec!["--tls-port", &port_text, "--tls-ca-cert-file", &ca];
+            all.extend(["--tls-cert-file", &certificate, "--tls-key-file", &key]);
+            all.extend(arguments);
+            let server = Server::with(&all);
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return (server, port);
+            }
+        }
+        panic!("no server came up that is encrypted");
+    }
+
+    fn trust(&self) -> Tls {
+        Tls::trusting(&self.authority).unwrap()
+    }
+
+    fn with_client(&self) -> Tls {
+        self.trust().client(&self.client[0], &self.client[1]).unwrap()
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn at(port: u16) -> RedisBuilder {
+    Redis::builder(&format!("rediss://127.0.0.1:{port}"))
+}
+
+#[test]
+fn threads() {
+    let certificates = Certificates::new("threads");
+    for arguments in [&["--tls-auth-clients", "yes"][..], &["--tls-auth-clients", "no", "--tls-protocols", "TLSv1.2"]] {
+        let (_server, port) = certificates.serve(arguments);
+        let redis = at(port).tls(certificates.with_client()).build().unwrap();
+        redis.ping().unwrap();
+        testing::backend(&redis, "suite:");
+        testing::lock(&redis, &RedisLock::new(), &RedisLock::new(), "lock:");
+    }
+}
+
+#[test]
+#[cfg(feature = "tokio")]
+fn tasks() {
+    let certificates = Certificates::new("tasks");
+    let (_server, port) = certificates.serve(&["--tls-auth-clients", "yes"]);
+    let redis = at(port).tls(certificates.with_client()).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(redis.ping_async()).unwrap();
+    testing::backend_async(&redis, &runtime, "suite:");
+    testing::lock_async(&redis, &RedisLock::new(), &RedisLock::new(), &runtime, "lock:");
+
+    // Much in both directions at once.
+    let region: Region<_, _> = Region::builder(redis).build().unwrap();
+    runtime.block_on(async {
+        let tasks: Vec<_> = (0..64_u64)
+            .map(|at| {
+                let region = region.clone();
+                tokio::spawn(async move {
+                    let value = format!("{at} ").repeat(200_000);
+                    region.set_async(at, &value).await.unwrap();
+                    assert!(region.get_async::<String>(at).await.unwrap() == Some(value));
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn who_waits_is_told_over_an_encrypted_connection() {
+    let certificates = Certificates::new("told");
+    let (server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    let region = || {
+        let redis = at(port).tls(certificates.trust()).build().unwrap();
+        Region::builder(redis).lock(RedisLock::new()).build().unwrap()
+    };
+    // The second round finds a listening connection that was silent for a while.
+    let waits = region();
+    for round in 0..3_u64 {
+        server.ask(&["SET", &format!("_lok.{round}"), "another", "PX", "30000"]);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let waiter =
+                scope.spawn(|| waits.get_or_create(round, || Ok::<_, std::io::Error>(begun.elapsed())).unwrap());
+            std::thread::sleep(Duration::from_millis(200));
+            server.ask(&["DEL", &format!("_lok.{round}")]);
+            let created = waiter.join().unwrap();
+            assert!((Duration::from_millis(200)..Duration::from_millis(400)).contains(&created), "{created:?}");
+        });
+    }
+    assert_eq!(waits.stats().awaited, 3);
+    assert_eq!(server.ask(&["CLIENT", "LIST"]).matches("flags=t").count(), 1, "it listens");
+}
+
+#[test]
+fn who_is_not_trusted_is_not_talked_to() {
+    let (certificates, others) = (Certificates::new("ours"), Certificates::new("others"));
+    let (_server, port) = certificates.serve(&["--tls-auth-clients", "yes"]);
+    let refused = |builder: RedisBuilder| {
+        let begun = Instant::now();
+        let redis = builder.build().unwrap();
+        let error = redis.ping().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
+        #[cfg(feature = "tokio")]
+        {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let of_tasks = runtime.block_on(redis.ping_async()).unwrap_err();
+            assert_eq!(of_tasks.kind(), ErrorKind::Connection, "{of_tasks}");
+        }
+        assert!(begun.elapsed() < Duration::from_millis(900));
+        error.to_string()
+    };
+    let told = refused(at(port).tls(others.with_client()));
+    assert!(told.contains("UnknownIssuer") && told.contains(&format!("127.0.0.1:{port}")), "{told}");
+    let told = refused(at(port).tls(certificates.with_client().server_name("another.example").unwrap()));
+    assert!(told.contains("another.example"), "{told}");
+    at(port).tls(certificates.with_client().server_name("cache.example").unwrap()).build().unwrap().ping().unwrap();
+    // The server does not trust us: we show nothing, or what it does not know.
+    refused(at(port).tls(certificates.trust()));
+    refused(at(port).tls(certificates.trust().client(&others.client[0], &others.client[1]).unwrap()));
+    // What the system trusts does not include an authority of our own.
+    if Tls::system().is_ok() {
+        refused(at(port));
+    }
+}
+
+#[test]
+fn the_other_side_speaks_another_language() {
+    let certificates = Certificates::new("languages");
+    let (server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    let timeout = Duration::from_millis(300);
+    let encrypted = at(server.port).tls(certificates.trust()).connect_timeout(timeout).response_timeout(timeout);
+    let plain = Redis::builder(&format!("redis://127.0.0.1:{port}")).response_timeout(timeout).connect_timeout(timeout);
+    for redis in [encrypted.build().unwrap(), plain.build().unwrap()] {
+        let begun = Instant::now();
+        let error = redis.ping().unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{error}");
+    }
+}
+
+#[test]
+fn users_over_encrypted_connections() {
+    let certificates = Certificates::new("users");
+    let (server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    server.ask(&["ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all"]);
+    let open = |user: &str| {
+        Redis::builder(&format!("rediss://{user}@127.0.0.1:{port}/3")).tls(certificates.trust()).build().unwrap()
+    };
+    open("ann:secret").ping().unwrap();
+    let refused = open("ann:other-secret").ping().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    let shown = format!("{refused} {refused:?} {:?}", open("ann:secret"));
+    assert!(!shown.contains("secret"), "{shown}");
+}
+
+#[test]
+fn settings_that_cannot_work() {
+    let certificates = Certificates::new("settings");
+    let other = Certificates::new("another key");
+    let kind = |made: Result<Tls, dogpile::Error>| {
+        let error = made.unwrap_err();
+        assert!(!error.to_string().contains("BEGIN"), "{error}");
+        error.kind()
+    };
+    assert_eq!(kind(Tls::trusting("")), ErrorKind::Config);
+    assert_eq!(kind(Tls::trusting("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----")), ErrorKind::Config);
+    assert_eq!(kind(Tls::trusting("-----BEGIN CERTIFICATE-----\n!")), ErrorKind::Config);
+    let [chain, key] = &certificates.client;
+    assert_eq!(kind(certificates.trust().client("", key)), ErrorKind::Config);
+    assert_eq!(kind(certificates.trust().client(chain, "no key")), ErrorKind::Config);
+    assert_eq!(kind(certificates.trust().client(chain, &other.client[1])), ErrorKind::Config);
+    assert_eq!(kind(certificates.trust().server_name("no name at all")), ErrorKind::Config);
+    let plain = Redis::builder("redis://127.0.0.1").tls(certificates.trust()).build().unwrap_err();
+    assert_eq!(plain.kind(), ErrorKind::Config);
+    let shown = format!("{:?}", certificates.with_client());
+    assert!(!shown.contains("PRIVATE") && shown.contains("client: true"), "{shown}");
+}
