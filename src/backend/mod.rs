@@ -2,6 +2,7 @@
 
 #[cfg(feature = "driver")]
 mod driver;
+mod exchange;
 #[cfg(feature = "memory")]
 mod memory;
 mod pause;
@@ -24,6 +25,9 @@ use crate::request::{Batch, Found, Lease};
 pub use self::driver::AsyncDriver;
 #[cfg(feature = "driver")]
 pub use self::driver::Driver;
+#[cfg(feature = "tokio")]
+pub use self::exchange::AsyncExchange;
+pub use self::exchange::{Access, Exchange, ExchangeSettings};
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
 #[cfg(feature = "tls")]
@@ -31,9 +35,6 @@ pub use self::redis::Tls;
 #[cfg(feature = "tokio")]
 pub use self::redis::WhileDown;
 pub use self::redis::{Redis, RedisBuilder};
-#[cfg(feature = "tokio")]
-pub use self::resp::AsyncExchange;
-pub use self::resp::{Access, Exchange, ExchangeSettings};
 pub use self::server::{ServerInfo, ServerName};
 #[cfg(feature = "tokio")]
 pub use self::sweep::sweep_async;

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
-use super::resp::Face;
+use super::exchange::Face;
 use super::{Access, Exchange, ExchangeSettings};
 use crate::engine::batch::{server_error, unexpected};
 use crate::engine::chunk::Chunk;

@@ -6,7 +6,7 @@ use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, MapDeseri
 use serde::de::{Deserialize, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::opcodes::{Graph, Id, Node};
+use super::graph::{Graph, Id, Node};
 use crate::codec::{CodecError, CodecErrorKind};
 
 /// Reads a value of a graph that has been checked: the recursion below relies on that.

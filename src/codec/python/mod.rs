@@ -28,6 +28,7 @@
 //! `dogpile.cache`'s own backend.
 
 mod data;
+mod graph;
 mod json_meta;
 mod opcodes;
 mod pickle;

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::JsonMeta;
 use super::data;
-use super::opcodes::{Graph, Id, Node};
+use super::graph::{Graph, Id, Node};
 use crate::codec::envelope::{DEFAULT_VERSION, Envelope, Shape, Versioned};
 use crate::codec::json::FullMeta;
 use crate::codec::{Codec, CodecError, CodecErrorKind, Meta};
