@@ -8,7 +8,9 @@ use arbitrary::Arbitrary;
 use bytes::BytesMut;
 use dogpile::engine::chunk::Chunk;
 use dogpile::engine::replies::{Fed, Receive, Replies};
-use dogpile::{Access, Backend, Batch, Error, Exchange, ExchangeSettings, Found, HashExpiry, Key, KeyBuf, Memory};
+use dogpile::{
+    Access, Backend, Batch, Error, Exchange, ExchangeSettings, Found, HashExpiry, Key, KeyBuf, Memory, Route,
+};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -139,7 +141,8 @@ impl Exchange for Wire {
     fn exchange(
         &self,
         _: Access,
-        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        _: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let mut commands = Vec::new();

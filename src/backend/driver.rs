@@ -10,7 +10,7 @@ use redis::{ConnectionLike, RedisError, Value};
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::{Failed, Pool, Wire};
-use super::{Access, Exchange, ExchangeSettings};
+use super::{Access, Exchange, ExchangeSettings, Route};
 use crate::engine::chunk::Chunk;
 #[cfg(feature = "tokio")]
 use crate::engine::replies::Replies;
@@ -82,7 +82,8 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     fn exchange(
         &self,
         access: Access,
-        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        _: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         self.0.pool.exchange(access, || self.connect(), write, receive)
@@ -108,7 +109,12 @@ impl<C: ConnectionLike> Wire for Connection<C> {
         !self.inner.is_open()
     }
 
-    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+    /// Its connections send and receive at once.
+    fn send(&mut self) -> Result<(), Failed> {
+        Ok(())
+    }
+
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let fail = |error, broke_early| Failed { error, broke_early };
         let values = self
             .inner
@@ -163,6 +169,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
     async fn exchange_async(
         &self,
         access: Access,
+        _: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {

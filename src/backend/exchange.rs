@@ -23,18 +23,31 @@ pub enum Access {
     Once,
 }
 
+/// Where a request goes among the servers of a cluster. Where there is one server, everything goes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Route {
+    /// To the server of this slot, of which all keys are.
+    Slot(u16),
+    /// Each command to the server of the slot of its first key.
+    Keys,
+    /// To one of the primaries, by its number; there are as many as [`ExchangeSettings::primaries`] says.
+    Primary(usize),
+}
+
 /// Something that exchanges commands for replies with a Redis server. Whatever does so is a [`Backend`](super::Backend) with
 /// [`Leases`](super::Leases).
 pub trait Exchange: ExchangeSettings {
     /// Sends the commands that `write` appends in RESP, and gives `receive` the replies, token by token. `write`
-    /// returns how many replies will come. When `receive` fails, the connection is given up.
+    /// returns how many replies will come; it may be called again. When `receive` fails, the connection is given up.
     ///
     /// # Errors
     /// When the server cannot be reached, does not answer in time or not in RESP, and what `receive` failed with.
     fn exchange(
         &self,
         access: Access,
-        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        route: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error>;
 }
@@ -46,6 +59,17 @@ pub trait ExchangeSettings: Clone + Send + Sync + 'static {
 
     /// The largest entry that the server takes, in bytes.
     fn max_entry(&self) -> usize;
+
+    /// Whether keys are divided among the servers of a cluster, by their slots. Commands are then about keys of one slot
+    /// each, and locks are [named](super::Leases::lock_name) so that they are in the slots of their entries.
+    fn is_cluster(&self) -> bool {
+        false
+    }
+
+    /// How many primaries keys are divided among, as far as is known.
+    fn primaries(&self) -> usize {
+        1
+    }
 
     /// The time that [stamps](HashExpiry::Stamped) are written and read by. Default: that of the system's clock.
     fn now(&self) -> Timestamp {
@@ -73,6 +97,7 @@ pub trait AsyncExchange: ExchangeSettings {
     fn exchange_async(
         &self,
         access: Access,
+        route: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
@@ -87,6 +112,7 @@ pub(super) trait Face<X: ExchangeSettings> {
     fn exchange(
         server: &X,
         access: Access,
+        route: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
@@ -97,10 +123,11 @@ impl<X: Exchange> Face<X> for Thread {
     fn exchange(
         server: &X,
         access: Access,
+        route: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(server.exchange(access, write, receive))
+        ready(server.exchange(access, route, write, receive))
     }
 }
 
@@ -110,9 +137,10 @@ impl<X: AsyncExchange> Face<X> for Task {
     fn exchange(
         server: &X,
         access: Access,
+        route: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        server.exchange_async(access, write, receive)
+        server.exchange_async(access, route, write, receive)
     }
 }

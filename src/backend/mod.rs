@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::engine::slot;
 use crate::error::Error;
-use crate::key::Key;
+use crate::key::{Key, KeyBuf};
 use crate::request::{Batch, Found, Lease};
 
 #[cfg(all(feature = "driver", feature = "tokio"))]
@@ -27,7 +28,7 @@ pub use self::driver::AsyncDriver;
 pub use self::driver::Driver;
 #[cfg(feature = "tokio")]
 pub use self::exchange::AsyncExchange;
-pub use self::exchange::{Access, Exchange, ExchangeSettings};
+pub use self::exchange::{Access, Exchange, ExchangeSettings, Route};
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
 #[cfg(feature = "tls")]
@@ -300,6 +301,14 @@ pub trait Leases: Backend + Clone + 'static {
     /// When the server cannot tell.
     fn is_leased(&self, lock: &[u8]) -> Result<bool, Error>;
 
+    /// The Redis key of the lock on an entry: prefix and key in one, `hash,field` for a field, as the reference names it.
+    /// In a cluster it is in the slot of the entry: that name where it is there by itself, as with keys that have a hash
+    /// tag (`_lok.{user-15}|posts`); otherwise the entry's key becomes the tag (`_lok.{user-15}`, `_lok.{users},15`); and
+    /// where that cannot be, for a key with a `}` of its own, a number stands before it (`{20658}_lok.a}b`).
+    fn lock_name(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        slot::lock_name(prefix, key)
+    }
+
     /// Tells when the lease of this Redis key may have ended: at once if nobody holds it, later if it is released or its
     /// time is over, and also when that can no longer be told. Does not block. `None`, the default, where the server
     /// tells nothing of itself, and has to be asked again.
@@ -368,6 +377,11 @@ pub trait AsyncLeases: AsyncBackend + Clone + 'static {
     /// # Errors
     /// As there.
     fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// As [`Leases::lock_name`]; it is named apart because a type may be both.
+    fn lock_name_async(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        slot::lock_name(prefix, key)
+    }
 
     /// As [`Leases::watch`]; it is named apart because a type may be both.
     fn watch_async(&self, lock: &[u8]) -> Option<Watch> {

@@ -16,9 +16,18 @@ pub(super) trait Wire {
     /// Whether the other end has closed the connection, as far as is known without asking it.
     fn is_closed(&mut self) -> bool;
 
-    /// Sends the output, and hands the tokens of so many replies to `receive`. After a failure the connection must not
-    /// be used again, since its replies would be taken for those of the next request.
-    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
+    /// Sends the output. After a failure the connection must not be used again.
+    fn send(&mut self) -> Result<(), Failed>;
+
+    /// Hands the tokens of so many replies to `receive`. After a failure the connection must not be used again, since its
+    /// replies would be taken for those of the next request.
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
+
+    #[inline]
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+        self.send()?;
+        self.receive(replies, receive)
+    }
 }
 
 impl<W: Wire> Wire for Box<W> {
@@ -32,8 +41,13 @@ impl<W: Wire> Wire for Box<W> {
     }
 
     #[inline]
-    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
-        (**self).exchange(replies, receive)
+    fn send(&mut self) -> Result<(), Failed> {
+        (**self).send()
+    }
+
+    #[inline]
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+        (**self).receive(replies, receive)
     }
 }
 
@@ -101,6 +115,21 @@ impl<C> Pool<C> {
         }
     }
 
+    /// The same for a request: what goes once only does not go to a connection that is known to be closed.
+    #[inline(always)]
+    fn take_for(&self, access: Access, connect: impl Fn() -> Result<C, Error>) -> Result<Taken<'_, C>, Error>
+    where
+        C: Wire,
+    {
+        let mut taken = self.take(&connect)?;
+        while access == Access::Once && !taken.is_new() && taken.get().is_closed() {
+            // Its place is needed for the next one.
+            drop(taken);
+            taken = self.take(&connect)?;
+        }
+        Ok(taken)
+    }
+
     #[cold]
     fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
         let deadline = from_now(self.patience);
@@ -154,13 +183,7 @@ impl<C> Pool<C> {
     where
         C: Wire,
     {
-        let mut taken = self.take(&connect)?;
-        // What goes once only does not go to a connection that is known to be closed.
-        while access == Access::Once && !taken.is_new() && taken.get().is_closed() {
-            // Its place is needed for the next one.
-            drop(taken);
-            taken = self.take(&connect)?;
-        }
+        let mut taken = self.take_for(access, &connect)?;
         let output = taken.get().output();
         output.clear();
         let replies = write(output);
@@ -178,6 +201,28 @@ impl<C> Pool<C> {
                 Err(failed) => taken = self.replace(failed, taken, std::mem::take(&mut twice), &connect)?,
             }
         }
+    }
+
+    /// The first half of an [exchange](Pool::exchange): takes a connection, writes and sends. For requests that are sent
+    /// over several connections before the replies are waited for.
+    pub(super) fn begin(
+        &self,
+        access: Access,
+        connect: impl Fn() -> Result<C, Error>,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+    ) -> Result<Begun<'_, C>, Error>
+    where
+        C: Wire,
+    {
+        let mut taken = self.take_for(access, &connect)?;
+        let output = taken.get().output();
+        output.clear();
+        let replies = write(output);
+        let mut begun = Begun { taken, replies, twice: access != Access::Once };
+        while let Err(failed) = begun.taken.get().send() {
+            begun = begun.replace(failed, &connect)?;
+        }
+        Ok(begun)
     }
 
     /// What follows a failed exchange: another connection to send the same over, if it may go twice and that may help.
@@ -245,6 +290,36 @@ impl<C> Pool<C> {
     #[inline]
     fn lock(&self) -> MutexGuard<'_, State<C>> {
         self.state.lock()
+    }
+}
+
+/// An exchange whose replies are to come.
+pub(super) struct Begun<'p, C> {
+    taken: Taken<'p, C>,
+    replies: usize,
+    twice: bool,
+}
+
+impl<'p, C: Wire> Begun<'p, C> {
+    /// Takes the replies; sends everything again over a new connection, when an idle one turns out to be broken.
+    pub(super) fn finish(
+        mut self,
+        connect: impl Fn() -> Result<C, Error>,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        let mut received = self.taken.get().receive(self.replies, receive);
+        while let Err(failed) = received {
+            self = self.replace(failed, &connect)?;
+            received = self.taken.get().exchange(self.replies, receive);
+        }
+        self.taken.give_back();
+        Ok(())
+    }
+
+    fn replace(self, failed: Failed, connect: impl Fn() -> Result<C, Error>) -> Result<Self, Error> {
+        let pool = self.taken.pool;
+        let taken = pool.replace(failed, self.taken, self.twice, connect)?;
+        Ok(Begun { taken, replies: self.replies, twice: false })
     }
 }
 

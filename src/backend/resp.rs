@@ -8,19 +8,20 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::exchange::Face;
-use super::{Access, Backend, Exchange, ExchangeSettings, Leases, Watch};
+use super::{Access, Backend, Exchange, ExchangeSettings, Leases, Route, Watch};
 #[cfg(feature = "tokio")]
 use super::{AsyncBackend, AsyncExchange, AsyncLeases};
 use crate::engine::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan::{self, Script};
 use crate::engine::replies::{Receive, Strings, Token};
+use crate::engine::slot::{self, Slots};
 use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::{Thread, now};
-use crate::key::Key;
+use crate::key::{Key, KeyBuf};
 use crate::request::{Batch, Found, HashExpiry, Lease};
 use crate::slice::Slice;
 use crate::stamp::Stamp;
@@ -31,7 +32,7 @@ impl<X: Exchange> Backend for X {
         // Apart from that of tasks, since a hit should not cost what a future does.
         let stamp = stamp_of(self, key);
         let mut one = One::default();
-        let exchanged = self.exchange(Access::Read, |out| plan::get(out, key, stamp), &mut one);
+        let exchanged = self.exchange(Access::Read, route(self, key), |out| plan::get(out, key, stamp), &mut one);
         match stamp {
             None => one.finish(exchanged, key),
             Some(stamp) => one.finish_stamped(exchanged, key, stamp, self),
@@ -90,6 +91,10 @@ impl<X: Exchange> Leases for X {
         now(is_leased::<Thread, X>(self, lock))
     }
 
+    fn lock_name(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        lock_name(self, prefix, key)
+    }
+
     fn watch(&self, lock: &[u8]) -> Option<Watch> {
         ExchangeSettings::watch(self, lock)
     }
@@ -101,7 +106,7 @@ impl<X: AsyncExchange> AsyncBackend for X {
     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let mut one = One::default();
         let write = |out: &mut Vec<u8>| plan::get(out, key, stamp_of(self, key));
-        let exchanged = self.exchange_async(Access::Read, write, &mut one).await;
+        let exchanged = self.exchange_async(Access::Read, route(self, key), write, &mut one).await;
         match stamp_of(self, key) {
             None => one.finish(exchanged, key),
             Some(stamp) => one.finish_stamped(exchanged, key, stamp, self),
@@ -178,6 +183,10 @@ impl<X: AsyncExchange> AsyncLeases for X {
         is_leased::<Task, X>(self, lock)
     }
 
+    fn lock_name_async(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        lock_name(self, prefix, key)
+    }
+
     fn watch_async(&self, lock: &[u8]) -> Option<Watch> {
         ExchangeSettings::watch(self, lock)
     }
@@ -193,11 +202,11 @@ async fn get_many<A: Face<X>, X: ExchangeSettings>(
     if keys.is_empty() {
         return Ok(());
     }
-    let groups = Groups::of(keys.len(), |at| keys[at]);
+    let groups = Groups::of(keys.len(), |at| keys[at], slots(server));
     let mut gather = Gather::new(&groups, found);
     let expiry = server.hash_expiry();
     let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Get, &groups, expiry, |at| keys[at]);
-    A::exchange(server, Access::Read, write, &mut gather)
+    A::exchange(server, Access::Read, route_all(server, keys.len(), || keys[0]), write, &mut gather)
         .await
         .and_then(|()| gather.finish())
         .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))?;
@@ -215,7 +224,7 @@ async fn set<A: Face<X>, X: ExchangeSettings>(
     let set = async {
         check_size(server, key, entry)?;
         let life = life(server, ttl);
-        store::<A, X>(server, |out, script| plan::set(out, script, key, entry, life)).await
+        store::<A, X>(server, route(server, key), |out, script| plan::set(out, script, key, entry, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {key}")))
 }
@@ -228,11 +237,12 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
     if batch.is_empty() {
         return Ok(());
     }
-    let groups = Groups::of(batch.len(), |at| batch.key(at));
+    let groups = Groups::of(batch.len(), |at| batch.key(at), slots(server));
     let set = async {
         check_sizes(server, batch)?;
         let life = life(server, ttl);
-        store::<A, X>(server, |out, script| write_batch(out, script, &groups, batch, life)).await
+        let route = route_all(server, batch.len(), || batch.key(0));
+        store::<A, X>(server, route, |out, script| write_batch(out, script, &groups, batch, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
 }
@@ -242,6 +252,7 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
 #[inline]
 async fn store<A: Face<X>, X: ExchangeSettings>(
     server: &X,
+    route: Route,
     write: impl Fn(&mut Vec<u8>, &mut Script) -> usize + Send + Sync,
 ) -> Result<(), Error> {
     let mut script = Script::Digest;
@@ -251,7 +262,7 @@ async fn store<A: Face<X>, X: ExchangeSettings>(
             let mut script = script;
             write(out, &mut script)
         };
-        A::exchange(server, Access::Write, write, &mut acknowledged).await?;
+        A::exchange(server, Access::Write, route, write, &mut acknowledged).await?;
         if script == Script::Text || !acknowledged.lacks_script() {
             return acknowledged.finish();
         }
@@ -263,16 +274,18 @@ async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_
     if keys.is_empty() {
         return Ok(());
     }
-    let groups = Groups::of(keys.len(), |at| keys[at]);
+    let groups = Groups::of(keys.len(), |at| keys[at], slots(server));
+    let route = route_all(server, keys.len(), || keys[0]);
     let mut acknowledged = Acknowledged::default();
     let expiry = server.hash_expiry();
     let write = |out: &mut Vec<u8>| write_groups(out, plan::Verb::Delete, &groups, expiry, |at| keys[at]);
-    A::exchange(server, Access::Write, write, &mut acknowledged).await.and_then(|()| acknowledged.finish()).map_err(
-        |error| match keys {
+    A::exchange(server, Access::Write, route, write, &mut acknowledged)
+        .await
+        .and_then(|()| acknowledged.finish())
+        .map_err(|error| match keys {
             [key] => error.during(format_args!("deleting {key}")),
             _ => error.during(format_args!("deleting {} keys", keys.len())),
-        },
-    )
+        })
 }
 
 async fn lease<A: Face<X>, X: ExchangeSettings>(
@@ -280,7 +293,7 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
     wanted: &[Lease<'_>],
     life: Duration,
 ) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
-    let groups = Groups::of(wanted.len(), |at| wanted[at].key);
+    let groups = Groups::of(wanted.len(), |at| wanted[at].key, slots(server));
     let mut found = Found::new();
     found.reset(wanted.len());
     let mut gather = Gather::new(&groups, &mut found);
@@ -304,7 +317,7 @@ async fn lease<A: Face<X>, X: ExchangeSettings>(
         }
         Ok(())
     };
-    A::exchange(server, Access::Write, write, &mut receive)
+    A::exchange(server, Access::Write, route_leases(server, wanted), write, &mut receive)
         .await
         .and_then(|()| failed.map_or(Ok(()), Err))
         .and_then(|()| gather.finish())
@@ -329,7 +342,7 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
     };
     let stamp = stamp_of(server, wanted.key);
     let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, stamp);
-    let exchanged = A::exchange(server, Access::Write, write, &mut receive).await;
+    let exchanged = A::exchange(server, Access::Write, route(server, wanted.key), write, &mut receive).await;
     let entry = one.finish(exchanged, wanted.key)?;
     let (Some(stamp), Some(stamped)) = (stamp, &entry) else { return Ok((is_ours, entry)) };
     if let Some(entry) = open(stamp, stamped.clone(), server.now()) {
@@ -343,7 +356,7 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
 async fn release<A: Face<X>, X: ExchangeSettings>(server: &X, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
     let mut released = Flags::default();
     let write = |out: &mut Vec<u8>| write_releases(out, held);
-    A::exchange(server, Access::Write, write, &mut released)
+    A::exchange(server, Access::Write, route_leases(server, held), write, &mut released)
         .await
         .and_then(|()| released.finish())
         .map_err(|error| error.during(Of("unlocking", held)))
@@ -357,7 +370,7 @@ async fn renew<A: Face<X>, X: ExchangeSettings>(
     let mut renewed = Flags::default();
     let write =
         |out: &mut Vec<u8>| held.iter().map(|lease| plan::renew(out, lease.lock, lease.token, life)).sum::<usize>();
-    A::exchange(server, Access::Write, write, &mut renewed)
+    A::exchange(server, Access::Write, route_leases(server, held), write, &mut renewed)
         .await
         .and_then(|()| renewed.finish())
         .map_err(|error| error.during(Of("renewing the lease of", held)))
@@ -372,7 +385,7 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
 ) -> Result<Vec<bool>, Error> {
     let mut acknowledged = Acknowledged::default();
     let mut released = Flags::default();
-    let groups = Groups::of(batch.len(), |at| batch.key(at));
+    let groups = Groups::of(batch.len(), |at| batch.key(at), slots(server));
     let life = life(server, ttl);
     // The writes come first and are only acknowledged; then each release says whether the lease was still held. One
     // closure tells the other, which runs later.
@@ -399,7 +412,7 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
     let store = async {
         check_sizes(server, batch)?;
         let access = if only_if_held { Access::Once } else { Access::Write };
-        A::exchange(server, access, write, &mut receive).await
+        A::exchange(server, access, route_leases(server, held), write, &mut receive).await
     };
     store
         .await
@@ -411,7 +424,8 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
 async fn is_leased<A: Face<X>, X: ExchangeSettings>(server: &X, lock: &[u8]) -> Result<bool, Error> {
     let mut leased = Flags::default();
     // The primary knows, so this is no read.
-    A::exchange(server, Access::Write, |out| plan::is_leased(out, lock), &mut leased)
+    let route = if server.is_cluster() { Route::Slot(slot::slot(lock, b"")) } else { Route::Keys };
+    A::exchange(server, Access::Write, route, |out| plan::is_leased(out, lock), &mut leased)
         .await
         .and_then(|()| leased.finish())
         .map(|leased| leased == [true])
@@ -547,6 +561,33 @@ fn open_all<'k>(
     let now = server.now();
     let fields = keys.enumerate().filter(|(_, key)| matches!(key, Key::Field { .. }));
     found.open(fields.map(|(at, _)| at), |entry| stamp.open(entry, now));
+}
+
+/// How the server's keys are divided, if it is a cluster.
+#[inline(always)]
+fn slots(server: &impl ExchangeSettings) -> Option<Slots> {
+    server.is_cluster().then(|| Slots { suffix: server.hash_expiry().stamp().map_or(b"", Stamp::suffix) })
+}
+
+/// Where a request about one entry goes.
+#[inline(always)]
+fn route(server: &impl ExchangeSettings, key: Key<'_>) -> Route {
+    slots(server).map_or(Route::Keys, |slots| Route::Slot(slots.of(key)))
+}
+
+/// Where a request about so many entries goes.
+#[inline]
+fn route_all<'k>(server: &impl ExchangeSettings, count: usize, first: impl FnOnce() -> Key<'k>) -> Route {
+    if count == 1 { route(server, first()) } else { Route::Keys }
+}
+
+/// The same for leases, which are where their entries are.
+fn route_leases(server: &impl ExchangeSettings, leases: &[Lease<'_>]) -> Route {
+    route_all(server, leases.len(), || leases[0].key)
+}
+
+fn lock_name(server: &impl ExchangeSettings, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+    slots(server).map_or_else(|| slot::lock_name(prefix, key), |slots| slots.lock_name(prefix, key))
 }
 
 /// The hash of a group, from its first member.

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::exchange::Face;
-use super::{Access, Exchange, ExchangeSettings};
+use super::{Access, Exchange, ExchangeSettings, Route};
 use crate::engine::batch::{server_error, unexpected};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
@@ -155,7 +155,7 @@ async fn ask<A: Face<X>, X: ExchangeSettings>(server: &X) -> Result<ServerInfo, 
         Ok(())
     };
     // The primary's limits are those of its replicas, most often.
-    A::exchange(server, Access::Write, plan::server_info, &mut receive)
+    A::exchange(server, Access::Write, Route::Primary(0), plan::server_info, &mut receive)
         .await
         .and_then(|()| refused.map_or(Ok(()), Err))
         .and_then(|()| {

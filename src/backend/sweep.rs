@@ -3,7 +3,7 @@
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::exchange::Face;
-use super::{Access, Exchange, ExchangeSettings};
+use super::{Access, Exchange, ExchangeSettings, Route};
 use crate::engine::batch::{server_error, unexpected};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
@@ -66,13 +66,16 @@ async fn sweep_all<A: Face<X>, X: ExchangeSettings>(server: &X, prefix: &[u8]) -
     };
     let swept = async {
         let pattern = pattern(prefix, stamp);
-        let (mut cursor, mut swept) = (b"0".to_vec(), Swept::default());
+        let (mut primary, mut cursor, mut swept) = (0, b"0".to_vec(), Swept::default());
         loop {
-            let hashes = scan::<A, X>(server, &mut cursor, &pattern).await?;
+            let hashes = scan::<A, X>(server, primary, &mut cursor, &pattern).await?;
             swept.hashes += hashes.len() as u64;
             swept.removed += sweep_hashes::<A, X>(server, &hashes, stamp).await?;
             if cursor == b"0" {
-                return Ok(swept);
+                primary += 1;
+                if primary >= server.primaries() {
+                    return Ok(swept);
+                }
             }
         }
     };
@@ -96,6 +99,7 @@ fn pattern(prefix: &[u8], stamp: Stamp) -> Vec<u8> {
 /// The next hashes, without what stands behind their names.
 async fn scan<A: Face<X>, X: ExchangeSettings>(
     server: &X,
+    primary: usize,
     cursor: &mut Vec<u8>,
     pattern: &[u8],
 ) -> Result<Vec<Vec<u8>>, Error> {
@@ -111,7 +115,8 @@ async fn scan<A: Face<X>, X: ExchangeSettings>(
         }
         Ok(())
     };
-    A::exchange(server, Access::Write, |out| plan::scan(out, cursor, pattern), &mut receive).await?;
+    A::exchange(server, Access::Write, Route::Primary(primary), |out| plan::scan(out, cursor, pattern), &mut receive)
+        .await?;
     refused.map_or(Ok(()), Err)?;
     *cursor = next.ok_or_else(|| Error::new(ErrorKind::Protocol, "the server's SCAN gave no cursor"))?;
     Ok(hashes)
@@ -142,6 +147,6 @@ async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
         let mut script = plan::Script::Text;
         hashes.iter().map(|hash| plan::sweep(out, &mut script, hash, stamp, at)).sum()
     };
-    A::exchange(server, Access::Write, write, &mut receive).await?;
+    A::exchange(server, Access::Write, Route::Keys, write, &mut receive).await?;
     refused.map_or(Ok(removed), Err)
 }

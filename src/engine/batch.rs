@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use crate::engine::chunk::Chunk;
 use crate::engine::replies::{Receive, Strings, Token};
+use crate::engine::slot::Slots;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::request::Found;
@@ -29,10 +30,14 @@ struct Group {
 }
 
 impl Groups {
-    /// Groups `count` keys.
-    pub(crate) fn of<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> Self {
+    /// Groups `count` keys; those of a cluster by their slots too.
+    pub(crate) fn of<'k>(count: usize, key: impl Fn(usize) -> Key<'k>, slots: Option<Slots>) -> Self {
         let mut groups = Groups { order: SmallVec::new(), groups: SmallVec::new() };
         if count == 0 {
+            return groups;
+        }
+        if let Some(slots) = slots {
+            groups.divide(count, key, slots);
             return groups;
         }
         if (0..count).all(|at| matches!(key(at), Key::Plain(_))) {
@@ -61,6 +66,21 @@ impl Groups {
         groups
     }
 
+    /// One group for each slot and hash, in the order of the slots: of these a server has long runs, so that its replies
+    /// come one behind the other.
+    fn divide<'k>(&mut self, count: usize, key: impl Fn(usize) -> Key<'k>, slots: Slots) {
+        let mut members: SmallVec<[(u16, u32); 128]> =
+            (0..count).zip(0_u32..).map(|(at, position)| (slots.of(key(at)), position)).collect();
+        let hash = |position: u32| hash_of(key(position as usize));
+        members.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| (hash(a.1), a.1).cmp(&(hash(b.1), b.1))));
+        let mut start = 0;
+        for of_one in members.chunk_by(|a, b| a.0 == b.0 && hash(a.1) == hash(b.1)) {
+            self.push(start, of_one.len());
+            start += of_one.len();
+        }
+        self.order.extend(members.iter().map(|(_, position)| *position));
+    }
+
     fn push(&mut self, mut start: usize, mut count: usize) {
         while count > 0 {
             let here = count.min(MOST_IN_COMMAND);
@@ -77,14 +97,18 @@ impl Groups {
     }
 }
 
+fn hash_of(key: Key<'_>) -> Option<&[u8]> {
+    match key {
+        Key::Plain(_) => None,
+        Key::Field { hash, .. } => Some(hash),
+    }
+}
+
 /// The group of each key, in order of first appearance, and how many keys each group has.
 fn assign<'k>(count: usize, key: impl Fn(usize) -> Key<'k>) -> (SmallVec<[u32; 128]>, SmallVec<[u32; 32]>) {
     /// Up to so many groups are searched one by one, which is faster than hashing.
     const FEW: usize = 8;
-    let name = |at: usize| match key(at) {
-        Key::Plain(_) => None,
-        Key::Field { hash, .. } => Some(hash),
-    };
+    let name = |at: usize| hash_of(key(at));
     let mut names: SmallVec<[Option<&[u8]>; 32]> = SmallVec::new();
     let mut counts: SmallVec<[u32; 32]> = SmallVec::new();
     let mut many: HashMap<Option<&[u8]>, u32, ahash::RandomState> = HashMap::default();
@@ -278,7 +302,7 @@ mod tests {
     }
 
     fn grouped(keys: &[Key<'_>]) -> Vec<Vec<usize>> {
-        Groups::of(keys.len(), |at| keys[at]).iter().map(Iterator::collect).collect()
+        Groups::of(keys.len(), |at| keys[at], None).iter().map(Iterator::collect).collect()
     }
 
     #[test]
@@ -298,7 +322,7 @@ mod tests {
         assert_eq!(groups.len(), 100);
         assert_eq!(groups[1][..3], [1, 101, 201]);
         assert_eq!(
-            Groups::of(25_000, |_| Key::Plain(b"k")).iter().map(|g| g.len()).collect::<Vec<_>>(),
+            Groups::of(25_000, |_| Key::Plain(b"k"), None).iter().map(|g| g.len()).collect::<Vec<_>>(),
             [10_000, 10_000, 5_000]
         );
     }
@@ -306,7 +330,7 @@ mod tests {
     #[test]
     fn answers_find_their_places() {
         let keys = [field("h", "1"), "a".into(), field("h", "2"), field("bad", "x"), "b".into()];
-        let groups = Groups::of(keys.len(), |at| keys[at]);
+        let groups = Groups::of(keys.len(), |at| keys[at], None);
         let mut found = Found::new();
         found.reset(keys.len());
         let mut gather = Gather::new(&groups, &mut found);
@@ -333,7 +357,7 @@ mod tests {
     #[test]
     fn answers_that_are_none() {
         let keys = [field("h", "1"), field("h", "2")];
-        let groups = Groups::of(keys.len(), |at| keys[at]);
+        let groups = Groups::of(keys.len(), |at| keys[at], None);
         for tokens in [
             &[Token::Array(3)][..],
             &[Token::Nil],

@@ -9,3 +9,4 @@ pub mod chunk;
 pub(crate) mod dogpile;
 pub(crate) mod plan;
 pub mod replies;
+pub(crate) mod slot;

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::Thread;
-use crate::key::{KeyBuf, hex};
+use crate::key::{Key, KeyBuf, hex};
 use crate::request::{Batch, Lease};
 
 /// Holds a [`RedisLock`](crate::RedisLock) until it is dropped, which releases it: in one round trip where its holder is a thread, and
@@ -187,6 +187,8 @@ pub(super) trait Face<B> {
 
     fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
 
+    fn lock_name(backend: &B, prefix: &[u8], key: Key<'_>) -> KeyBuf;
+
     /// What cannot be released ends by itself, and a lease that is gone need not be released.
     fn release(backend: &B, held: &[Lease<'_>]);
 
@@ -226,6 +228,10 @@ impl<B: Leases> Face<B> for Thread {
 
     fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
         ready(backend.set_many(batch, ttl))
+    }
+
+    fn lock_name(backend: &B, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        backend.lock_name(prefix, key)
     }
 
     fn release(backend: &B, held: &[Lease<'_>]) {
@@ -272,6 +278,10 @@ impl<B: AsyncLeases> Face<B> for Task {
 
     fn set_many(backend: &B, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
         backend.set_many_async(batch, ttl)
+    }
+
+    fn lock_name(backend: &B, prefix: &[u8], key: Key<'_>) -> KeyBuf {
+        backend.lock_name_async(prefix, key)
     }
 
     fn release(backend: &B, held: &[Lease<'_>]) {

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::{Thread, now};
-use crate::key::{Key, KeyBuf};
+use crate::key::Key;
 use crate::request::Batch;
 
 /// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
@@ -92,24 +92,16 @@ impl<P> RedisLock<P> {
     pub fn when_lost<Q: LostLease>(self, policy: Q) -> RedisLock<Q> {
         RedisLock { prefix: self.prefix, life: self.life, reads: self.reads, policy }
     }
-
-    /// The Redis key of the lock on `key`.
-    fn name(&self, key: Key<'_>) -> KeyBuf {
-        let mut name = KeyBuf::new();
-        name.push(&self.prefix);
-        name.push(key.server_key());
-        if let Key::Field { field, .. } = key {
-            name.push(b",");
-            name.push(field);
-        }
-        name
-    }
 }
 
 impl<P: LostLease> RedisLock<P> {
     /// Locks for `keys`, which are about to be asked for.
     fn guards<A: Face<B>, B: Clone>(&self, backend: &B, keys: &[Key<'_>]) -> Result<Guards<B>, Error> {
-        Guards::new::<A>(backend, self.life, keys.iter().map(|key| (self.name(*key), key.to_buf())))
+        Guards::new::<A>(
+            backend,
+            self.life,
+            keys.iter().map(|key| (A::lock_name(backend, &self.prefix, *key), key.to_buf())),
+        )
     }
 
     async fn lock_and_read<A: Face<B>, B: Clone>(
@@ -215,11 +207,11 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
     }
 
     fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
-        backend.watch(self.name(key).as_key().server_key())
+        backend.watch(backend.lock_name(&self.prefix, key).as_key().server_key())
     }
 
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
-        backend.is_leased(self.name(key).as_key().server_key())
+        backend.is_leased(backend.lock_name(&self.prefix, key).as_key().server_key())
     }
 }
 
@@ -258,23 +250,10 @@ impl<B: AsyncLeases, P: LostLease> AsyncLock<B> for RedisLock<P> {
     }
 
     fn watch_async(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
-        backend.watch_async(self.name(key).as_key().server_key())
+        backend.watch_async(backend.lock_name_async(&self.prefix, key).as_key().server_key())
     }
 
     async fn is_locked_async(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
-        backend.is_leased_async(self.name(key).as_key().server_key()).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn locks_are_named_as_the_reference_names_them() {
-        let lock = RedisLock::new();
-        assert_eq!(lock.name(Key::from("k")).to_string(), "_lok.k");
-        assert_eq!(lock.name(Key::from(("a", "b"))).to_string(), "_lok.a,b");
-        assert_eq!(lock.prefix("_lock").name(Key::from("k")).to_string(), "_lockk");
+        backend.is_leased_async(backend.lock_name_async(&self.prefix, key).as_key().server_key()).await
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Random;
 use crate::backend::redis::watches::{Keeps, Name, Watches, Watching};
-use crate::backend::{Access, AsyncExchange, ExchangeSettings, Watch};
+use crate::backend::{Access, AsyncExchange, ExchangeSettings, Route, Watch};
 use crate::engine::chunk::Chunk;
 use crate::engine::plan;
 use crate::engine::replies::{Messages, Receive, Replies, Token};
@@ -382,6 +382,7 @@ impl AsyncExchange for Handle {
     async fn exchange_async(
         &self,
         access: Access,
+        _: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {

@@ -129,13 +129,13 @@ impl Wire for Connection {
     }
 
     #[inline]
-    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+    fn send(&mut self) -> Result<(), Failed> {
+        self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))
+    }
+
+    #[inline]
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let mut untouched = true;
-        let fail = |error: Error, untouched: bool| {
-            let broke_early = untouched && error.kind() == ErrorKind::Connection;
-            Failed { error, broke_early }
-        };
-        self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))?;
         self.replies.expect(replies);
         let mut patience = Patience::new();
         let mut missing = 1;
@@ -169,6 +169,13 @@ impl Wire for Connection {
             }
         }
     }
+}
+
+/// Of an exchange of whose replies nothing was handed on, or something.
+#[cold]
+fn fail(error: Error, untouched: bool) -> Failed {
+    let broke_early = untouched && error.kind() == ErrorKind::Connection;
+    Failed { error, broke_early }
 }
 
 /// What was read. It goes into a piece of memory that was written before, as safe code needs, and what is kept of it is

@@ -8,6 +8,7 @@ mod incoming;
 #[cfg(feature = "tokio")]
 mod link;
 mod listener;
+mod node;
 #[cfg(feature = "tokio")]
 mod pipeline;
 #[cfg(feature = "tokio")]
@@ -23,16 +24,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::config::Server;
-use self::connection::{Connection, Limits};
-#[cfg(feature = "tokio")]
-use self::link::Links;
-use self::listener::Listener;
+use self::connection::Limits;
+use self::node::Node;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
-use super::pool::Pool;
-use super::{Access, Exchange, ExchangeSettings, Watch};
+use super::{Access, Exchange, ExchangeSettings, Route, Watch};
 use crate::engine::batch::Acknowledged;
 #[cfg(feature = "tokio")]
 use crate::engine::chunk::Chunk;
@@ -81,16 +79,6 @@ struct Shared {
     limits: Limits,
     hash_expiry: HashExpiry,
     clock: Clock,
-    listener: Listener,
-}
-
-/// A server and the connections to it.
-struct Node {
-    server: Server,
-    /// Boxed, since they move in and out with every request.
-    pool: Pool<Box<Connection>>,
-    #[cfg(feature = "tokio")]
-    links: Links,
 }
 
 /// What tasks get while there is no connection.
@@ -144,7 +132,7 @@ impl Redis {
     pub fn ping(&self) -> Result<(), Error> {
         for access in [Access::Write, Access::Read] {
             let mut answer = Acknowledged::default();
-            self.exchange(access, plan::ping, &mut answer)?;
+            self.exchange(access, Route::Primary(0), plan::ping, &mut answer)?;
             answer.finish()?;
         }
         Ok(())
@@ -158,7 +146,7 @@ impl Redis {
     pub async fn ping_async(&self) -> Result<(), Error> {
         for access in [Access::Write, Access::Read] {
             let mut answer = Acknowledged::default();
-            self.exchange_async(access, plan::ping, &mut answer).await?;
+            self.exchange_async(access, Route::Primary(0), plan::ping, &mut answer).await?;
             answer.finish()?;
         }
         Ok(())
@@ -177,11 +165,11 @@ impl Exchange for Redis {
     fn exchange(
         &self,
         access: Access,
-        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        _: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        let node = self.node(access);
-        node.pool.exchange(access, || Connection::open(&node.server, self.0.limits).map(Box::new), write, receive)
+        self.node(access).exchange(access, write, receive)
     }
 }
 
@@ -199,35 +187,30 @@ impl ExchangeSettings for Redis {
     }
 
     fn watch(&self, lock: &[u8]) -> Option<Watch> {
-        self.0.listener.watch(lock)
+        self.0.writer.watch(lock)
     }
 }
 
 #[cfg(feature = "tokio")]
 impl AsyncExchange for Redis {
     #[inline]
-    async fn exchange_async(
+    fn exchange_async(
         &self,
         access: Access,
+        _: Route,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
-    ) -> Result<(), Error> {
-        let link = self.node(access).links.here()?;
-        let replied = match link.request(&write).await {
-            Ok(Ok(replied)) => replied,
-            // Boxed, since it is seldom needed, and its size would be part of every request's.
-            other => Box::pin(link.request_again(access, write, other)).await?,
-        };
-        replied.read(self.0.limits.max_entry, receive).inspect_err(|error| link.pipeline.doubt(error))
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        self.node(access).exchange_async(access, write, receive)
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        let Some(written) = self.0.writer.links.send(write) else { return };
+        let Some(written) = self.0.writer.send(write) else { return };
         // The connection broke, which is no reason for a lease to stay.
         let redis = self.clone();
         tokio::spawn(async move {
             let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-            let _ = redis.exchange_async(Access::Write, |out| written.again(out), &mut ignore).await;
+            let _ = redis.exchange_async(Access::Write, Route::Keys, |out| written.again(out), &mut ignore).await;
         });
     }
 }
@@ -359,17 +342,10 @@ impl RedisBuilder {
             let server = Server::parse(url)?;
             #[cfg(feature = "tls")]
             let server = Server::parse_secure(url, self.tls.as_ref())?;
-            Ok(Node {
-                #[cfg(feature = "tokio")]
-                links: Links::new(&server, self.limits),
-                server,
-                pool: Pool::new(self.connections, self.limits.response, self.limits.max_pause),
-            })
+            Ok(Node::new(server, self.connections, self.limits))
         };
-        let writer = node(&self.writer)?;
         Ok(Redis(Arc::new(Shared {
-            listener: Listener::new(&writer.server, self.limits),
-            writer,
+            writer: node(&self.writer)?,
             reader: self.reader.as_deref().map(node).transpose()?,
             limits: self.limits,
             hash_expiry: self.hash_expiry,

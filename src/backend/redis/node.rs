@@ -1,0 +1,94 @@
+//! [`Node`]: a server, and the connections to it.
+
+use super::config::Server;
+use super::connection::{Connection, Limits};
+#[cfg(feature = "tokio")]
+use super::link::{Links, Written};
+use super::listener::Listener;
+use crate::backend::pool::{Begun, Pool};
+use crate::backend::{Access, Watch};
+use crate::engine::replies::Receive;
+use crate::error::Error;
+
+/// A server and the connections to it, each opened when it is needed.
+pub(super) struct Node {
+    pub(super) server: Server,
+    limits: Limits,
+    /// Boxed, since they move in and out with every request.
+    pool: Pool<Box<Connection>>,
+    #[cfg(feature = "tokio")]
+    links: Links,
+    listener: Listener,
+}
+
+impl Node {
+    /// A server, and how many connections threads may have to it.
+    pub(super) fn new(server: Server, connections: usize, limits: Limits) -> Self {
+        Node {
+            #[cfg(feature = "tokio")]
+            links: Links::new(&server, limits),
+            listener: Listener::new(&server, limits),
+            pool: Pool::new(connections, limits.response, limits.max_pause),
+            server,
+            limits,
+        }
+    }
+
+    /// As [`Exchange::exchange`](crate::Exchange::exchange).
+    #[inline]
+    pub(super) fn exchange(
+        &self,
+        access: Access,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        self.pool.exchange(access, || self.connect(), write, receive)
+    }
+
+    /// Sends commands, whose replies are to be received by [`Begun::finish`].
+    pub(super) fn begin(
+        &self,
+        access: Access,
+        write: impl FnOnce(&mut Vec<u8>) -> usize,
+    ) -> Result<Begun<'_, Box<Connection>>, Error> {
+        self.pool.begin(access, || self.connect(), write)
+    }
+
+    /// Receives the replies to what was begun.
+    pub(super) fn finish(&self, begun: Begun<'_, Box<Connection>>, receive: &mut impl Receive) -> Result<(), Error> {
+        begun.finish(|| self.connect(), receive)
+    }
+
+    fn connect(&self) -> Result<Box<Connection>, Error> {
+        Connection::open(&self.server, self.limits).map(Box::new)
+    }
+
+    /// As [`AsyncExchange::exchange_async`](crate::AsyncExchange::exchange_async).
+    #[cfg(feature = "tokio")]
+    #[inline]
+    pub(super) async fn exchange_async(
+        &self,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let link = self.links.here()?;
+        let replied = match link.request(&write).await {
+            Ok(Ok(replied)) => replied,
+            // Boxed, since it is seldom needed, and its size would be part of every request's.
+            other => Box::pin(link.request_again(access, write, other)).await?,
+        };
+        replied.read(self.limits.max_entry, receive).inspect_err(|error| link.pipeline.doubt(error))
+    }
+
+    /// As [`AsyncExchange::send`](crate::AsyncExchange::send); gives back what could not be sent and still may.
+    #[cfg(feature = "tokio")]
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<Written> {
+        self.links.send(write)
+    }
+
+    /// As [`Leases::watch`](crate::Leases::watch).
+    pub(super) fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        self.listener.watch(lock)
+    }
+}
