@@ -40,8 +40,8 @@ pub use backend::Memory;
 #[cfg(feature = "tls")]
 pub use backend::Tls;
 pub use backend::{
-    Access, Backend, Exchange, ExchangeSettings, Leases, Redis, RedisBuilder, Route, ServerInfo, ServerName, Swept,
-    Watch, sweep,
+    Access, Backend, Cluster, ClusterNodes, Exchange, ExchangeSettings, Leases, OneServer, ReadFrom, Redis,
+    RedisBuilder, Route, ServerInfo, ServerName, Swept, Watch, sweep,
 };
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};

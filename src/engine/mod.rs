@@ -9,4 +9,5 @@ pub mod chunk;
 pub(crate) mod dogpile;
 pub(crate) mod plan;
 pub mod replies;
+pub(crate) mod route;
 pub(crate) mod slot;

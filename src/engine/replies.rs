@@ -72,6 +72,14 @@ pub struct Strings<'a> {
     max_bulk: usize,
 }
 
+impl Strings<'_> {
+    /// How many there may be at most.
+    #[inline(always)]
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+}
+
 impl<'a> Iterator for Strings<'a> {
     type Item = &'a [u8];
 

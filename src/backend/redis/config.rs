@@ -17,6 +17,8 @@ pub(super) struct Server {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: u32,
+    /// Whether it is a replica of a cluster that is to be read from.
+    pub(super) is_read: bool,
     /// What encrypts the connection, if that is wanted.
     #[cfg(feature = "tls")]
     pub(super) secure: Option<Secure>,
@@ -84,9 +86,20 @@ impl Server {
             user: None,
             password: None,
             db: 0,
+            is_read: false,
             #[cfg(feature = "tls")]
             secure: None,
         }
+    }
+
+    /// The server at another place, which is told the same.
+    pub(super) fn at_host(&self, host: &str, port: u16) -> Result<Self, Error> {
+        Ok(Server {
+            address: Address::Tcp(host.to_owned(), port),
+            #[cfg(feature = "tls")]
+            secure: self.secure.as_ref().map(|secure| secure.for_host(host)).transpose()?,
+            ..self.clone()
+        })
     }
 
     fn tcp(url: &Url) -> Result<Self, Error> {

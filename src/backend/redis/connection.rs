@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 #[cfg(feature = "tls")]
 use rustls::{ClientConnection, StreamOwned};
 
+use super::answer::{Answer, Answers};
 use super::config::{Address, Server};
 use super::handshake::{Ask, Refusal, introduce};
 #[cfg(feature = "tls")]
@@ -78,6 +79,15 @@ impl Connection {
         }
         now(connection.ask(plan::track))?.map_err(|refused| server_error(&refused))?;
         Ok(connection.stream)
+    }
+
+    /// Sends commands that are seldom sent, and waits for so many answers.
+    pub(super) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<Vec<Answer>, Error> {
+        let mut answers = Answers::default();
+        self.output.clear();
+        let replies = write(&mut self.output);
+        self.exchange(replies, &mut answers).map_err(|failed| failed.error)?;
+        Ok(answers.finish())
     }
 
     /// A new connection, and whether it speaks RESP3.

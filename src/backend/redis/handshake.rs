@@ -62,6 +62,10 @@ pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
         let answer = connection.ask(|out| plan::select(out, server.db)).await?;
         answer.map_err(|refused| refusal(&refused, "database"))?;
     }
+    if server.is_read {
+        let answer = connection.ask(plan::read_only).await?;
+        answer.map_err(|refused| refusal(&refused, "wish to read from a replica"))?;
+    }
     Ok(speaks_resp3)
 }
 

@@ -1,5 +1,8 @@
 //! [`Redis`]: a Redis or Valkey server over our own sockets.
 
+mod answer;
+mod builder;
+mod cluster;
 mod config;
 mod connection;
 mod handshake;
@@ -17,13 +20,14 @@ mod serving;
 mod stream;
 #[cfg(feature = "tls")]
 mod tls;
+mod topology;
 pub(crate) mod watches;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use self::config::Server;
+pub use self::builder::{OneServer, RedisBuilder};
+pub use self::cluster::{Cluster, ClusterNodes, ReadFrom};
 use self::connection::Limits;
 use self::node::Node;
 #[cfg(feature = "tls")]
@@ -39,7 +43,7 @@ use crate::engine::replies::Receive;
 #[cfg(feature = "tokio")]
 use crate::engine::replies::Token;
 use crate::entry::{Clock, Timestamp};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::request::HashExpiry;
 
 /// Entries in a Redis or Valkey server, over connections of our own.
@@ -56,8 +60,7 @@ use crate::request::HashExpiry;
 /// [`LazyMap`](crate::codec::LazyMap)) keeps 16 KiB of that memory or so, shared with its neighbours.
 ///
 /// ```no_run
-/// use std::time::Duration;
-/// use dogpile::{HashExpiry, Redis};
+/// /// use dogpile::{HashExpiry, Redis};
 ///
 /// let redis = Redis::open("redis://127.0.0.1:6379/0")?;
 ///
@@ -106,23 +109,7 @@ impl Redis {
 
     /// A server at a URL, with settings.
     pub fn builder(url: &str) -> RedisBuilder {
-        RedisBuilder {
-            writer: url.into(),
-            reader: None,
-            connections: 16,
-            limits: Limits {
-                connect: Duration::from_secs(1),
-                response: Duration::from_secs(1),
-                max_entry: 512 * 1024 * 1024,
-                max_pause: Duration::from_secs(1),
-                #[cfg(feature = "tokio")]
-                shared: link::Sharing::default(),
-            },
-            hash_expiry: HashExpiry::default(),
-            clock: Clock::system(),
-            #[cfg(feature = "tls")]
-            tls: None,
-        }
+        RedisBuilder::new(url)
     }
 
     /// Asks every server whether it is there, over the connections that requests use.
@@ -223,144 +210,6 @@ impl fmt::Debug for Redis {
             .field("reader", &self.0.reader.as_ref().map(|node| &node.server))
             .field("limits", &self.0.limits)
             .field("hash_expiry", &self.0.hash_expiry)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Settings of a [`Redis`].
-#[must_use]
-#[derive(Clone)]
-pub struct RedisBuilder {
-    writer: String,
-    reader: Option<String>,
-    connections: usize,
-    limits: Limits,
-    hash_expiry: HashExpiry,
-    clock: Clock,
-    #[cfg(feature = "tls")]
-    tls: Option<Tls>,
-}
-
-impl RedisBuilder {
-    /// Another server to read from, such as a replica. Its entries may lag behind; locks are always asked for at the
-    /// first. Default: none.
-    pub fn reader(mut self, url: &str) -> Self {
-        self.reader = Some(url.into());
-        self
-    }
-
-    /// Whom `rediss://` URLs trust, and who we are to their servers. Default: [`Tls::system`].
-    #[cfg(feature = "tls")]
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
-        self
-    }
-
-    /// The most connections to open to each server. A caller that finds all in use waits for one, up to the response
-    /// timeout. Default: 16.
-    pub fn connections(mut self, most: usize) -> Self {
-        self.connections = most;
-        self
-    }
-
-    /// How long connecting may take, without looking up the host's name. Default: 1 s.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.connect = timeout;
-        self
-    }
-
-    /// How long the server may take to answer, and a request to be sent. A large entry may take longer, as long as a
-    /// MiB of it moves within each such time. Default: 1 s.
-    pub fn response_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.response = timeout;
-        self
-    }
-
-    /// How long fields of hashes live. Default: [`HashExpiry::OnCreate`].
-    pub fn hash_expiry(mut self, expiry: HashExpiry) -> Self {
-        self.hash_expiry = expiry;
-        self
-    }
-
-    /// Where [stamps](HashExpiry::Stamped) of fields read the time. Default: the system's clock.
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// The largest entry in bytes, to write and to read. Larger ones are refused before they are sent, and an answer
-    /// with a larger one is an error. Default: 512 MiB, which is also the servers' own.
-    pub fn max_entry(mut self, bytes: usize) -> Self {
-        self.limits.max_entry = bytes;
-        self
-    }
-
-    /// How many requests of tasks may be under way on one connection. Whoever comes when there are so many waits for
-    /// room, up to the connect and response timeouts together. Default: 1024.
-    #[cfg(feature = "tokio")]
-    pub fn in_flight(mut self, most: usize) -> Self {
-        self.limits.shared.in_flight = most;
-        self
-    }
-
-    /// What tasks get while there is no connection. Default: [`WhileDown::Fail`].
-    #[cfg(feature = "tokio")]
-    pub fn while_down(mut self, what: WhileDown) -> Self {
-        self.limits.shared.while_down = what;
-        self
-    }
-
-    /// The longest pause before a server is tried again that could not be reached, or did not answer; until then nobody
-    /// waits for it, and each request fails at once. Pauses begin at 10 ms and double with each attempt that fails, less up
-    /// to a half at random. Default: 1 s.
-    pub fn max_pause(mut self, pause: Duration) -> Self {
-        self.limits.max_pause = pause;
-        self
-    }
-
-    /// The backend. Connects to nothing yet.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use, and for zero connections, requests under way or timeouts.
-    pub fn build(self) -> Result<Redis, Error> {
-        let zero = |what| Err(Error::new(ErrorKind::Config, format!("the {what} of a Redis backend must not be zero")));
-        if self.connections == 0 {
-            return zero("number of connections");
-        }
-        if self.limits.connect.is_zero() {
-            return zero("connect timeout");
-        }
-        if self.limits.response.is_zero() {
-            return zero("response timeout");
-        }
-        #[cfg(feature = "tokio")]
-        if self.limits.shared.in_flight == 0 {
-            return zero("number of requests under way");
-        }
-        let node = |url: &str| -> Result<Node, Error> {
-            #[cfg(not(feature = "tls"))]
-            let server = Server::parse(url)?;
-            #[cfg(feature = "tls")]
-            let server = Server::parse_secure(url, self.tls.as_ref())?;
-            Ok(Node::new(server, self.connections, self.limits))
-        };
-        Ok(Redis(Arc::new(Shared {
-            writer: node(&self.writer)?,
-            reader: self.reader.as_deref().map(node).transpose()?,
-            limits: self.limits,
-            hash_expiry: self.hash_expiry,
-            clock: self.clock,
-        })))
-    }
-}
-
-/// Shows no URL, since it may hold a password.
-impl fmt::Debug for RedisBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisBuilder")
-            .field("connections", &self.connections)
-            .field("limits", &self.limits)
-            .field("hash_expiry", &self.hash_expiry)
             .finish_non_exhaustive()
     }
 }

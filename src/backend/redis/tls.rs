@@ -93,7 +93,7 @@ impl Tls {
     /// What each connection to a host needs.
     pub(super) fn for_host(&self, host: &str) -> Result<Secure, Error> {
         let name = self.server_name.clone().map_or_else(|| name_of(host), Ok)?;
-        Ok(Secure { config: self.config()?, name })
+        Ok(Secure { config: self.config()?, name, is_for_all: self.server_name.is_some() })
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, Error> {
@@ -127,6 +127,16 @@ impl fmt::Debug for Tls {
 pub(super) struct Secure {
     pub(super) config: Arc<ClientConfig>,
     pub(super) name: ServerName<'static>,
+    /// Whether the name is that of all hosts.
+    is_for_all: bool,
+}
+
+impl Secure {
+    /// The same for another host.
+    pub(super) fn for_host(&self, host: &str) -> Result<Self, Error> {
+        let name = if self.is_for_all { self.name.clone() } else { name_of(host)? };
+        Ok(Secure { config: Arc::clone(&self.config), name, is_for_all: self.is_for_all })
+    }
 }
 
 fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -239,6 +239,25 @@ pub(crate) fn ping(out: &mut Vec<u8>) -> usize {
     1
 }
 
+/// The next command is about a slot that is on its way to this server.
+pub(crate) fn asking(out: &mut Vec<u8>) -> usize {
+    command(out, "ASKING", 1);
+    1
+}
+
+/// This connection may read from a replica of a cluster.
+pub(crate) fn read_only(out: &mut Vec<u8>) -> usize {
+    command(out, "READONLY", 1);
+    1
+}
+
+/// Which slots are at which servers.
+pub(crate) fn cluster_slots(out: &mut Vec<u8>) -> usize {
+    command(out, "CLUSTER", 2);
+    argument(out, b"SLOTS");
+    1
+}
+
 /// `SELECT` a database.
 pub(crate) fn select(out: &mut Vec<u8>, db: u32) -> usize {
     command(out, "SELECT", 2);

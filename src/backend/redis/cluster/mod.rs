@@ -1,0 +1,354 @@
+//! [`Cluster`]: the servers of a Redis or Valkey cluster over our own sockets.
+
+mod map;
+mod split;
+
+use std::fmt;
+use std::sync::Arc;
+
+use self::map::{Map, Nodes, Target};
+use self::split::split;
+use super::builder::{RedisBuilder, Settings};
+use super::config::Address;
+use super::topology::Topology;
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncExchange;
+use crate::backend::{Access, Exchange, ExchangeSettings, Route, Watch};
+use crate::engine::batch::Acknowledged;
+use crate::engine::plan;
+use crate::engine::replies::Receive;
+use crate::engine::route::{Errands, Redirect, UpToRedirect};
+use crate::engine::slot::slot;
+use crate::entry::Timestamp;
+use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tokio")]
+use crate::face::Task;
+use crate::face::{Thread, now};
+use crate::request::HashExpiry;
+
+/// Entries in a Redis or Valkey cluster, over connections of our own. As [`Redis`](crate::Redis), whose promises hold
+/// here too: a hit is one round trip and allocates nothing.
+///
+/// Each key belongs to one of 16,384 slots, by what stands in it between `{` and `}`, or by all of it, and each slot to
+/// a server: `{user-15}|posts` and `{user-15}|name` are at the same one. All fields of a hash are where the hash is.
+/// Requests for many keys are divided by server, sent to all of these before the first answer is waited for, and
+/// answered in the caller's order.
+///
+/// The lock on an entry must be where the entry is. [`Leases::lock_name`](crate::Leases::lock_name) says how it is named
+/// for that: `_lok.{user-15}` for the key `user-15`, and `_lok.{user-15}|posts`, the name that the reference has for it
+/// too, for `{user-15}|posts`. So a cluster's locks are shared with Python where keys have hash tags.
+///
+/// Where the slots are is asked when it is first needed, and again, by a thread that is there only for that, when a
+/// server says that a slot has moved, or cannot be reached. Redirections (`MOVED`, `ASK`, `TRYAGAIN`) are followed. While
+/// a primary is down, what is asked of its slots fails at once, as with one server that is down, and a region creates by
+/// itself; when a replica has taken its place, entries are found again.
+///
+/// ```no_run
+/// use dogpile::{Cluster, ReadFrom, Redis, RedisLock, Region};
+///
+/// let cluster = Cluster::open(["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"])?;
+///
+/// let cluster = Cluster::builder(["rediss://:password@cache.example:7000"])
+///     .read_from(ReadFrom::Replicas)
+///     .connections(8)
+///     .build()?;
+/// let region = Region::builder(cluster).lock(RedisLock::new()).build()?;
+/// # let _: Region<_, _, _, _> = region;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Cluster(Arc<Shared>);
+
+struct Shared {
+    topology: Topology<Nodes>,
+    settings: Settings,
+    read_from: ReadFrom,
+}
+
+/// Which servers reads go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReadFrom {
+    /// The primaries. The default.
+    #[default]
+    Primaries,
+    /// The replicas, in turn; their primary where none of them can be asked. Entries may lag behind what was stored, by
+    /// as long as replication takes. Locks, and what is read under them, are asked for at the primaries.
+    Replicas,
+}
+
+/// What a [`Cluster`] is built over.
+#[derive(Clone)]
+pub struct ClusterNodes {
+    urls: Vec<String>,
+    read_from: ReadFrom,
+}
+
+impl Cluster {
+    /// The cluster that these servers are part of, with everything else at its default. One that can be reached is
+    /// enough; the others are asked when it is down. URLs are as in [`Redis::open`](crate::Redis::open), but without a
+    /// database and not of sockets; user, password and TLS are those of the first for all servers.
+    ///
+    /// Nothing is connected yet; [`Cluster::ping`] does that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when a URL is of no use, or there is none; the message does not repeat it.
+    pub fn open<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Result<Self, Error> {
+        Self::builder(urls).build()
+    }
+
+    /// A cluster, with settings.
+    pub fn builder<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> RedisBuilder<ClusterNodes> {
+        let urls = urls.into_iter().map(Into::into).collect();
+        RedisBuilder::over(ClusterNodes { urls, read_from: ReadFrom::default() })
+    }
+
+    /// Asks every server that requests go to whether it is there.
+    ///
+    /// # Errors
+    /// When one cannot be reached, refuses us, or does not answer in time.
+    pub fn ping(&self) -> Result<(), Error> {
+        for node in self.0.topology.known()?.nodes() {
+            let mut answer = Acknowledged::default();
+            node.exchange(Access::Read, plan::ping, &mut answer)?;
+            answer.finish()?;
+        }
+        Ok(())
+    }
+
+    /// As [`Cluster::ping`], over the connections that tasks share.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "tokio")]
+    pub async fn ping_async(&self) -> Result<(), Error> {
+        for node in self.0.topology.known_async().await?.nodes() {
+            let mut answer = Acknowledged::default();
+            node.exchange_async(Access::Read, plan::ping, &mut answer).await?;
+            answer.finish()?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// What follows when a server said to go elsewhere, or could not be asked: where to go, if anywhere.
+    #[cold]
+    fn elsewhere(&self, target: &Target<'_>, said: Result<Redirect, Error>) -> Result<Redirect, Error> {
+        let address = &target.node().server.address;
+        match said {
+            Ok(redirect) => {
+                if let (Redirect::Primary, Target::Replica(replica)) = (&redirect, target) {
+                    replica.shun(self.settings.limits.max_pause);
+                }
+                self.topology.doubt();
+                Ok(redirect.said_by(host(address)))
+            }
+            Err(error) if is_out_of_reach(&error) => {
+                self.topology.doubt();
+                if let Target::Replica(replica) = target {
+                    replica.shun(self.settings.limits.max_pause);
+                    // Who has waited for one answer in vain does not wait for another.
+                    if error.kind() != ErrorKind::Timeout {
+                        return Ok(Redirect::Primary);
+                    }
+                }
+                Err(error.during(format_args!("asking {address}")))
+            }
+            Err(error) => Err(error.during(format_args!("asking {address}"))),
+        }
+    }
+
+    /// The primary of a number.
+    fn primary(map: &Map, number: usize) -> Result<&Arc<super::node::Node>, Error> {
+        let none = || Error::new(ErrorKind::Config, format!("the cluster has no primary of the number {number}"));
+        map.primaries().nth(number).ok_or_else(none)
+    }
+}
+
+fn is_out_of_reach(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+}
+
+fn host(address: &Address) -> &str {
+    match address {
+        Address::Tcp(host, _) => host,
+        Address::Unix(_) => "",
+    }
+}
+
+#[cold]
+fn nobody(slot: u16) -> Error {
+    Error::new(ErrorKind::Server, format!("no server of the cluster has the slot {slot}"))
+}
+
+impl Exchange for Cluster {
+    #[inline]
+    fn exchange(
+        &self,
+        access: Access,
+        route: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        let shared = &*self.0;
+        let view = shared.topology.view();
+        let known;
+        let map = match &*view {
+            Some(map) => map,
+            None => {
+                known = shared.topology.known()?;
+                &known
+            }
+        };
+        let (skip, redirect) = match route {
+            // What goes once must not be sent again as a whole.
+            Route::Slot(slot) if access != Access::Once => {
+                let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
+                let mut up_to = UpToRedirect::new(receive, target.is_replica());
+                let result = target.node().exchange(access, &write, &mut up_to);
+                let said = match (result, up_to.redirect) {
+                    (Ok(()), None) => return Ok(()),
+                    (Ok(()), Some(redirect)) => Ok(redirect),
+                    (Err(error), _) => Err(error),
+                };
+                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+            }
+            Route::Primary(number) => return Shared::primary(map, number)?.exchange(access, write, receive),
+            _ => (0, None),
+        };
+        let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
+        now(split::<Thread>(shared, access, errands))?.hand_on(receive)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl AsyncExchange for Cluster {
+    async fn exchange_async(
+        &self,
+        access: Access,
+        route: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let shared = &*self.0;
+        let view = shared.topology.view().clone();
+        let map = match view {
+            Some(map) => map,
+            None => shared.topology.known_async().await?,
+        };
+        let (skip, redirect) = match route {
+            Route::Slot(slot) if access != Access::Once => {
+                let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
+                let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
+                let result = target.node().exchange_async(access, &write, &mut up_to).await;
+                let said = match (result, up_to.redirect) {
+                    (Ok(()), None) => return Ok(()),
+                    (Ok(()), Some(redirect)) => Ok(redirect),
+                    (Err(error), _) => Err(error),
+                };
+                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+            }
+            Route::Primary(number) => {
+                return Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
+            }
+            _ => (0, None),
+        };
+        let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
+        Box::pin(split::<Task>(shared, access, errands)).await?.hand_on(receive)
+    }
+
+    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        let view = self.0.topology.view();
+        // Who knows of no servers has asked none of them for anything.
+        let (Some(map), Some(errands)) = (&*view, Errands::once(write)) else { return };
+        for (node, numbers) in split::parts(map, &errands) {
+            let Some(written) = node.send(|out| errands.write(out, &numbers)) else { continue };
+            // The connection broke, which is no reason for a lease to stay.
+            let cluster = self.clone();
+            tokio::spawn(async move {
+                let mut ignore = Acknowledged::default();
+                let write = |out: &mut Vec<u8>| written.again(out);
+                let _ = cluster.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
+            });
+        }
+    }
+}
+
+impl ExchangeSettings for Cluster {
+    fn hash_expiry(&self) -> HashExpiry {
+        self.0.settings.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        self.0.settings.limits.max_entry
+    }
+
+    #[inline(always)]
+    fn is_cluster(&self) -> bool {
+        true
+    }
+
+    fn primaries(&self) -> usize {
+        self.0.topology.view().as_ref().map_or(1, |map| map.primaries().len())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.settings.clock.now()
+    }
+
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        let view = self.0.topology.view();
+        view.as_ref()?.target(slot(lock, b""), Access::Write)?.node().watch(lock)
+    }
+}
+
+/// Shows where the servers are, and no password.
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("seeds", &self.0.topology.discover().seeds())
+            .field("read_from", &self.0.read_from)
+            .field("limits", &self.0.settings.limits)
+            .field("hash_expiry", &self.0.settings.hash_expiry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RedisBuilder<ClusterNodes> {
+    /// Which servers reads go to. Default: the primaries.
+    pub fn read_from(mut self, servers: ReadFrom) -> Self {
+        self.to.read_from = servers;
+        self
+    }
+
+    /// The backend. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URL of no use, and for zero URLs, connections, requests under way or timeouts.
+    pub fn build(self) -> Result<Cluster, Error> {
+        let RedisBuilder { to: ClusterNodes { urls, read_from }, settings } = self;
+        settings.check()?;
+        let config = |what| Error::new(ErrorKind::Config, format!("a cluster cannot be used: {what}"));
+        let seeds = urls.iter().map(|url| settings.server(url)).collect::<Result<Vec<_>, _>>()?;
+        if seeds.is_empty() {
+            return Err(config("none of its servers is named"));
+        }
+        if seeds.iter().any(|seed| matches!(seed.address, Address::Unix(_))) {
+            return Err(config("its servers are reached by TCP, and one of its URLs is of a socket"));
+        }
+        if seeds.iter().any(|seed| seed.db != 0) {
+            return Err(config("it has only the database 0, and one of its URLs names another one"));
+        }
+        let nodes = Nodes::new(seeds, settings.clone(), read_from);
+        let topology = Topology::new(nodes, settings.limits);
+        Ok(Cluster(Arc::new(Shared { topology, settings, read_from })))
+    }
+}
+
+/// Shows no URL.
+impl fmt::Debug for ClusterNodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterNodes").field("read_from", &self.read_from).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,207 @@
+//! [`Topology`]: what is known of servers that change their places, and the thread that asks them when that is in doubt.
+//!
+//! It is a thread for callers of both faces, which is there only while it asks.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use parking_lot::{Condvar, Mutex};
+#[cfg(feature = "tokio")]
+use tokio::sync::Notify;
+
+use super::config::Server;
+use super::connection::{Connection, Limits};
+use crate::backend::pause;
+use crate::backend::pool::from_now;
+use crate::error::{Error, ErrorKind};
+
+/// Who knows where servers are, and what they say about that.
+pub(super) trait Discover: Send + Sync + 'static {
+    type View: Send + Sync + 'static;
+
+    /// Whom to ask, in that order.
+    fn whom(&self, known: Option<&Self::View>) -> Vec<Server>;
+
+    /// Asks one of them.
+    fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Self::View, Error>;
+
+    /// Whether something has changed.
+    fn is_new(&self, known: &Self::View, told: &Self::View) -> bool;
+}
+
+/// What is known of servers that change their places.
+pub(super) struct Topology<D: Discover>(Arc<Shared<D>>);
+
+struct Shared<D: Discover> {
+    discover: D,
+    limits: Limits,
+    view: ArcSwapOption<D::View>,
+    state: Mutex<State>,
+    /// An attempt to find out has ended.
+    asked: Condvar,
+    #[cfg(feature = "tokio")]
+    told: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    is_asking: bool,
+    /// How many attempts in a row have come to nothing new.
+    in_vain: u32,
+    /// Nobody is asked before that.
+    not_before: Option<Instant>,
+    /// Why the last attempt failed, if it did.
+    failed: Option<Error>,
+}
+
+impl<D: Discover> Topology<D> {
+    pub(super) fn new(discover: D, limits: Limits) -> Self {
+        Topology(Arc::new(Shared {
+            discover,
+            limits,
+            view: ArcSwapOption::empty(),
+            state: Mutex::default(),
+            asked: Condvar::new(),
+            #[cfg(feature = "tokio")]
+            told: Notify::new(),
+        }))
+    }
+
+    pub(super) fn discover(&self) -> &D {
+        &self.0.discover
+    }
+
+    /// What is known, if anything is.
+    #[inline]
+    pub(super) fn view(&self) -> arc_swap::Guard<Option<Arc<D::View>>> {
+        self.0.view.load()
+    }
+
+    /// What is known is in doubt: asks, unless that was done just now. Does not wait for it.
+    #[cold]
+    pub(super) fn doubt(&self) {
+        let _ = self.0.ask();
+    }
+
+    /// What is known; waits for the first that is told.
+    #[cold]
+    pub(super) fn known(&self) -> Result<Arc<D::View>, Error> {
+        let until = from_now(self.0.limits.connect.saturating_add(self.0.limits.response));
+        let mut state = loop {
+            if let Some(view) = self.0.view.load_full() {
+                return Ok(view);
+            }
+            self.0.ask()?;
+            let state = self.0.state.lock();
+            if state.is_asking {
+                break state;
+            }
+        };
+        while state.is_asking {
+            if self.0.asked.wait_until(&mut state, until).timed_out() {
+                return Err(late());
+            }
+        }
+        self.0.outcome(&state)
+    }
+
+    /// The same for tasks.
+    #[cfg(feature = "tokio")]
+    #[cold]
+    pub(super) async fn known_async(&self) -> Result<Arc<D::View>, Error> {
+        let patience = self.0.limits.connect.saturating_add(self.0.limits.response);
+        let wait = async {
+            loop {
+                let mut told = std::pin::pin!(self.0.told.notified());
+                told.as_mut().enable();
+                if let Some(view) = self.0.view.load_full() {
+                    return Ok(view);
+                }
+                self.0.ask()?;
+                told.await;
+                let state = self.0.state.lock();
+                if !state.is_asking {
+                    return self.0.outcome(&state);
+                }
+            }
+        };
+        tokio::time::timeout(patience.min(super::link::YEAR), wait).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+#[cold]
+fn late() -> Error {
+    Error::new(ErrorKind::Timeout, "asking for the servers: the time for it is over")
+}
+
+impl<D: Discover> Shared<D> {
+    /// Has a thread ask, unless one does, or it is too soon. Why nothing is known, if that is so.
+    fn ask(self: &Arc<Self>) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if state.is_asking {
+            return Ok(());
+        }
+        if state.not_before.is_some_and(|moment| Instant::now() < moment) {
+            return state.failed.as_ref().map_or(Ok(()), |failed| {
+                Err(failed.copy().during("the servers are left alone for a moment, since asking them failed before"))
+            });
+        }
+        let shared = Arc::clone(self);
+        let thread = thread::Builder::new().name("dogpile-topology".into()).spawn(move || shared.find_out());
+        state.is_asking = thread.is_ok();
+        thread.map(drop).map_err(|error| {
+            Error::new(ErrorKind::Connection, format!("starting a thread that asks where servers are: {error}"))
+        })
+    }
+
+    fn outcome(&self, state: &State) -> Result<Arc<D::View>, Error> {
+        self.view.load_full().ok_or_else(|| state.failed.as_ref().map_or_else(late, Error::copy))
+    }
+
+    /// The thread: asks one after the other until one tells.
+    fn find_out(&self) {
+        /// However the thread ends, nobody waits for it any more.
+        struct Ends<'s, D: Discover>(&'s Shared<D>, Option<Result<bool, Error>>);
+        impl<D: Discover> Drop for Ends<'_, D> {
+            fn drop(&mut self) {
+                let panicked = || Err(Error::new(ErrorKind::Creator, "the thread that asks for servers panicked"));
+                let outcome = self.1.take().unwrap_or_else(panicked);
+                let mut state = self.0.state.lock();
+                state.in_vain = if matches!(outcome, Ok(true)) { 0 } else { state.in_vain.saturating_add(1) };
+                state.not_before = Some(from_now(pause::after(state.in_vain.max(1), self.0.limits.max_pause)));
+                state.failed = outcome.err();
+                state.is_asking = false;
+                drop(state);
+                self.0.asked.notify_all();
+                #[cfg(feature = "tokio")]
+                self.0.told.notify_waiters();
+            }
+        }
+        let mut ends = Ends(self, None);
+        ends.1 = Some(self.find());
+    }
+
+    /// Whether something new was found.
+    fn find(&self) -> Result<bool, Error> {
+        let known = self.view.load_full();
+        let mut failed = None;
+        for server in self.discover.whom(known.as_deref()) {
+            let told = Connection::open(&server, self.limits)
+                .and_then(|mut connection| self.discover.ask(&mut connection, &server))
+                .map_err(|error| error.during(format_args!("asking {} where servers are", server.address)));
+            match told {
+                Ok(told) => {
+                    let is_new = known.as_deref().is_none_or(|known| self.discover.is_new(known, &told));
+                    if is_new {
+                        self.view.store(Some(Arc::new(told)));
+                    }
+                    return Ok(is_new);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no server to ask")))
+    }
+}
