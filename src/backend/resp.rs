@@ -263,10 +263,10 @@ async fn store<A: Face<X>, X: ExchangeSettings>(
             write(out, &mut script)
         };
         A::exchange(server, Access::Write, route, write, &mut acknowledged).await?;
-        if script == Script::Text || !acknowledged.lacks_script() {
+        if script != Script::Digest || !acknowledged.lacks_script() {
             return acknowledged.finish();
         }
-        script = Script::Text;
+        script = Script::text(server.is_cluster());
     }
 }
 
@@ -392,7 +392,7 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
     let writes = AtomicUsize::new(0);
     let write = |out: &mut Vec<u8>| {
         // It must not go twice, so the server is told the script in any case.
-        let mut script = Script::Text;
+        let mut script = Script::text(server.is_cluster());
         if only_if_held {
             let each = held.iter().zip(batch.iter());
             return each

@@ -70,7 +70,7 @@ async fn sweep_all<A: Face<X>, X: ExchangeSettings>(server: &X, prefix: &[u8]) -
         loop {
             let hashes = scan::<A, X>(server, primary, &mut cursor, &pattern).await?;
             swept.hashes += hashes.len() as u64;
-            swept.removed += sweep_hashes::<A, X>(server, &hashes, stamp).await?;
+            swept.removed += sweep_hashes::<A, X>(server, primary, &hashes, stamp).await?;
             if cursor == b"0" {
                 primary += 1;
                 if primary >= server.primaries() {
@@ -125,6 +125,7 @@ async fn scan<A: Face<X>, X: ExchangeSettings>(
 /// Sweeps some hashes: how many fields were removed.
 async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
     server: &X,
+    primary: usize,
     hashes: &[Vec<u8>],
     stamp: Stamp,
 ) -> Result<u64, Error> {
@@ -136,8 +137,8 @@ async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
     let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
         match token {
             Token::Int(fields) => removed += u64::try_from(fields).unwrap_or(0),
-            // One of another type came to be there meanwhile.
-            Token::Error(error) if error.starts_with(b"WRONGTYPE") => {}
+            // One of another type came to be there meanwhile, or it moved to another server of a cluster.
+            Token::Error(error) if [&b"WRONGTYPE"[..], b"MOVED", b"ASK"].iter().any(|why| error.starts_with(why)) => {}
             Token::Error(error) => refused = Some(server_error(error)),
             other => return Err(unexpected(other)),
         }
@@ -147,6 +148,6 @@ async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
         let mut script = plan::Script::Text;
         hashes.iter().map(|hash| plan::sweep(out, &mut script, hash, stamp, at)).sum()
     };
-    A::exchange(server, Access::Write, Route::Keys, write, &mut receive).await?;
+    A::exchange(server, Access::Write, Route::Primary(primary), write, &mut receive).await?;
     refused.map_or(Ok(removed), Err)
 }

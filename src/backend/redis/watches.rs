@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::plan;
 use crate::engine::replies::{Message, Token};
+use crate::engine::route::Redirect;
 use crate::error::{Error, ErrorKind};
 
 /// A server ends a lease when its time is over, by a clock of its own; whoever comes a bit later finds it ended.
@@ -173,6 +174,11 @@ impl Watches {
                     Err(_) if *remaining == -1 => self.ends_at(&lock, None),
                     Err(_) => self.end(&lock).into_iter().for_each(|watched| woken.add(watched)),
                 }
+            }
+            // The slot of the lock is at another server of the cluster by now: whoever asks for it there is told where.
+            (false, [Token::Error(error)]) if Redirect::of(error, true).is_some() => {
+                let Some((lock, _)) = self.asked.pop_front() else { return Err(unasked()) };
+                self.end(&lock).into_iter().for_each(|watched| woken.add(watched));
             }
             (false, [Token::Error(error)]) => return Err(crate::engine::batch::server_error(error)),
             (false, _) => return Err(unasked()),

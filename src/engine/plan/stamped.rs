@@ -50,6 +50,15 @@ pub(crate) enum Script {
     Digest,
     /// By its text the next time, and by its digest after that: in one write the server knows it by then.
     Text,
+    /// By its text each time, since each may be another server of a cluster.
+    Texts,
+}
+
+impl Script {
+    /// For who is to do without `NOSCRIPT`.
+    pub(crate) fn text(is_cluster: bool) -> Self {
+        if is_cluster { Script::Texts } else { Script::Text }
+    }
 }
 
 static DIGEST: LazyLock<Vec<u8>> =
@@ -95,8 +104,12 @@ fn put_stamped_head(
 ) {
     let keys = [(hash, stamp.suffix()), (held.map_or(&b""[..], |held| held.lock), b"")];
     let keys = &keys[..1 + usize::from(held.is_some())];
-    match std::mem::replace(script, Script::Digest) {
-        Script::Text => call_script(out, "EVAL", PUT_STAMPED, keys, 6 + more),
+    let this = *script;
+    if this == Script::Text {
+        *script = Script::Digest;
+    }
+    match this {
+        Script::Text | Script::Texts => call_script(out, "EVAL", PUT_STAMPED, keys, 6 + more),
         Script::Digest => call_script(out, "EVALSHA", &DIGEST, keys, 6 + more),
     }
     argument(out, held.map_or(b"", |held| held.token));
