@@ -23,7 +23,7 @@ pub(super) trait Wire {
     /// replies would be taken for those of the next request.
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
 
-    #[inline]
+    #[inline(always)]
     fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         self.send()?;
         self.receive(replies, receive)
@@ -40,12 +40,12 @@ impl<W: Wire> Wire for Box<W> {
         (**self).is_closed()
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self) -> Result<(), Failed> {
         (**self).send()
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         (**self).receive(replies, receive)
     }

@@ -138,12 +138,12 @@ impl Wire for Connection {
         self.stream.is_closed()
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self) -> Result<(), Failed> {
         self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let mut untouched = true;
         self.replies.expect(replies);
