@@ -538,9 +538,14 @@ fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> plan::Life {
 /// The stamp of this entry, if it has one.
 #[inline(always)]
 fn stamp_of(server: &impl ExchangeSettings, key: Key<'_>) -> Option<Stamp> {
+    stamp_for(server.hash_expiry(), key)
+}
+
+#[inline(always)]
+fn stamp_for(expiry: HashExpiry, key: Key<'_>) -> Option<Stamp> {
     match key {
         Key::Plain(_) => None,
-        Key::Field { .. } => server.hash_expiry().stamp(),
+        Key::Field { .. } => expiry.stamp(),
     }
 }
 
@@ -608,6 +613,10 @@ fn write_groups<'k>(
 ) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
+        if let (plan::Verb::Get, 1, true) = (verb, members.len(), groups.are_divided()) {
+            members.for_each(|at| replies += plan::get(out, key(at), stamp_for(expiry, key(at))));
+            continue;
+        }
         let hash = hash_of(members.clone().next().map(&key));
         plan::group(out, verb, hash, expiry, members.map(&key));
         replies += 1;

@@ -3,12 +3,11 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::batch::unexpected;
 use super::chunk::Chunk;
 use super::plan;
-use super::replies::{Fed, Receive, Replies, Strings, Token};
+use super::replies::{Receive, Strings, Token};
 use super::slot::slot;
 use crate::error::{Error, ErrorKind};
 
@@ -70,6 +69,13 @@ impl<'r, R: Receive> UpToRedirect<'r, R> {
     #[inline]
     pub(crate) fn new(receive: &'r mut R, by_replica: bool) -> Self {
         UpToRedirect { receive, by_replica, left: 0, handed_on: 0, redirect: None }
+    }
+}
+
+impl<R> UpToRedirect<'_, R> {
+    /// Whether a part of a reply was handed on, which cannot be taken back.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.left > 0
     }
 }
 
@@ -158,6 +164,11 @@ impl Receive for Kept {
 }
 
 impl Kept {
+    /// Of so many replies.
+    pub(crate) fn of(replies: usize) -> Self {
+        Kept { tokens: Vec::with_capacity(2 * replies), ends: Vec::with_capacity(replies), ..Kept::default() }
+    }
+
     fn text(&mut self, kind: for<'a> fn(&'a [u8]) -> Token<'a>, text: &[u8], chunk: &mut Chunk<'_>) -> KeptToken {
         let place = chunk.place(text);
         let whole = chunk.whole();
@@ -202,6 +213,8 @@ impl Kept {
 pub(crate) struct Errands {
     commands: Vec<u8>,
     errands: Vec<Errand>,
+    /// Of how many, the first ones, the replies were handed on.
+    done: usize,
     kept: Vec<Kept>,
     /// Whether what was done may be done again.
     again: bool,
@@ -247,7 +260,7 @@ impl Errands {
                 errands.push(Errand { place, slot, state: State::Open(redirect.take()) });
             }
         }
-        Ok(Errands { commands, errands, kept: Vec::new(), again })
+        Ok(Errands { commands, errands, done: 0, kept: Vec::new(), again })
     }
 
     /// Commands that are written only once, and sent only once; `None` where there are none.
@@ -257,12 +270,12 @@ impl Errands {
         let count = write(&mut commands);
         let cut = cut(&commands, count).ok().filter(|cut| !cut.is_empty())?;
         let errands = cut.into_iter().map(|(place, slot)| Errand { place, slot, state: State::Open(None) });
-        Some(Errands { errands: errands.collect(), commands, kept: Vec::new(), again: false })
+        Some(Errands { errands: errands.collect(), commands, done: 0, kept: Vec::new(), again: false })
     }
 
     /// The commands that are to be sent, in their order.
     pub(crate) fn open(&self) -> impl Iterator<Item = Open<'_>> {
-        self.errands.iter().enumerate().filter_map(|(number, errand)| match &errand.state {
+        self.errands.iter().enumerate().skip(self.done).filter_map(|(number, errand)| match &errand.state {
             State::Open(redirect) => Some(Open { number, slot: errand.slot, redirect: redirect.as_ref() }),
             State::Answered(..) => None,
         })
@@ -281,6 +294,23 @@ impl Errands {
             replies += 1;
         }
         replies
+    }
+
+    /// Whether the replies to these, when they come, may be handed on at once: nothing comes before them, or in between.
+    /// [`UpToRedirect`] hands them on.
+    pub(crate) fn are_next(&self, numbers: &[usize]) -> bool {
+        let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else { return false };
+        let is_asked = |number: &usize| matches!(self.errands[*number].state, State::Open(Some(Redirect::Ask(_))));
+        self.again && *first == self.done && last - first + 1 == numbers.len() && !numbers.iter().any(is_asked)
+    }
+
+    /// Of the next ones so many replies were handed on; the one after these says to go elsewhere, where there is a
+    /// redirect.
+    pub(crate) fn were_handed_on(&mut self, replies: usize, redirect: Option<Redirect>) {
+        self.done += replies;
+        if let (Some(errand), Some(redirect)) = (self.errands.get_mut(self.done), redirect) {
+            errand.state = State::Open(Some(redirect));
+        }
     }
 
     /// Takes the replies to what was [written](Errands::write), of a server on this host. Whether some of them said to go
@@ -314,9 +344,10 @@ impl Errands {
         numbers.iter().for_each(|&number| self.errands[number].state = State::Open(Some(Redirect::Primary)));
     }
 
-    /// Hands on the replies, in the order of the commands; one that still says to go elsewhere is an error.
+    /// Hands on the replies that were not yet, in the order of the commands; one that still says to go elsewhere is an
+    /// error.
     pub(crate) fn hand_on(self, receive: &mut impl Receive) -> Result<(), Error> {
-        for errand in &self.errands {
+        for errand in &self.errands[self.done..] {
             match &errand.state {
                 State::Answered(kept, at) => self.kept[*kept].hand_on(*at, receive)?,
                 State::Open(redirect) => return Err(lost(redirect.as_ref())),
@@ -352,40 +383,37 @@ fn lost(redirect: Option<&Redirect>) -> Error {
 
 /// Where each of so many commands stands, and the slot of its first key.
 fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
-    let mut cut: Vec<(Range<usize>, u16)> = Vec::with_capacity(count);
-    // How many words of the last command came, and which is the first key.
-    let (mut came, mut key) = (0, 1);
-    let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
-        let start = cut.last().map_or(0, |(before, _)| before.end);
-        match token {
-            Token::Array(_) => {
-                cut.push((start..start, 0));
-                came = 0;
-            }
-            Token::Bulk(word) => {
+    let malformed = || Error::new(ErrorKind::Protocol, "a request is no command of words");
+    let mut cut = Vec::with_capacity(count);
+    let mut rest = commands;
+    while !rest.is_empty() {
+        let start = commands.len() - rest.len();
+        let words = cut_head(&mut rest, b'*').ok_or_else(malformed)?;
+        let (mut of, mut key) = (0, 1);
+        for at in 0..words {
+            let length = cut_head(&mut rest, b'$').ok_or_else(malformed)?;
+            let (word, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
+            if at == 0 && word.starts_with(b"EVAL") {
                 // Before the keys of a script stand its text and their number.
-                key = if came > 0 {
-                    key
-                } else if word.starts_with(b"EVAL") {
-                    3
-                } else {
-                    1
-                };
-                if let Some((place, of)) = cut.last_mut() {
-                    place.end = chunk.place(word).end + 2;
-                    *of = if came == key { slot(word, b"") } else { *of };
-                }
-                came += 1;
+                key = 3;
+            } else if at == key {
+                of = slot(word, b"");
             }
-            other => return Err(unexpected(other)),
+            rest = after.strip_prefix(b"\r\n").ok_or_else(malformed)?;
         }
-        Ok(())
-    };
-    let mut replies = Replies::new(usize::MAX);
-    replies.expect(count);
-    // Commands look as replies do, and nothing of them is kept.
-    match replies.feed(&mut Chunk::copying(commands, &mut BytesMut::new()), &mut receive)? {
-        Fed::Done => Ok(cut),
-        Fed::More(_) => Err(Error::new(ErrorKind::Protocol, "a request is cut short")),
+        cut.push((start..commands.len() - rest.len(), of));
     }
+    if cut.len() == count { Ok(cut) } else { Err(malformed()) }
+}
+
+/// The number behind `kind`, of its line.
+fn cut_head(rest: &mut &[u8], kind: u8) -> Option<usize> {
+    let (first, mut digits) = rest.split_first()?;
+    let mut number = 0_usize;
+    while let [digit @ b'0'..=b'9', after @ ..] = digits {
+        number = number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))?;
+        digits = after;
+    }
+    *rest = digits.strip_prefix(b"\r\n")?;
+    (*first == kind).then_some(number)
 }

@@ -134,7 +134,12 @@ impl Cluster {
 impl Shared {
     /// What follows when a server said to go elsewhere, or could not be asked: where to go, if anywhere.
     #[cold]
-    fn elsewhere(&self, target: &Target<'_>, said: Result<Redirect, Error>) -> Result<Redirect, Error> {
+    fn elsewhere(
+        &self,
+        target: &Target<'_>,
+        said: Result<Redirect, Error>,
+        is_inside: bool,
+    ) -> Result<Redirect, Error> {
         let address = &target.node().server.address;
         match said {
             Ok(redirect) => {
@@ -148,8 +153,9 @@ impl Shared {
                 self.topology.doubt();
                 if let Target::Replica(replica) = target {
                     replica.shun(self.settings.limits.max_pause);
-                    // Who has waited for one answer in vain does not wait for another.
-                    if error.kind() != ErrorKind::Timeout {
+                    // Who has waited for one answer in vain does not wait for another, and who has a part of one takes no
+                    // other.
+                    if error.kind() != ErrorKind::Timeout && !is_inside {
                         return Ok(Redirect::Primary);
                     }
                 }
@@ -207,18 +213,18 @@ impl Exchange for Cluster {
                 let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
                 let mut up_to = UpToRedirect::new(receive, target.is_replica());
                 let result = target.node().exchange(access, &write, &mut up_to);
-                let said = match (result, up_to.redirect) {
+                let said = match (result, up_to.redirect.take()) {
                     (Ok(()), None) => return Ok(()),
                     (Ok(()), Some(redirect)) => Ok(redirect),
                     (Err(error), _) => Err(error),
                 };
-                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+                (up_to.handed_on, Some(shared.elsewhere(&target, said, up_to.is_inside())?))
             }
             Route::Primary(number) => return Shared::primary(map, number)?.exchange(access, write, receive),
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        now(split::<Thread>(shared, access, errands))?.hand_on(receive)
+        now(split::<Thread>(shared, access, errands, receive))
     }
 }
 
@@ -242,12 +248,12 @@ impl AsyncExchange for Cluster {
                 let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
                 let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
                 let result = target.node().exchange_async(access, &write, &mut up_to).await;
-                let said = match (result, up_to.redirect) {
+                let said = match (result, up_to.redirect.take()) {
                     (Ok(()), None) => return Ok(()),
                     (Ok(()), Some(redirect)) => Ok(redirect),
                     (Err(error), _) => Err(error),
                 };
-                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+                (up_to.handed_on, Some(shared.elsewhere(&target, said, up_to.is_inside())?))
             }
             Route::Primary(number) => {
                 return Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
@@ -255,7 +261,7 @@ impl AsyncExchange for Cluster {
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        Box::pin(split::<Task>(shared, access, errands)).await?.hand_on(receive)
+        Box::pin(split::<Task>(shared, access, errands, receive)).await
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
