@@ -17,9 +17,29 @@ pub(super) struct Server {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: u32,
+    pub(super) role: Role,
+    /// Whether fields are stored with TTLs of their own, by `HSETEX`, which not every server has.
+    pub(super) needs_hsetex: bool,
     /// What encrypts the connection, if that is wanted.
     #[cfg(feature = "tls")]
     pub(super) secure: Option<Secure>,
+}
+
+/// What a server is to be. One that is something else is refused when a connection to it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// Cluster and Sentinel are to come.
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Role {
+    /// A server by itself, or a replica of one.
+    Single,
+    /// A node of a cluster, of which replicas may be read from.
+    ClusterNode { reads_replicas: bool },
+    /// What sentinels say is the primary; it may not be that any more.
+    Primary,
+    /// What sentinels say is a replica.
+    Replica,
+    /// A sentinel itself, which keeps no entries.
+    Sentinel,
 }
 
 /// How a server is reached.
@@ -46,6 +66,7 @@ impl fmt::Debug for Server {
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("db", &self.db)
+            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }
@@ -84,6 +105,8 @@ impl Server {
             user: None,
             password: None,
             db: 0,
+            role: Role::Single,
+            needs_hsetex: false,
             #[cfg(feature = "tls")]
             secure: None,
         }

@@ -1,5 +1,6 @@
 //! [`Redis`]: a Redis or Valkey server over our own sockets.
 
+mod answers;
 mod config;
 mod connection;
 mod handshake;
@@ -52,6 +53,12 @@ use crate::request::HashExpiry;
 /// is asked again, once. Threads take a connection each for as long as a request takes. Tasks share one, whose requests
 /// follow each other without waiting for replies (feature `tokio`, in a runtime with I/O and timers). Servers: Redis 7.0
 /// or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+///
+/// What a server cannot do is found out when a connection to it is made, at no round trip more (one more without RESP3): a
+/// Redis before 7.0, one without `HSETEX` where [`HashExpiry::PerField`] is set, a node of a cluster and a sentinel are
+/// refused with an error of [`ErrorKind::Config`], which a region passes on also where it goes on without its backend.
+/// What a server or proxy does not say of itself is not held against it; nor is it asked what an ACL lets its user do, so a
+/// command that is not allowed shows when it is sent.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
 /// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,
@@ -354,11 +361,12 @@ impl RedisBuilder {
         if self.limits.shared.in_flight == 0 {
             return zero("number of requests under way");
         }
-        let node = |url: &str| -> Result<Node, Error> {
+        let node = |url: &str, writes: bool| -> Result<Node, Error> {
             #[cfg(not(feature = "tls"))]
-            let server = Server::parse(url)?;
+            let mut server = Server::parse(url)?;
             #[cfg(feature = "tls")]
-            let server = Server::parse_secure(url, self.tls.as_ref())?;
+            let mut server = Server::parse_secure(url, self.tls.as_ref())?;
+            server.needs_hsetex = writes && self.hash_expiry == HashExpiry::PerField;
             Ok(Node {
                 #[cfg(feature = "tokio")]
                 links: Links::new(&server, self.limits),
@@ -366,11 +374,11 @@ impl RedisBuilder {
                 pool: Pool::new(self.connections, self.limits.response, self.limits.max_pause),
             })
         };
-        let writer = node(&self.writer)?;
+        let writer = node(&self.writer, true)?;
         Ok(Redis(Arc::new(Shared {
             listener: Listener::new(&writer.server, self.limits),
             writer,
-            reader: self.reader.as_deref().map(node).transpose()?,
+            reader: self.reader.as_deref().map(|url| node(url, false)).transpose()?,
             limits: self.limits,
             hash_expiry: self.hash_expiry,
             clock: self.clock,
