@@ -29,7 +29,13 @@ impl Server {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("dogpile-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let arguments = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        let mut arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        arguments.extend(more_arguments(&arguments));
+        if arguments.iter().any(|argument| argument == "--sentinel") {
+            // Sentinels keep what they know in a file, which is named first.
+            std::fs::write(dir.join("sentinel.conf"), "").unwrap();
+            arguments.insert(0, "sentinel.conf".into());
+        }
         let mut server = Server { child: None, port: 0, dir, arguments };
         // Another process may take a port between its choice and its use, so a server that does not come up is tried
         // again on another one.
@@ -45,9 +51,9 @@ impl Server {
     fn launch(&mut self) -> bool {
         let program = std::env::var("DOGPILE_TEST_SERVER").unwrap_or_else(|_| "redis-server".into());
         let child = Command::new(&program)
+            .args(&self.arguments)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--logfile", "log", "--unixsocket", "socket"])
-            .args(&self.arguments)
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -101,6 +107,11 @@ impl Server {
         assert!(self.launch(), "the server did not come up again on port {}", self.port);
     }
 
+    /// What the process is started with from the next time on.
+    pub fn replace_argument(&mut self, old: &str, new: &str) {
+        self.arguments.iter_mut().filter(|argument| *argument == old).for_each(|argument| *argument = new.into());
+    }
+
     /// Sends the process a signal such as `STOP`.
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
@@ -135,6 +146,27 @@ impl Drop for Server {
         self.stop();
         let _ = std::fs::remove_dir_all(Path::new(&self.dir));
     }
+}
+
+/// What every server is started with besides, by `DOGPILE_TEST_ARGS`: words, of which `""` is an empty one. A test that
+/// renames a command by itself gets none of it, since none can be renamed twice.
+fn more_arguments(arguments: &[String]) -> Vec<String> {
+    let more = std::env::var("DOGPILE_TEST_ARGS").unwrap_or_default();
+    if arguments.iter().any(|argument| argument == "--rename-command") {
+        return Vec::new();
+    }
+    more.split_whitespace().map(|word| word.trim_matches('"').to_string()).collect()
+}
+
+/// Whether the servers of this run know `HELLO`; those that do not, by `DOGPILE_TEST_ARGS`, speak RESP2 and tell nobody
+/// when leases change.
+pub fn speak_resp3() -> bool {
+    !more_arguments(&[]).iter().any(|argument| argument == "HELLO")
+}
+
+/// The round trips of a connection before its first request.
+pub fn trips_to_connect() -> usize {
+    if speak_resp3() { 1 } else { 2 }
 }
 
 pub fn free_port() -> u16 {
