@@ -446,9 +446,11 @@ mod tests {
         connected.unwrap().give_back();
         let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
         assert!(!first.is_new() && second.is_new(), "it is as before");
-        // A refusal is no outage.
-        assert!(pool.take(|| Err(Error::new(ErrorKind::Refused, "no"))).is_err());
-        pool.take(|| Ok(())).unwrap().give_back();
+        // A refusal is no outage, and nor is a server that cannot do what is wanted: each caller is told by itself.
+        for kind in [ErrorKind::Refused, ErrorKind::Config] {
+            assert_eq!(pool.take(|| Err(Error::new(kind, "no"))).err().unwrap().to_string(), "no");
+            drop(pool.take(|| Ok(())).unwrap());
+        }
     }
 
     #[test]

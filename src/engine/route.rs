@@ -12,7 +12,7 @@ use super::slot::slot;
 use crate::error::{Error, ErrorKind};
 
 /// Where a server is, as another one says. No host stands for that of whoever says so.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Endpoint {
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -29,6 +29,8 @@ pub(crate) enum Redirect {
     Later,
     /// It is no replica that can answer at the moment: ask the primary.
     Primary,
+    /// It is a replica, and so no primary that was thought to be.
+    NotPrimary,
 }
 
 impl Redirect {
@@ -40,6 +42,7 @@ impl Redirect {
             b"MOVED" => endpoint(words.nth(1)?).map(Redirect::Moved),
             b"ASK" => endpoint(words.nth(1)?).map(Redirect::Ask),
             b"TRYAGAIN" => Some(Redirect::Later),
+            b"READONLY" => Some(Redirect::NotPrimary),
             b"LOADING" | b"MASTERDOWN" if by_replica => Some(Redirect::Primary),
             _ => None,
         }
@@ -350,7 +353,8 @@ impl Errands {
         for errand in &self.errands[self.done..] {
             match &errand.state {
                 State::Answered(kept, at) => self.kept[*kept].hand_on(*at, receive)?,
-                State::Open(redirect) => return Err(lost(redirect.as_ref())),
+                State::Open(Some(redirect)) => return Err(redirect.clone().into_error()),
+                State::Open(None) => return Err(Redirect::Later.into_error()),
             }
         }
         Ok(())
@@ -367,18 +371,20 @@ impl Redirect {
         }
         self
     }
-}
 
-#[cold]
-fn lost(redirect: Option<&Redirect>) -> Error {
-    let message = match redirect {
-        Some(Redirect::Moved(to) | Redirect::Ask(to)) => {
-            format!("the cluster's servers sent it from one to the other, at last to {}:{}", to.host, to.port)
-        }
-        Some(Redirect::Later) => "the keys are on their way from one of the cluster's servers to another".into(),
-        Some(Redirect::Primary) | None => "none of the cluster's servers answered it".into(),
-    };
-    Error::new(ErrorKind::Server, message)
+    /// For who does not go there.
+    #[cold]
+    pub(crate) fn into_error(self) -> Error {
+        let message = match self {
+            Redirect::Moved(to) | Redirect::Ask(to) => {
+                format!("servers sent a command from one to the other, at last to {}:{}", to.host, to.port)
+            }
+            Redirect::Later => "its keys are on their way from one server to another".into(),
+            Redirect::Primary => "it is a replica that cannot answer at the moment".into(),
+            Redirect::NotPrimary => "it is a replica by now, and no primary".into(),
+        };
+        Error::new(ErrorKind::Server, message)
+    }
 }
 
 /// Where each of so many commands stands, and the slot of its first key.

@@ -34,7 +34,8 @@ impl Server {
         let dir = std::env::temp_dir().join(format!("dogpile-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join(CONFIGURATION), "").unwrap();
-        let arguments = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        let mut arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        arguments.extend(more_arguments(&arguments));
         let mut server = Server { child: None, frozen: AtomicBool::new(false), port: 0, dir, arguments };
         // Another process may take a port between its choice and its use, so a server that does not come up is tried
         // again on another one.
@@ -108,6 +109,11 @@ impl Server {
         assert!(self.launch(), "the server did not come up again on port {}", self.port);
     }
 
+    /// What the process is started with from the next time on.
+    pub fn replace_argument(&mut self, old: &str, new: &str) {
+        self.arguments.iter_mut().filter(|argument| *argument == old).for_each(|argument| *argument = new.into());
+    }
+
     /// Sends the process a signal such as `STOP`.
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
@@ -174,6 +180,27 @@ impl Drop for Server {
         self.stop();
         let _ = std::fs::remove_dir_all(Path::new(&self.dir));
     }
+}
+
+/// What every server is started with besides, by `DOGPILE_TEST_ARGS`: words, of which `""` is an empty one. A test that
+/// renames a command by itself gets none of it, since none can be renamed twice.
+fn more_arguments(arguments: &[String]) -> Vec<String> {
+    let more = std::env::var("DOGPILE_TEST_ARGS").unwrap_or_default();
+    if arguments.iter().any(|argument| argument == "--rename-command") {
+        return Vec::new();
+    }
+    more.split_whitespace().map(|word| word.trim_matches('"').to_string()).collect()
+}
+
+/// Whether the servers of this run know `HELLO`; those that do not, by `DOGPILE_TEST_ARGS`, speak RESP2 and tell nobody
+/// when leases change.
+pub fn speak_resp3() -> bool {
+    !more_arguments(&[]).iter().any(|argument| argument == "HELLO")
+}
+
+/// The round trips of a connection before its first request.
+pub fn trips_to_connect() -> usize {
+    if speak_resp3() { 1 } else { 2 }
 }
 
 /// A port where nobody listens. It is not one of those that connections are given at their other end, so that a server

@@ -7,8 +7,9 @@ use super::super::connection::Connection;
 #[cfg(feature = "tokio")]
 use super::super::node::Answered;
 use super::super::node::Node;
-use super::map::{Map, Target};
-use super::{Shared, host, nobody};
+use super::super::shard::Target;
+use super::map::Map;
+use super::{Shared, nobody};
 use crate::backend::Access;
 use crate::backend::pool::Begun;
 use crate::engine::replies::Receive;
@@ -179,14 +180,14 @@ impl Part<'_> {
             let taken = reply.and_then(|reply| F::take(self.node(), reply, &mut up_to));
             let redirect = up_to.redirect.take();
             let is_redirected = redirect.is_some();
-            let redirect = redirect.map(|redirect| redirect.said_by(host(&self.node().server.address)));
+            let redirect = redirect.map(|redirect| redirect.said_by(self.target.host()));
             is_inside = up_to.is_inside();
             errands.were_handed_on(up_to.handed_on, redirect);
             taken.map(|()| is_redirected)
         } else {
             let mut kept = Kept::of(self.numbers.len());
             let taken = reply.and_then(|reply| F::take(self.node(), reply, &mut kept));
-            taken.map(|()| errands.take(&self.numbers, kept, host(&self.node().server.address), by_replica))
+            taken.map(|()| errands.take(&self.numbers, kept, self.target.host(), by_replica))
         };
         match taken {
             Ok(false) => Ok(()),
@@ -196,7 +197,8 @@ impl Part<'_> {
             }
             // A replica that could not be asked: the primary is.
             Err(error) => {
-                shared.elsewhere(&self.target, Err(error), is_inside).map(|_| errands.ask_primary(&self.numbers))
+                let elsewhere = self.target.elsewhere(&shared.topology, Err(error), is_inside);
+                elsewhere.map(|_| errands.ask_primary(&self.numbers))
             }
         }
     }
@@ -216,9 +218,9 @@ fn assign<'m>(
         let of_slot = |access| map.target(open.slot, access).ok_or_else(|| nobody(open.slot));
         let target = match open.redirect {
             None => of_slot(access)?,
-            Some(Redirect::Moved(to) | Redirect::Ask(to)) => Target::Told(shared.topology.discover().primary(to)?),
+            Some(Redirect::Moved(to) | Redirect::Ask(to)) => shared.topology.discover().told_of(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
-            Some(Redirect::Later) => {
+            Some(Redirect::Later | Redirect::NotPrimary) => {
                 is_waiting = true;
                 of_slot(access)?
             }
