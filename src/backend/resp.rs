@@ -343,12 +343,24 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
     let stamp = stamp_of(server, wanted.key);
     let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, stamp);
     let exchanged = A::exchange(server, Access::Write, route(server, wanted.key), write, &mut receive).await;
+    // While a slot moves, lock and entry may be at two servers of a cluster, and there is no script for both.
+    if server.is_cluster() && matches!(&exchanged, Err(error) if error.kind() == ErrorKind::Server) {
+        return lease_one::<A, X>(server, wanted, life).await;
+    }
     let entry = one.finish(exchanged, wanted.key)?;
     let (Some(stamp), Some(stamped)) = (stamp, &entry) else { return Ok((is_ours, entry)) };
     if let Some(entry) = open(stamp, stamped.clone(), server.now()) {
         return Ok((is_ours, Some(entry)));
     }
     // The script took what has expired for an entry, and so no lease.
+    lease_one::<A, X>(server, wanted, life).await
+}
+
+async fn lease_one<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    wanted: Lease<'_>,
+    life: Duration,
+) -> Result<(bool, Option<Bytes>), Error> {
     let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
     Ok(attempts.pop().unwrap_or((false, None)))
 }

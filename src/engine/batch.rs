@@ -68,8 +68,9 @@ impl Groups {
         groups
     }
 
-    /// One group for each slot and hash, in the order of the slots: of these a server has long runs, so that its replies
-    /// come one behind the other.
+    /// One group for each hash and each plain key, in the order of the slots: of these a server has long runs, so that its
+    /// replies come one behind the other. Plain keys are not asked for together even where they have the same slot: while
+    /// it moves, half of them may be at one server and half at another.
     fn divide<'k>(&mut self, count: usize, key: impl Fn(usize) -> Key<'k>, slots: Slots) {
         // Slot and position in one number, which is sorted quickly.
         let slot = |member: &u64| member >> 32;
@@ -86,7 +87,7 @@ impl Groups {
             if of_slot.len() > 1 {
                 of_slot.sort_by(|a, b| hash(a).cmp(&hash(b)));
             }
-            for of_one in of_slot.chunk_by(|a, b| hash(a) == hash(b)) {
+            for of_one in of_slot.chunk_by(|a, b| hash(a).is_some() && hash(a) == hash(b)) {
                 self.push(start, of_one.len());
                 start += of_one.len();
             }
@@ -308,6 +309,8 @@ pub(crate) fn server_error(message: &[u8]) -> Error {
     let kind = match message.split(|&byte| byte == b' ').next().unwrap_or_default() {
         b"WRONGTYPE" => ErrorKind::WrongType,
         b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => ErrorKind::Refused,
+        // Of a cluster, as long as some of its slots have no server.
+        b"CLUSTERDOWN" => ErrorKind::Connection,
         _ => ErrorKind::Server,
     };
     Error::new(kind, format!("the server answered \"{}\"", message.escape_ascii()))

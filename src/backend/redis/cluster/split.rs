@@ -20,7 +20,7 @@ use crate::face::Task;
 use crate::face::Thread;
 
 /// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
-const MOST_ROUNDS: u32 = 16;
+const MOST_ROUNDS: u32 = 8;
 
 /// How long to wait until keys have moved that are on their way: the first time, and longer each time.
 const ON_THEIR_WAY: Duration = Duration::from_millis(2);
