@@ -423,3 +423,207 @@ fn cut_head(rest: &mut &[u8], kind: u8) -> Option<usize> {
     *rest = digits.strip_prefix(b"\r\n")?;
     (*first == kind).then_some(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::replies::{Fed, Replies};
+    use crate::key::Key;
+    use crate::request::Lease;
+
+    fn to(port: u16) -> Endpoint {
+        Endpoint { host: "10.0.0.1".into(), port }
+    }
+
+    #[test]
+    fn errors_that_say_to_go_elsewhere() {
+        let of = |error: &str| Redirect::of(error.as_bytes(), false);
+        assert_eq!(of("MOVED 3999 10.0.0.1:6381"), Some(Redirect::Moved(to(6381))));
+        assert_eq!(of("ASK 3999 10.0.0.1:6381"), Some(Redirect::Ask(to(6381))));
+        let host = |host: &str| Some(Redirect::Moved(Endpoint { host: host.into(), port: 1 }));
+        assert_eq!(of("MOVED 1 ::1:1"), host("::1"));
+        assert_eq!(of("MOVED 1 cache.example:1"), host("cache.example"));
+        assert_eq!((of("MOVED 1 :1"), of("MOVED 1 ?:1")), (host(""), host("")));
+        assert_eq!(of("MOVED 1 :1").map(|redirect| redirect.said_by("h")), host("h"));
+        assert_eq!(of("MOVED 1 g:1").map(|redirect| redirect.said_by("h")), host("g"));
+        for none in
+            ["MOVED", "MOVED 1", "MOVED 1 h", "MOVED 1 h:x", "MOVED 1 h:99999", "ERR MOVED 1 h:1", "", "LOADING"]
+        {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
+        assert_eq!(of("READONLY You can't write"), Some(Redirect::NotPrimary));
+        for of_replica in ["LOADING data", "MASTERDOWN Link"] {
+            assert_eq!(Redirect::of(of_replica.as_bytes(), true), Some(Redirect::Primary));
+        }
+    }
+
+    /// What is handed on, and what the receiver counted.
+    fn hand_on(input: &[u8], replies: usize, cut: usize) -> (Vec<String>, usize, Option<Redirect>, bool) {
+        let mut tokens = Vec::new();
+        let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+            tokens.push(format!("{token:?}"));
+            Ok(())
+        };
+        let mut up_to = UpToRedirect::new(&mut receive, false);
+        let mut reader = Replies::new(1024);
+        reader.expect(replies);
+        let first = Bytes::copy_from_slice(&input[..cut]);
+        let mut chunk = Chunk::sharing(&first);
+        if reader.feed(&mut chunk, &mut up_to).unwrap() != Fed::Done {
+            let rest = Bytes::from([chunk.rest(), &input[cut..]].concat());
+            reader.feed(&mut Chunk::sharing(&rest), &mut up_to).unwrap();
+        }
+        let (handed_on, is_inside, redirect) = (up_to.handed_on, up_to.is_inside(), up_to.redirect.take());
+        (tokens, handed_on, redirect, is_inside)
+    }
+
+    #[test]
+    fn replies_are_handed_on_up_to_a_redirect_under_every_cut() {
+        let before = b"$1\r\na\r\n*3\r\n$1\r\nb\r\n$-1\r\n$1\r\nc\r\n*0\r\n*2\r\n*1\r\n:1\r\n$1\r\nd\r\n:7\r\n-ERR no\r\n$1\r\ne\r\n";
+        let redirect = b"-MOVED 1 10.0.0.1:6381\r\n";
+        let after = b"$1\r\nf\r\n*1\r\n-ASK 1 h:1\r\n+OK\r\n";
+        let whole = [&before[..], redirect, after].concat();
+        for cut in 0..=whole.len() {
+            let (tokens, handed_on, redirect, is_inside) = hand_on(&whole, 11, cut);
+            assert_eq!((tokens.len(), handed_on, is_inside), (13, 7, false), "{cut}: {tokens:?}");
+            assert_eq!(redirect, Some(Redirect::Moved(to(6381))));
+        }
+        for cut in 0..=before.len() {
+            assert_eq!(hand_on(before, 7, cut).1, 7);
+        }
+        // Not inside of an array, where it is no answer to a command.
+        let (tokens, handed_on, redirect, _) = hand_on(b"*1\r\n-MOVED 1 h:1\r\n", 1, 0);
+        assert_eq!((tokens.len(), handed_on, redirect), (2, 1, None));
+        assert!(hand_on(b"*2\r\n$1\r\na\r\n", 1, 0).3);
+    }
+
+    #[test]
+    fn commands_are_cut_by_their_first_keys() {
+        let lease = Lease { lock: b"_lok.{h}", token: b"t", key: Key::from(("h", "f")) };
+        let write = |out: &mut Vec<u8>| {
+            let mut replies = plan::get(out, Key::from("a"), None);
+            replies += plan::get(out, Key::from(("h", "f")), None);
+            replies += plan::lease(out, b"_lok.{h}", b"t", Duration::from_secs(1));
+            replies += plan::read_or_lease(out, &lease, Duration::from_secs(1), None);
+            replies += plan::release(out, b"_lok.{h}", b"t");
+            replies + plan::ping(out)
+        };
+        let mut commands = Vec::new();
+        let count = write(&mut commands);
+        let cut = cut(&commands, count).unwrap();
+        let (a, h) = (slot(b"a", b""), slot(b"h", b""));
+        assert_eq!(cut.iter().map(|(_, slot)| *slot).collect::<Vec<_>>(), [a, h, h, h, h, 0]);
+        assert_eq!(
+            cut.iter().flat_map(|(place, _)| place.clone()).collect::<Vec<_>>(),
+            Vec::from_iter(0..commands.len())
+        );
+        assert!(cut.iter().all(|(place, _)| commands[place.clone()].starts_with(b"*")));
+        for end in 1..commands.len() {
+            let whole = cut.iter().filter(|(place, _)| place.end <= end).count();
+            let is_end = cut.iter().any(|(place, _)| place.end == end);
+            assert_eq!(super::cut(&commands[..end], whole).is_ok(), is_end, "{end}");
+        }
+        for bad in
+            [&b"*1\r\n$99999999999999999999\r\n"[..], b"*1\r\n:1\r\n", b"x", b"*\r\n$1\r\na\r\n", b"*1\r\n$1\r\nab\r\n"]
+        {
+            assert!(super::cut(bad, 1).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+
+    /// Random numbers, the same each time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % end
+        }
+    }
+
+    /// However servers send commands from one to the other, each is answered once, in the caller's order; and what was
+    /// done is only done again if it may be.
+    #[test]
+    fn replies_come_in_the_order_of_commands_whatever_servers_say() {
+        for seed in 0..2_000 {
+            let mut dice = Dice(seed);
+            let again = dice.below(2) == 0;
+            let count = 1 + dice.below(12) as usize;
+            let names: Vec<String> = (0..count).map(|_| format!("k{}", dice.below(6))).collect();
+            let write =
+                |out: &mut Vec<u8>| names.iter().map(|name| plan::get(out, Key::from(name.as_str()), None)).sum();
+            let mut errands = Errands::new(write, 0, None, again).unwrap();
+            let mut handed_on: Vec<String> = Vec::new();
+            let mut done = vec![0; count];
+            for round in 0.. {
+                // Commands go to one of two servers by their slots, or to where they were sent.
+                let mut parts: [Vec<usize>; 2] = Default::default();
+                for open in errands.open() {
+                    let asked = matches!(open.redirect, Some(Redirect::Ask(_)));
+                    parts[usize::from(open.slot % 2 == 0) ^ usize::from(asked)].push(open.number);
+                }
+                if parts.iter().all(Vec::is_empty) {
+                    break;
+                }
+                for numbers in parts.into_iter().filter(|numbers| !numbers.is_empty()) {
+                    let mut commands = Vec::new();
+                    let replies = errands.write(&mut commands, &numbers);
+                    let mut answers = Vec::new();
+                    for (place, _) in cut(&commands, replies).unwrap() {
+                        let command = String::from_utf8(commands[place].to_vec()).unwrap();
+                        let name = command.trim_end().rsplit("\r\n").next().unwrap().to_string();
+                        answers.extend(match (name.as_str(), dice.below(if round < 6 { 5 } else { u64::MAX })) {
+                            ("ASKING", _) => b"+OK\r\n".to_vec(),
+                            (_, 0) => b"-MOVED 1 10.0.0.1:1\r\n".to_vec(),
+                            (_, 1) => b"-ASK 1 :1\r\n".to_vec(),
+                            (_, 2) => b"-TRYAGAIN no\r\n".to_vec(),
+                            _ => format!("${}\r\n{name}\r\n", name.len()).into_bytes(),
+                        });
+                    }
+                    let said: Vec<bool> = String::from_utf8(answers.clone())
+                        .unwrap()
+                        .split_inclusive("\r\n")
+                        .filter(|line| !line.starts_with('$') && *line != "+OK\r\n")
+                        .map(|line| !line.starts_with('-'))
+                        .collect();
+                    numbers.iter().zip(said).for_each(|(number, is_done)| done[*number] += u32::from(is_done));
+                    let (answers, mut reader) = (Bytes::from(answers), Replies::new(1024));
+                    reader.expect(replies);
+                    let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+                        handed_on.push(format!("{token:?}"));
+                        Ok(())
+                    };
+                    if errands.are_next(&numbers) {
+                        let mut up_to = UpToRedirect::new(&mut receive, false);
+                        reader.feed(&mut Chunk::sharing(&answers), &mut up_to).unwrap();
+                        let (replies, redirect) = (up_to.handed_on, up_to.redirect.take());
+                        errands.were_handed_on(replies, redirect);
+                    } else {
+                        let mut kept = Kept::of(replies);
+                        reader.feed(&mut Chunk::sharing(&answers), &mut kept).unwrap();
+                        errands.take(&numbers, kept, "h", false);
+                    }
+                }
+            }
+            let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+                handed_on.push(format!("{token:?}"));
+                Ok(())
+            };
+            errands.hand_on(&mut receive).unwrap();
+            let expected: Vec<String> =
+                names.iter().map(|name| format!("{:?}", Token::Bulk(name.as_bytes()))).collect();
+            assert_eq!(handed_on, expected, "seed {seed}");
+            assert!(again || done.iter().all(|times| *times == 1), "seed {seed}: {done:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_redirected_for_ever_is_an_error() {
+        let write = |out: &mut Vec<u8>| plan::get(out, Key::from("a"), None);
+        let errands = Errands::new(write, 0, Some(Redirect::Moved(to(7))), true).unwrap();
+        let error = errands.hand_on(&mut |_: Token<'_>, _: &mut Chunk<'_>| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("10.0.0.1:7"), "{error}");
+    }
+}
