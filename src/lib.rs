@@ -31,10 +31,6 @@ mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-#[cfg(all(feature = "driver", feature = "tokio"))]
-pub use backend::AsyncDriver;
-#[cfg(feature = "driver")]
-pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
 #[cfg(feature = "tls")]
@@ -45,6 +41,10 @@ pub use backend::{
 };
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};
+#[cfg(all(feature = "driver", feature = "tokio"))]
+pub use backend::{AsyncClusterDriver, AsyncDriver};
+#[cfg(feature = "driver")]
+pub use backend::{ClusterDriver, Driver};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]

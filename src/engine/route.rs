@@ -351,7 +351,7 @@ fn lost(redirect: Option<&Redirect>) -> Error {
 }
 
 /// Where each of so many commands stands, and the slot of its first key.
-fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
+pub(crate) fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
     let mut cut: Vec<(Range<usize>, u16)> = Vec::with_capacity(count);
     // How many words of the last command came, and which is the first key.
     let (mut came, mut key) = (0, 1);

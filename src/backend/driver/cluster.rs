@@ -1,0 +1,322 @@
+//! [`ClusterDriver`]: the servers of a cluster over blocking connections of the `redis` crate.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use redis::cluster::{ClusterClient, ClusterConnection};
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use redis::{ServerError, ServerErrorKind, Value};
+
+use super::node::{Node, whom};
+use super::slots::{Primaries, ask_primaries, at, elsewhere};
+use super::values::{MAX_ENTRY, driver_error, flatten_all};
+use crate::backend::pool::{Failed, Pool};
+use crate::backend::{Access, Exchange, ExchangeSettings, Route};
+use crate::engine::replies::Receive;
+use crate::engine::route::cut;
+use crate::error::Error;
+use crate::request::HashExpiry;
+
+/// Entries in a Redis or Valkey cluster over blocking connections of the `redis` crate, for who has a `ClusterClient`, or
+/// a setup of connections that only that crate can make.
+///
+/// It sends the same commands as [`Cluster`](crate::Cluster) and means the same by them: requests for many keys are divided by server,
+/// sent to all of these before the first answer is waited for, and answered in the caller's order; the lock on an entry
+/// is in the entry's slot, so that both share their locks. A hit costs the `redis` crate's copies and allocations.
+///
+/// Where the slots are is what the client's connections know; what the servers answer about that (`MOVED`, `ASK`) is
+/// told to them. Reads go to replicas where the client has a `read_routing_strategy`, and what is read under a lock to
+/// the primary. After a failure a connection is made anew, so that a new primary is found. Set the client up so:
+///
+/// - `response_timeout` and `connection_timeout`: otherwise it waits for a server for as long as it takes, and a second to
+///   connect to one.
+/// - `retries` of at least 1, as they are by default: it counts how often redirections are followed. Nothing that we send
+///   is sent again by them.
+///
+/// Each of the `connections` is one to each server of the cluster, replicas included.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use dogpile::{ClusterDriver, RedisLock, Region};
+///
+/// let client = redis::cluster::ClusterClient::builder(["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"])
+///     .connection_timeout(Duration::from_millis(500))
+///     .response_timeout(Duration::from_secs(1))
+///     .build()?;
+/// let region = Region::builder(ClusterDriver::new(8, client)).lock(RedisLock::new()).build()?;
+/// # let _: Region<_, _, _, _> = region;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct ClusterDriver(Arc<Shared>);
+
+struct Shared {
+    client: ClusterClient,
+    pool: Pool<Connection>,
+    primaries: Primaries,
+    hash_expiry: HashExpiry,
+}
+
+/// How often keys are asked for again that are on their way.
+const MOST_ROUNDS: u32 = 16;
+
+/// How long to wait until they have moved: the first time, and longer each time.
+const ON_THEIR_WAY: Duration = Duration::from_millis(2);
+
+impl ClusterDriver {
+    /// A backend that opens up to so many connections of a client, each when it is first needed. At least one.
+    pub fn new(connections: usize, client: ClusterClient) -> Self {
+        let pool = Pool::new(connections.max(1), Duration::from_secs(1), Duration::from_secs(1));
+        ClusterDriver(Arc::new(Shared {
+            client,
+            pool,
+            primaries: Primaries::default(),
+            hash_expiry: HashExpiry::default(),
+        }))
+    }
+
+    /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
+    ///
+    /// # Panics
+    /// When the backend was cloned before.
+    #[must_use]
+    pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
+        let shared = Arc::get_mut(&mut self.0).expect("a driver is set up before it is cloned");
+        shared.hash_expiry = hash_expiry;
+        self
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        let cluster = self.0.client.get_generic_connection();
+        let cluster = cluster.map_err(|error| driver_error(&error).during("connecting"))?;
+        Ok(Connection { cluster, commands: Vec::with_capacity(512), part: Vec::new() })
+    }
+}
+
+impl Exchange for ClusterDriver {
+    fn exchange(
+        &self,
+        access: Access,
+        route: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        let shared = &*self.0;
+        shared.pool.with(
+            access,
+            || self.connect(),
+            |connection| {
+                connection.commands.clear();
+                let count = write(&mut connection.commands);
+                if count == 0 {
+                    return Ok(());
+                }
+                let replies = match route {
+                    Route::Slot(slot) => connection.ask_one(access, slot, count)?,
+                    Route::Keys => connection.ask_many(access, count)?,
+                    Route::Primary(number) => connection.ask_primary(&shared.primaries, number, count)?,
+                };
+                flatten_all(replies, count, receive).map_err(|error| Failed { error, broke_early: false })
+            },
+        )
+    }
+}
+
+impl ExchangeSettings for ClusterDriver {
+    fn hash_expiry(&self) -> HashExpiry {
+        self.0.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        MAX_ENTRY
+    }
+
+    fn is_cluster(&self) -> bool {
+        true
+    }
+
+    fn primaries(&self) -> usize {
+        self.0.primaries.count()
+    }
+}
+
+/// A connection to each server of the cluster. After a failure some of them may have replies that nobody waits for, so it is
+/// not used again.
+struct Connection {
+    cluster: ClusterConnection<Node>,
+    /// What is to be sent.
+    commands: Vec<u8>,
+    /// What of it goes to one server.
+    part: Vec<u8>,
+}
+
+/// Where a command stands, and the slot of its first key.
+type Command = (Range<usize>, u16);
+
+impl Connection {
+    /// The replies to so many commands about keys of one slot.
+    fn ask_one(&mut self, access: Access, slot: u16, count: usize) -> Result<Vec<Value>, Failed> {
+        let node = self.whom(access, slot)?;
+        node.send(&self.commands)?;
+        let mut replies = (0..count).map(|_| node.receive()).collect::<Result<Vec<_>, _>>()?;
+        if replies.iter().any(|reply| elsewhere(reply, access).is_some()) {
+            let commands = self.cut(count)?;
+            self.follow(access, &commands, &mut replies)?;
+        }
+        Ok(replies)
+    }
+
+    /// The replies to so many commands about keys of any slots.
+    fn ask_many(&mut self, access: Access, count: usize) -> Result<Vec<Value>, Failed> {
+        let commands = self.cut(count)?;
+        let mut replies = vec![Value::Nil; count];
+        self.ask_at_once(access, &commands, 0..count, &mut replies)?;
+        self.follow(access, &commands, &mut replies)?;
+        Ok(replies)
+    }
+
+    /// The replies of one of the primaries, whatever they say.
+    fn ask_primary(&mut self, primaries: &Primaries, number: usize, count: usize) -> Result<Vec<Value>, Failed> {
+        let not_sent = |error| Failed { error, broke_early: true };
+        if number == 0 {
+            let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+            let told = self.cluster.route_command(&ask_primaries(), random);
+            primaries.learn(told).map_err(not_sent)?;
+        }
+        let slot = primaries.slot(number).map_err(not_sent)?;
+        let node = self.whom(Access::Write, slot)?;
+        node.send(&self.commands)?;
+        (0..count).map(|_| node.receive()).collect()
+    }
+
+    fn cut(&self, count: usize) -> Result<Vec<Command>, Failed> {
+        cut(&self.commands, count).map_err(|error| Failed { error, broke_early: false })
+    }
+
+    /// The server to ask about a slot: where replicas may be asked and the chosen one cannot be reached, the primary.
+    fn whom(&mut self, access: Access, slot: u16) -> Result<Node, Failed> {
+        let node = whom(&mut self.cluster, at(slot, access), None);
+        if node.is_err() && access == Access::Read {
+            return whom(&mut self.cluster, at(slot, Access::Write), None);
+        }
+        node
+    }
+
+    /// Sends some of the commands to all of their servers, then waits for the replies.
+    fn ask_at_once(
+        &mut self,
+        access: Access,
+        commands: &[Command],
+        numbers: impl IntoIterator<Item = usize>,
+        replies: &mut [Value],
+    ) -> Result<(), Failed> {
+        let mut parts: Vec<(Node, Vec<usize>)> = Vec::new();
+        // Commands stand in the order of their slots.
+        let mut last: Option<(u16, usize)> = None;
+        for number in numbers {
+            let slot = commands[number].1;
+            let part = match last {
+                Some((of, part)) if of == slot => part,
+                _ => {
+                    let node = self.whom(access, slot)?;
+                    parts.iter().position(|(other, _)| other.is(&node)).unwrap_or_else(|| {
+                        parts.push((node, Vec::new()));
+                        parts.len() - 1
+                    })
+                }
+            };
+            parts[part].1.push(number);
+            last = Some((slot, part));
+        }
+        for (node, numbers) in &parts {
+            self.part.clear();
+            for &number in numbers {
+                self.part.extend_from_slice(&self.commands[commands[number].0.clone()]);
+            }
+            node.send(&self.part)?;
+        }
+        for (node, numbers) in &parts {
+            for &number in numbers {
+                replies[number] = node.receive()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends again what servers have sent elsewhere: once at once, when slots have moved, and then one by one.
+    #[cold]
+    fn follow(&mut self, access: Access, commands: &[Command], replies: &mut [Value]) -> Result<(), Failed> {
+        let all: Vec<usize> = (0..commands.len()).collect();
+        let mut open = sent_elsewhere(access, commands, &all, replies);
+        let moved = |said: &ServerError| said.kind() == Some(ServerErrorKind::Moved);
+        let mut said =
+            open.iter().filter_map(|&number| elsewhere(&replies[number], access).zip(Some(commands[number].1)));
+        if let Some((said, slot)) = said.find(|(said, _)| moved(said)) {
+            whom(&mut self.cluster, at(slot, access), Some(said))?;
+            self.ask_at_once(access, commands, open.iter().copied(), replies)?;
+            open = sent_elsewhere(access, commands, &open, replies);
+        }
+        for number in open {
+            let said = elsewhere(&replies[number], access);
+            replies[number] = self.ask_alone(access, &commands[number], said)?;
+        }
+        Ok(())
+    }
+
+    /// The reply to one command, to which a server may have said something else before.
+    fn ask_alone(
+        &mut self,
+        mut access: Access,
+        (place, slot): &Command,
+        mut said: Option<ServerError>,
+    ) -> Result<Value, Failed> {
+        let mut round = 0;
+        loop {
+            round += 1;
+            let node = match said.as_ref().and_then(ServerError::kind) {
+                Some(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
+                    whom(&mut self.cluster, at(*slot, access), said)?
+                }
+                Some(ServerErrorKind::TryAgain) => {
+                    thread::sleep(ON_THEIR_WAY * round);
+                    self.whom(access, *slot)?
+                }
+                Some(_) => {
+                    access = Access::Write;
+                    self.whom(access, *slot)?
+                }
+                None => self.whom(access, *slot)?,
+            };
+            node.send(&self.commands[place.clone()])?;
+            let reply = node.receive()?;
+            said = elsewhere(&reply, access);
+            if said.is_none() || round == MOST_ROUNDS {
+                return Ok(reply);
+            }
+        }
+    }
+}
+
+/// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent again: an entry is
+/// read, or a lease released, after the command before it.
+fn sent_elsewhere(access: Access, commands: &[Command], numbers: &[usize], replies: &[Value]) -> Vec<usize> {
+    let mut slots: Vec<u16> = Vec::new();
+    let is_open = |&number: &usize| {
+        let slot = commands[number].1;
+        if elsewhere(&replies[number], access).is_some() {
+            slots.push(slot);
+            return true;
+        }
+        access != Access::Once && slots.contains(&slot)
+    };
+    numbers.iter().copied().filter(is_open).collect()
+}
+
+impl fmt::Debug for ClusterDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterDriver").field("hash_expiry", &self.0.hash_expiry).finish_non_exhaustive()
+    }
+}
