@@ -246,58 +246,56 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends again what servers have sent elsewhere: once at once, when slots have moved, and then one by one.
+    /// Sends again what servers have sent elsewhere: all of it at once when slots have moved, and then one by one.
     #[cold]
     fn follow(&mut self, access: Access, commands: &[Command], replies: &mut [Value]) -> Result<(), Failed> {
         let all: Vec<usize> = (0..commands.len()).collect();
         let mut open = sent_elsewhere(access, commands, &all, replies);
-        let moved = |said: &ServerError| said.kind() == Some(ServerErrorKind::Moved);
-        let mut said =
-            open.iter().filter_map(|&number| elsewhere(&replies[number], access).zip(Some(commands[number].1)));
-        if let Some((said, slot)) = said.find(|(said, _)| moved(said)) {
+        let said = |number: &usize| elsewhere(&replies[*number], access).zip(Some(commands[*number].1));
+        let moved = |said: &(ServerError, u16)| said.0.kind() == Some(ServerErrorKind::Moved);
+        if let Some((said, slot)) = open.iter().filter_map(said).find(moved) {
             whom(&mut self.cluster, at(slot, access), Some(said))?;
             self.ask_at_once(access, commands, open.iter().copied(), replies)?;
             open = sent_elsewhere(access, commands, &open, replies);
         }
-        for number in open {
-            let said = elsewhere(&replies[number], access);
-            replies[number] = self.ask_alone(access, &commands[number], said)?;
+        for round in 1..=MOST_ROUNDS {
+            for &number in &open {
+                let said = elsewhere(&replies[number], access);
+                replies[number] = self.ask_again(access, &commands[number], said)?;
+            }
+            open = sent_elsewhere(access, commands, &open, replies);
+            let is_told = |number: &usize| elsewhere(&replies[*number], access).is_none_or(|said| is_told(&said));
+            if open.is_empty() {
+                break;
+            }
+            if !open.iter().all(is_told) {
+                thread::sleep(ON_THEIR_WAY * round);
+            }
         }
         Ok(())
     }
 
     /// The reply to one command, to which a server may have said something else before.
-    fn ask_alone(
+    fn ask_again(
         &mut self,
-        mut access: Access,
+        access: Access,
         (place, slot): &Command,
-        mut said: Option<ServerError>,
+        said: Option<ServerError>,
     ) -> Result<Value, Failed> {
-        let mut round = 0;
-        loop {
-            round += 1;
-            let node = match said.as_ref().and_then(ServerError::kind) {
-                Some(ServerErrorKind::Moved | ServerErrorKind::Ask) => {
-                    whom(&mut self.cluster, at(*slot, access), said)?
-                }
-                Some(ServerErrorKind::TryAgain) => {
-                    thread::sleep(ON_THEIR_WAY * round);
-                    self.whom(access, *slot)?
-                }
-                Some(_) => {
-                    access = Access::Write;
-                    self.whom(access, *slot)?
-                }
-                None => self.whom(access, *slot)?,
-            };
-            node.send(&self.commands[place.clone()])?;
-            let reply = node.receive()?;
-            said = elsewhere(&reply, access);
-            if said.is_none() || round == MOST_ROUNDS {
-                return Ok(reply);
-            }
-        }
+        let node = match said {
+            Some(said) if is_told(&said) => whom(&mut self.cluster, at(*slot, access), Some(said))?,
+            // Of servers that cannot answer the primary is the one to wait for.
+            Some(_) => self.whom(Access::Write, *slot)?,
+            None => self.whom(access, *slot)?,
+        };
+        node.send(&self.commands[place.clone()])?;
+        node.receive()
     }
+}
+
+/// Whether a server said where to go.
+fn is_told(said: &ServerError) -> bool {
+    matches!(said.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask))
 }
 
 /// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent again: an entry is

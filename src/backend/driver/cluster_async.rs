@@ -2,10 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use redis::{Cmd, ServerErrorKind, Value};
+use redis::{Cmd, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 
 use super::slots::{Primaries, ask_primaries, at};
@@ -17,19 +21,69 @@ use crate::engine::route::cut;
 use crate::error::Error;
 use crate::request::HashExpiry;
 
-/// Entries in a Redis or Valkey cluster over an asynchronous connection of the `redis` crate that many tasks share. For a
-/// service that has one already.
+/// Entries in a Redis or Valkey cluster over an asynchronous connection of the `redis` crate, which all tasks share. As
+/// [`ClusterDriver`](crate::ClusterDriver), for tasks. Features `driver` and `tokio`.
+///
+/// What a request asks of each slot goes to the connection at once, and the answers come in the caller's order. Several
+/// commands about one slot go as a transaction.
+///
+/// The connection follows redirections (`MOVED`, `ASK`), and sends again what failed, as often as the client's `retries`
+/// say, 16 times if they say nothing, after pauses of more than a second each. Reads go to replicas where the client has a
+/// `read_routing_strategy`, and what is read under a lock to the primary. A connection does not ask where slots are when
+/// a server just does not answer, so it is then made anew, while the other one is used. Set the client up so:
+///
+/// - `response_timeout`: that of a request with all that is sent again. Without it a request may take minutes.
+/// - `retries` of two or three, `min_retry_wait` of a few milliseconds and `max_retry_wait` of less than the timeout.
+///   With fewer than one, redirections are not followed. With any, what must be sent only once, a store by
+///   [`Discard`](crate::Discard) and its like, may be sent again when a connection breaks; it is then taken for one under
+///   a lease that was lost.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use dogpile::{AsyncClusterDriver, RedisLock, Region};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = redis::cluster::ClusterClient::builder(["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"])
+///     .connection_timeout(Duration::from_millis(500))
+///     .response_timeout(Duration::from_secs(1))
+///     .retries(3)
+///     .min_retry_wait(10)
+///     .max_retry_wait(100)
+///     .build()?;
+/// let region = Region::builder(AsyncClusterDriver::connect(client).await?).lock(RedisLock::new()).build()?;
+/// let name: Option<String> = region.get_async("user-15|name").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct AsyncClusterDriver {
-    connection: ClusterConnection,
-    primaries: Arc<Primaries>,
+    shared: Arc<Shared>,
     hash_expiry: HashExpiry,
 }
 
+struct Shared {
+    client: ClusterClient,
+    connection: ArcSwap<ClusterConnection>,
+    /// A connection is made in the place of this one, or was just now.
+    is_new: AtomicBool,
+    primaries: Primaries,
+}
+
+/// How long a connection is kept at least.
+const KEPT: Duration = Duration::from_secs(1);
+
 impl AsyncClusterDriver {
-    /// A backend over a connection whose clones are the same connection.
-    pub fn new(connection: ClusterConnection) -> Self {
-        AsyncClusterDriver { connection, primaries: Arc::default(), hash_expiry: HashExpiry::default() }
+    /// A backend over a connection of this client, to the cluster that it finds.
+    ///
+    /// # Errors
+    /// When none of the client's servers can be reached.
+    pub async fn connect(client: ClusterClient) -> Result<Self, Error> {
+        let connection = client.get_async_connection().await;
+        let connection = connection.map_err(|error| driver_error(&error).during("connecting"))?;
+        let (connection, is_new) = (ArcSwap::from_pointee(connection), AtomicBool::new(false));
+        let shared = Shared { client, connection, is_new, primaries: Primaries::default() };
+        Ok(AsyncClusterDriver { shared: Arc::new(shared), hash_expiry: HashExpiry::default() })
     }
 
     /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
@@ -37,6 +91,28 @@ impl AsyncClusterDriver {
     pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
         self.hash_expiry = hash_expiry;
         self
+    }
+
+    fn connection(&self) -> ClusterConnection {
+        ClusterConnection::clone(&self.shared.connection.load())
+    }
+
+    /// The error of a request. A server that did not answer may have a successor.
+    #[cold]
+    fn failed(&self, error: &RedisError) -> Error {
+        if let (true, Ok(runtime)) = (error.is_timeout(), Handle::try_current())
+            && !self.shared.is_new.swap(true, Ordering::Relaxed)
+        {
+            let shared = Arc::clone(&self.shared);
+            runtime.spawn(async move {
+                if let Ok(connection) = shared.client.get_async_connection().await {
+                    shared.connection.store(Arc::new(connection));
+                }
+                tokio::time::sleep(KEPT).await;
+                shared.is_new.store(false, Ordering::Relaxed);
+            });
+        }
+        driver_error(error)
     }
 
     /// The replies to so many commands about keys of any slots: all slots are asked at the same time.
@@ -74,8 +150,8 @@ impl AsyncClusterDriver {
     }
 
     async fn ask_alone(&self, at: SingleNodeRoutingInfo, command: Cmd) -> Result<Value, Error> {
-        let answered = self.connection.clone().route_command(command, RoutingInfo::SingleNode(at)).await;
-        answered.map_err(|error| driver_error(&error))
+        let answered = self.connection().route_command(command, RoutingInfo::SingleNode(at)).await;
+        answered.map_err(|error| self.failed(&error))
     }
 
     /// The replies to commands about keys of one slot, or `None` where a server does not take all of them.
@@ -85,25 +161,25 @@ impl AsyncClusterDriver {
     async fn transact(&self, at: SingleNodeRoutingInfo, commands: &[Cmd]) -> Result<Option<Vec<Value>>, Error> {
         let mut transaction = pipeline(commands.iter().cloned());
         transaction.atomic();
-        let answered = self.connection.clone().route_pipeline(transaction, 1 + commands.len(), 1, at).await;
+        let answered = self.connection().route_pipeline(transaction, 1 + commands.len(), 1, at).await;
         match answered.map(|mut replies| replies.pop()) {
             Ok(Some(Value::Array(replies))) => Ok(Some(replies)),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == ServerErrorKind::ExecAbort.into() => Ok(None),
-            Err(error) => Err(driver_error(&error)),
+            Err(error) => Err(self.failed(&error)),
         }
     }
 
     /// The replies of one of the primaries, whatever they say.
     async fn ask_primary(&self, number: usize, resp: Vec<u8>, count: usize) -> Result<Vec<Value>, Error> {
-        let mut connection = self.connection.clone();
+        let (primaries, mut connection) = (&self.shared.primaries, self.connection());
         if number == 0 {
             let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-            self.primaries.learn(connection.route_command(ask_primaries(), random).await)?;
+            primaries.learn(connection.route_command(ask_primaries(), random).await)?;
         }
-        let at = at(self.primaries.slot(number)?, Access::Write);
+        let at = at(primaries.slot(number)?, Access::Write);
         let asked = connection.route_pipeline(pipeline(commands(resp, count)?), 0, count, at).await;
-        asked.map_err(|error| driver_error(&error))
+        asked.map_err(|error| self.failed(&error))
     }
 }
 
@@ -151,7 +227,7 @@ impl ExchangeSettings for AsyncClusterDriver {
     }
 
     fn primaries(&self) -> usize {
-        self.primaries.count()
+        self.shared.primaries.count()
     }
 }
 
