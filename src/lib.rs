@@ -11,6 +11,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod bell;
 mod buffer;
 pub mod codec;
 pub mod engine;

@@ -1,23 +1,78 @@
 //! [`all`]: futures that run at the same time.
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 
-/// What all of these come to, which run at the same time.
+use crate::bell::{Bell, Rings};
+
+/// What all of these come to, which run at the same time. Of many only those are polled again that were woken.
 pub(super) async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    let bell = Arc::new(Bell::new());
+    let waker = |number| Rings::waker(&bell, number);
+    let mut running: Vec<(Option<_>, Waker)> =
+        futures.into_iter().enumerate().map(|(number, future)| (Some(Box::pin(future)), waker(number))).collect();
+    let mut outputs: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    let mut woken: Vec<usize> = (0..running.len()).collect();
+    let mut left = running.len();
     poll_fn(|context| {
-        let mut is_done = true;
-        for (future, output) in &mut running {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    Poll::Ready(came) => *output = Some(came),
-                    Poll::Pending => is_done = false,
-                }
+        if woken.is_empty() && left > 0 {
+            woken = ready!(bell.poll(context));
+        }
+        for number in woken.drain(..) {
+            let (future, waker) = &mut running[number];
+            let polled = future.as_mut().map(|future| future.as_mut().poll(&mut Context::from_waker(waker)));
+            if let Some(Poll::Ready(output)) = polled {
+                *future = None;
+                outputs[number] = Some(output);
+                left -= 1;
             }
         }
-        if is_done { Poll::Ready(()) } else { Poll::Pending }
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        // What wakes itself would otherwise not let others run.
+        woken = ready!(bell.poll(context));
+        context.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
+    outputs.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn outputs_come_in_the_order_of_their_futures() {
+        let after = |at: u64| async move {
+            for _ in 0..at % 3 {
+                tokio::time::sleep(Duration::from_millis(1000 - at)).await;
+                tokio::task::yield_now().await;
+            }
+            at
+        };
+        for count in [0, 1, 500] {
+            assert_eq!(all((0..count).map(after).collect()).await, (0..count).collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test]
+    async fn much_that_is_there_at_once_holds_nobody_up() {
+        let receive = |at: usize| async move {
+            let (sender, mut receiver) = mpsc::unbounded_channel();
+            (0..at).for_each(|number| sender.send(number).expect("it is open"));
+            // A task that takes too much is told to wait, and woken at once.
+            for number in 0..at {
+                assert_eq!(receiver.recv().await, Some(number));
+            }
+            at
+        };
+        assert_eq!(all((0..300).map(receive).collect()).await.len(), 300);
+    }
 }
