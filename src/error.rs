@@ -6,7 +6,9 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting that cannot work: a malformed URL, a limit of zero. Found when the region or backend is built.
+    /// A setting that cannot work: a malformed URL, a limit of zero, found when the region or backend is built; or a
+    /// server that cannot do what is set, found when it is connected to. Regions pass it on also where they go on without
+    /// their backend.
     Config,
     /// The server could not be reached, or the connection broke.
     Connection,

@@ -38,7 +38,7 @@ pub use backend::Memory;
 pub use backend::Tls;
 pub use backend::{
     Access, Backend, Cluster, ClusterNodes, Exchange, ExchangeSettings, Leases, OneServer, ReadFrom, Redis,
-    RedisBuilder, Route, ServerInfo, ServerName, Swept, Watch, sweep,
+    RedisBuilder, Route, Sentinel, SentinelServers, ServerInfo, ServerName, Swept, Watch, sweep,
 };
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};

@@ -54,7 +54,7 @@ pub enum HashExpiry {
     },
     /// Each field has a TTL of its own, to the millisecond, which the server keeps: `HSETEX`, of Redis 8.0 and Valkey
     /// 9.0. In Redis a small hash stays a listpack with it, at ten bytes an entry; in Valkey it becomes a hash table, at four
-    /// times the memory.
+    /// times the memory. [`Redis`](crate::Redis) does not connect to a server that lacks it;
     /// [`ServerInfo::per_field`](crate::ServerInfo::per_field) chooses between this and [`Stamped`](Self::Stamped).
     PerField,
 }

@@ -37,7 +37,7 @@ pub use self::memory::Memory;
 pub use self::redis::Tls;
 #[cfg(feature = "tokio")]
 pub use self::redis::WhileDown;
-pub use self::redis::{Cluster, ClusterNodes, OneServer, ReadFrom, Redis, RedisBuilder};
+pub use self::redis::{Cluster, ClusterNodes, OneServer, ReadFrom, Redis, RedisBuilder, Sentinel, SentinelServers};
 pub use self::server::{ServerInfo, ServerName};
 #[cfg(feature = "tokio")]
 pub use self::sweep::sweep_async;

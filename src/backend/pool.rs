@@ -23,7 +23,7 @@ pub(super) trait Wire {
     /// replies would be taken for those of the next request.
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
 
-    #[inline]
+    #[inline(always)]
     fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         self.send()?;
         self.receive(replies, receive)
@@ -40,12 +40,12 @@ impl<W: Wire> Wire for Box<W> {
         (**self).is_closed()
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self) -> Result<(), Failed> {
         (**self).send()
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         (**self).receive(replies, receive)
     }
@@ -480,9 +480,11 @@ mod tests {
         connected.unwrap().give_back();
         let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
         assert!(!first.is_new() && second.is_new(), "it is as before");
-        // A refusal is no outage.
-        assert!(pool.take(|| Err(Error::new(ErrorKind::Refused, "no"))).is_err());
-        pool.take(|| Ok(())).unwrap().give_back();
+        // A refusal is no outage, and nor is a server that cannot do what is wanted: each caller is told by itself.
+        for kind in [ErrorKind::Refused, ErrorKind::Config] {
+            assert_eq!(pool.take(|| Err(Error::new(kind, "no"))).err().unwrap().to_string(), "no");
+            drop(pool.take(|| Ok(())).unwrap());
+        }
     }
 
     #[test]

@@ -343,12 +343,24 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
     let stamp = stamp_of(server, wanted.key);
     let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, stamp);
     let exchanged = A::exchange(server, Access::Write, route(server, wanted.key), write, &mut receive).await;
+    // While a slot moves, lock and entry may be at two servers of a cluster, and there is no script for both.
+    if server.is_cluster() && matches!(&exchanged, Err(error) if error.kind() == ErrorKind::Server) {
+        return lease_one::<A, X>(server, wanted, life).await;
+    }
     let entry = one.finish(exchanged, wanted.key)?;
     let (Some(stamp), Some(stamped)) = (stamp, &entry) else { return Ok((is_ours, entry)) };
     if let Some(entry) = open(stamp, stamped.clone(), server.now()) {
         return Ok((is_ours, Some(entry)));
     }
     // The script took what has expired for an entry, and so no lease.
+    lease_one::<A, X>(server, wanted, life).await
+}
+
+async fn lease_one<A: Face<X>, X: ExchangeSettings>(
+    server: &X,
+    wanted: Lease<'_>,
+    life: Duration,
+) -> Result<(bool, Option<Bytes>), Error> {
     let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
     Ok(attempts.pop().unwrap_or((false, None)))
 }
@@ -538,9 +550,14 @@ fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> plan::Life {
 /// The stamp of this entry, if it has one.
 #[inline(always)]
 fn stamp_of(server: &impl ExchangeSettings, key: Key<'_>) -> Option<Stamp> {
+    stamp_for(server.hash_expiry(), key)
+}
+
+#[inline(always)]
+fn stamp_for(expiry: HashExpiry, key: Key<'_>) -> Option<Stamp> {
     match key {
         Key::Plain(_) => None,
-        Key::Field { .. } => server.hash_expiry().stamp(),
+        Key::Field { .. } => expiry.stamp(),
     }
 }
 
@@ -608,6 +625,10 @@ fn write_groups<'k>(
 ) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
+        if let (plan::Verb::Get, 1, true) = (verb, members.len(), groups.are_divided()) {
+            members.for_each(|at| replies += plan::get(out, key(at), stamp_for(expiry, key(at))));
+            continue;
+        }
         let hash = hash_of(members.clone().next().map(&key));
         plan::group(out, verb, hash, expiry, members.map(&key));
         replies += 1;

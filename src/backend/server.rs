@@ -57,6 +57,16 @@ pub enum ServerName {
     Other(String),
 }
 
+impl ServerName {
+    pub(super) fn from(text: &str) -> Self {
+        match text {
+            "redis" => ServerName::Redis,
+            "valkey" => ServerName::Valkey,
+            other => ServerName::Other(other.to_owned()),
+        }
+    }
+}
+
 impl fmt::Display for ServerName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -108,21 +118,8 @@ impl ServerInfo {
 
     /// From the text that `INFO server` answers with.
     fn parse(info: &str) -> Option<Self> {
-        let value = |name: &str| {
-            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(line.trim())
-        };
-        let (name, version) = match value("server_name") {
-            None => (ServerName::Redis, value("redis_version")?),
-            Some("redis") => (ServerName::Redis, value("redis_version")?),
-            Some("valkey") => (ServerName::Valkey, value("valkey_version")?),
-            Some(other) => {
-                let version = value(&format!("{other}_version")).or_else(|| value("redis_version"))?;
-                (ServerName::Other(other.to_owned()), version)
-            }
-        };
-        let mut numbers = version.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
-        let version = [(); 3].map(|()| numbers.next().unwrap_or(0));
+        let (name, version) = name_and_version(info)?;
+        let version = version_of(version).unwrap_or_default();
         Some(ServerInfo { name, version, max_listpack_entries: ENTRIES, max_listpack_value: VALUE })
     }
 
@@ -134,6 +131,32 @@ impl ServerInfo {
             _ => {}
         }
     }
+}
+
+/// The value of a line of what `INFO` answers with.
+pub(super) fn info_line<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim())
+}
+
+/// Which server it is, and its version as a text, by what `INFO server` answers with.
+pub(super) fn name_and_version(info: &str) -> Option<(ServerName, &str)> {
+    let value = |name: &str| info_line(info, name);
+    let name = ServerName::from(value("server_name").unwrap_or("redis"));
+    let version = match &name {
+        ServerName::Redis => value("redis_version")?,
+        ServerName::Valkey => value("valkey_version")?,
+        ServerName::Other(other) => value(&format!("{other}_version")).or_else(|| value("redis_version"))?,
+    };
+    Some((name, version))
+}
+
+/// Major, minor and patch, if it begins with a number.
+pub(super) fn version_of(text: &str) -> Option<[u32; 3]> {
+    let mut numbers = text.split(['.', '-']).map(str::parse);
+    let major = numbers.next()?.ok()?;
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    Some([major, next(), next()])
 }
 
 async fn ask<A: Face<X>, X: ExchangeSettings>(server: &X) -> Result<ServerInfo, Error> {
@@ -182,6 +205,9 @@ mod tests {
         let other = "redis_version:6.2.11\r\nserver_name:other\r\nother_version:1.2-rc1\r\n";
         assert_eq!(parse(other), (ServerName::Other("other".into()), [1, 2, 0]));
         assert_eq!(ServerInfo::parse("# Server\r\nuptime:3\r\n"), None);
+        assert_eq!(ServerInfo::parse("server_name:valkey\r\nredis_version:7.2.4\r\n"), None);
+        let versions = ["7.0.15", "8", "255.x-y", "", "unstable", "v7.0", "-1.2"].map(version_of);
+        assert_eq!(versions, [Some([7, 0, 15]), Some([8, 0, 0]), Some([255, 0, 0]), None, None, None, None]);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Groups {
     /// Positions in the caller's list, group by group. Empty when that is the order they came in.
     order: SmallVec<[u32; 128]>,
     groups: SmallVec<[Group; 16]>,
+    /// Whether they are divided by slots.
+    are_divided: bool,
 }
 
 /// The members of one command.
@@ -32,7 +34,7 @@ struct Group {
 impl Groups {
     /// Groups `count` keys; those of a cluster by their slots too.
     pub(crate) fn of<'k>(count: usize, key: impl Fn(usize) -> Key<'k>, slots: Option<Slots>) -> Self {
-        let mut groups = Groups { order: SmallVec::new(), groups: SmallVec::new() };
+        let mut groups = Groups { order: SmallVec::new(), groups: SmallVec::new(), are_divided: slots.is_some() };
         if count == 0 {
             return groups;
         }
@@ -66,19 +68,31 @@ impl Groups {
         groups
     }
 
-    /// One group for each slot and hash, in the order of the slots: of these a server has long runs, so that its replies
-    /// come one behind the other.
+    /// One group for each hash and each plain key, in the order of the slots: of these a server has long runs, so that its
+    /// replies come one behind the other. Plain keys are not asked for together even where they have the same slot: while
+    /// it moves, half of them may be at one server and half at another.
     fn divide<'k>(&mut self, count: usize, key: impl Fn(usize) -> Key<'k>, slots: Slots) {
-        let mut members: SmallVec<[(u16, u32); 128]> =
-            (0..count).zip(0_u32..).map(|(at, position)| (slots.of(key(at)), position)).collect();
-        let hash = |position: u32| hash_of(key(position as usize));
-        members.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| (hash(a.1), a.1).cmp(&(hash(b.1), b.1))));
+        // Slot and position in one number, which is sorted quickly.
+        let slot = |member: &u64| member >> 32;
+        #[allow(clippy::cast_possible_truncation)] // it is the lower half
+        let position = |member: &u64| *member as u32;
+        let hash = |member: &u64| hash_of(key(position(member) as usize));
+        let mut members: SmallVec<[u64; 128]> = (0..count)
+            .zip(0_u32..)
+            .map(|(at, position)| u64::from(slots.of(key(at))) << 32 | u64::from(position))
+            .collect();
+        members.sort_unstable();
         let mut start = 0;
-        for of_one in members.chunk_by(|a, b| a.0 == b.0 && hash(a.1) == hash(b.1)) {
-            self.push(start, of_one.len());
-            start += of_one.len();
+        for of_slot in members.chunk_by_mut(|a, b| slot(a) == slot(b)) {
+            if of_slot.len() > 1 {
+                of_slot.sort_by(|a, b| hash(a).cmp(&hash(b)));
+            }
+            for of_one in of_slot.chunk_by(|a, b| hash(a).is_some() && hash(a) == hash(b)) {
+                self.push(start, of_one.len());
+                start += of_one.len();
+            }
         }
-        self.order.extend(members.iter().map(|(_, position)| *position));
+        self.order.extend(members.iter().map(position));
     }
 
     fn push(&mut self, mut start: usize, mut count: usize) {
@@ -88,6 +102,12 @@ impl Groups {
             start += here;
             count -= here;
         }
+    }
+
+    /// Whether they are divided by slots. A key that is alone in its group is then asked for by itself: its reply is no
+    /// array.
+    pub(crate) fn are_divided(&self) -> bool {
+        self.are_divided
     }
 
     /// The positions of each group's members.
@@ -147,6 +167,7 @@ pub(crate) struct Gather<'g> {
     order: &'g [u32],
     /// Groups whose replies have not begun.
     groups: std::slice::Iter<'g, Group>,
+    are_divided: bool,
     /// Members of the current array still to come; none before an array.
     left: usize,
     /// Position in the order of the replies.
@@ -160,7 +181,7 @@ impl Receive for Gather<'_> {
     #[cold]
     fn token(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
         match token {
-            token if self.left == 0 => return self.begin(token),
+            token if self.left == 0 => return self.begin(token, chunk),
             Token::Bulk(entry) => {
                 let part = chunk.place(entry);
                 self.found.parts(chunk.whole()).put(place(self.order, self.at), part);
@@ -176,6 +197,11 @@ impl Receive for Gather<'_> {
     #[inline]
     fn strings(&mut self, strings: &mut Strings<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
         if self.left == 0 {
+            while self.is_alone_next()
+                && let Some(entry) = strings.next()
+            {
+                self.begin(Token::Bulk(entry), chunk)?;
+            }
             return Ok(());
         }
         let Some(mut entry) = strings.next() else { return Ok(()) };
@@ -207,13 +233,25 @@ fn place(order: &[u32], at: usize) -> usize {
 
 impl<'g> Gather<'g> {
     pub(crate) fn new(groups: &'g Groups, found: &'g mut Found) -> Self {
-        Gather { order: &groups.order, groups: groups.groups.iter(), left: 0, at: 0, found, failed: None }
+        let (order, are_divided) = (&groups.order[..], groups.are_divided);
+        Gather { order, groups: groups.groups.iter(), are_divided, left: 0, at: 0, found, failed: None }
     }
 
-    /// Takes the token that comes before a group's members.
-    #[cold]
-    fn begin(&mut self, token: Token<'_>) -> Result<(), Error> {
+    /// Whether the next reply is the entry of one key.
+    fn is_alone_next(&self) -> bool {
+        self.are_divided && matches!(self.groups.as_slice(), [Group { count: 1, .. }, ..])
+    }
+
+    /// Takes the token that comes before a group's members, or is the only one.
+    fn begin(&mut self, token: Token<'_>, chunk: &mut Chunk<'_>) -> Result<(), Error> {
+        let is_alone = self.is_alone_next();
         match (token, self.groups.next()) {
+            (Token::Bulk(entry), _) if is_alone => {
+                let part = chunk.place(entry);
+                self.found.parts(chunk.whole()).put(place(self.order, self.at), part);
+                self.at += 1;
+            }
+            (Token::Nil, _) if is_alone => self.at += 1,
             (Token::Array(members), Some(group)) if members == group.count => self.left = members,
             (Token::Error(error), Some(group)) => {
                 // A key that is no hash has no fields: each is a miss, as `MGET` answers for a key that is no string.
@@ -271,6 +309,8 @@ pub(crate) fn server_error(message: &[u8]) -> Error {
     let kind = match message.split(|&byte| byte == b' ').next().unwrap_or_default() {
         b"WRONGTYPE" => ErrorKind::WrongType,
         b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => ErrorKind::Refused,
+        // Of a cluster, as long as some of its slots have no server.
+        b"CLUSTERDOWN" => ErrorKind::Connection,
         _ => ErrorKind::Server,
     };
     Error::new(kind, format!("the server answered \"{}\"", message.escape_ascii()))

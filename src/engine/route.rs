@@ -3,17 +3,16 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::batch::unexpected;
 use super::chunk::Chunk;
 use super::plan;
-use super::replies::{Fed, Receive, Replies, Strings, Token};
+use super::replies::{Receive, Strings, Token};
 use super::slot::slot;
 use crate::error::{Error, ErrorKind};
 
 /// Where a server is, as another one says. No host stands for that of whoever says so.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Endpoint {
     pub(crate) host: String,
     pub(crate) port: u16,
@@ -30,6 +29,8 @@ pub(crate) enum Redirect {
     Later,
     /// It is no replica that can answer at the moment: ask the primary.
     Primary,
+    /// It is a replica, and so no primary that was thought to be.
+    NotPrimary,
 }
 
 impl Redirect {
@@ -41,6 +42,7 @@ impl Redirect {
             b"MOVED" => endpoint(words.nth(1)?).map(Redirect::Moved),
             b"ASK" => endpoint(words.nth(1)?).map(Redirect::Ask),
             b"TRYAGAIN" => Some(Redirect::Later),
+            b"READONLY" => Some(Redirect::NotPrimary),
             b"LOADING" | b"MASTERDOWN" if by_replica => Some(Redirect::Primary),
             _ => None,
         }
@@ -70,6 +72,13 @@ impl<'r, R: Receive> UpToRedirect<'r, R> {
     #[inline]
     pub(crate) fn new(receive: &'r mut R, by_replica: bool) -> Self {
         UpToRedirect { receive, by_replica, left: 0, handed_on: 0, redirect: None }
+    }
+}
+
+impl<R> UpToRedirect<'_, R> {
+    /// Whether a part of a reply was handed on, which cannot be taken back.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.left > 0
     }
 }
 
@@ -158,6 +167,11 @@ impl Receive for Kept {
 }
 
 impl Kept {
+    /// Of so many replies.
+    pub(crate) fn of(replies: usize) -> Self {
+        Kept { tokens: Vec::with_capacity(2 * replies), ends: Vec::with_capacity(replies), ..Kept::default() }
+    }
+
     fn text(&mut self, kind: for<'a> fn(&'a [u8]) -> Token<'a>, text: &[u8], chunk: &mut Chunk<'_>) -> KeptToken {
         let place = chunk.place(text);
         let whole = chunk.whole();
@@ -202,6 +216,8 @@ impl Kept {
 pub(crate) struct Errands {
     commands: Vec<u8>,
     errands: Vec<Errand>,
+    /// Of how many, the first ones, the replies were handed on.
+    done: usize,
     kept: Vec<Kept>,
     /// Whether what was done may be done again.
     again: bool,
@@ -247,7 +263,7 @@ impl Errands {
                 errands.push(Errand { place, slot, state: State::Open(redirect.take()) });
             }
         }
-        Ok(Errands { commands, errands, kept: Vec::new(), again })
+        Ok(Errands { commands, errands, done: 0, kept: Vec::new(), again })
     }
 
     /// Commands that are written only once, and sent only once; `None` where there are none.
@@ -257,12 +273,12 @@ impl Errands {
         let count = write(&mut commands);
         let cut = cut(&commands, count).ok().filter(|cut| !cut.is_empty())?;
         let errands = cut.into_iter().map(|(place, slot)| Errand { place, slot, state: State::Open(None) });
-        Some(Errands { errands: errands.collect(), commands, kept: Vec::new(), again: false })
+        Some(Errands { errands: errands.collect(), commands, done: 0, kept: Vec::new(), again: false })
     }
 
     /// The commands that are to be sent, in their order.
     pub(crate) fn open(&self) -> impl Iterator<Item = Open<'_>> {
-        self.errands.iter().enumerate().filter_map(|(number, errand)| match &errand.state {
+        self.errands.iter().enumerate().skip(self.done).filter_map(|(number, errand)| match &errand.state {
             State::Open(redirect) => Some(Open { number, slot: errand.slot, redirect: redirect.as_ref() }),
             State::Answered(..) => None,
         })
@@ -281,6 +297,23 @@ impl Errands {
             replies += 1;
         }
         replies
+    }
+
+    /// Whether the replies to these, when they come, may be handed on at once: nothing comes before them, or in between.
+    /// [`UpToRedirect`] hands them on.
+    pub(crate) fn are_next(&self, numbers: &[usize]) -> bool {
+        let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else { return false };
+        let is_asked = |number: &usize| matches!(self.errands[*number].state, State::Open(Some(Redirect::Ask(_))));
+        self.again && *first == self.done && last - first + 1 == numbers.len() && !numbers.iter().any(is_asked)
+    }
+
+    /// Of the next ones so many replies were handed on; the one after these says to go elsewhere, where there is a
+    /// redirect.
+    pub(crate) fn were_handed_on(&mut self, replies: usize, redirect: Option<Redirect>) {
+        self.done += replies;
+        if let (Some(errand), Some(redirect)) = (self.errands.get_mut(self.done), redirect) {
+            errand.state = State::Open(Some(redirect));
+        }
     }
 
     /// Takes the replies to what was [written](Errands::write), of a server on this host. Whether some of them said to go
@@ -314,12 +347,14 @@ impl Errands {
         numbers.iter().for_each(|&number| self.errands[number].state = State::Open(Some(Redirect::Primary)));
     }
 
-    /// Hands on the replies, in the order of the commands; one that still says to go elsewhere is an error.
+    /// Hands on the replies that were not yet, in the order of the commands; one that still says to go elsewhere is an
+    /// error.
     pub(crate) fn hand_on(self, receive: &mut impl Receive) -> Result<(), Error> {
-        for errand in &self.errands {
+        for errand in &self.errands[self.done..] {
             match &errand.state {
                 State::Answered(kept, at) => self.kept[*kept].hand_on(*at, receive)?,
-                State::Open(redirect) => return Err(lost(redirect.as_ref())),
+                State::Open(Some(redirect)) => return Err(redirect.clone().into_error()),
+                State::Open(None) => return Err(Redirect::Later.into_error()),
             }
         }
         Ok(())
@@ -336,56 +371,259 @@ impl Redirect {
         }
         self
     }
-}
 
-#[cold]
-fn lost(redirect: Option<&Redirect>) -> Error {
-    let message = match redirect {
-        Some(Redirect::Moved(to) | Redirect::Ask(to)) => {
-            format!("the cluster's servers sent it from one to the other, at last to {}:{}", to.host, to.port)
-        }
-        Some(Redirect::Later) => "the keys are on their way from one of the cluster's servers to another".into(),
-        Some(Redirect::Primary) | None => "none of the cluster's servers answered it".into(),
-    };
-    Error::new(ErrorKind::Server, message)
+    /// For who does not go there.
+    #[cold]
+    pub(crate) fn into_error(self) -> Error {
+        let message = match self {
+            Redirect::Moved(to) | Redirect::Ask(to) => {
+                format!("servers sent a command from one to the other, at last to {}:{}", to.host, to.port)
+            }
+            Redirect::Later => "its keys are on their way from one server to another".into(),
+            Redirect::Primary => "it is a replica that cannot answer at the moment".into(),
+            Redirect::NotPrimary => "it is a replica by now, and no primary".into(),
+        };
+        Error::new(ErrorKind::Server, message)
+    }
 }
 
 /// Where each of so many commands stands, and the slot of its first key.
 pub(crate) fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
-    let mut cut: Vec<(Range<usize>, u16)> = Vec::with_capacity(count);
-    // How many words of the last command came, and which is the first key.
-    let (mut came, mut key) = (0, 1);
-    let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
-        let start = cut.last().map_or(0, |(before, _)| before.end);
-        match token {
-            Token::Array(_) => {
-                cut.push((start..start, 0));
-                came = 0;
-            }
-            Token::Bulk(word) => {
+    let malformed = || Error::new(ErrorKind::Protocol, "a request is no command of words");
+    let mut cut = Vec::with_capacity(count);
+    let mut rest = commands;
+    while !rest.is_empty() {
+        let start = commands.len() - rest.len();
+        let words = cut_head(&mut rest, b'*').ok_or_else(malformed)?;
+        let (mut of, mut key) = (0, 1);
+        for at in 0..words {
+            let length = cut_head(&mut rest, b'$').ok_or_else(malformed)?;
+            let (word, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
+            if at == 0 && word.starts_with(b"EVAL") {
                 // Before the keys of a script stand its text and their number.
-                key = if came > 0 {
-                    key
-                } else if word.starts_with(b"EVAL") {
-                    3
-                } else {
-                    1
-                };
-                if let Some((place, of)) = cut.last_mut() {
-                    place.end = chunk.place(word).end + 2;
-                    *of = if came == key { slot(word, b"") } else { *of };
-                }
-                came += 1;
+                key = 3;
+            } else if at == key {
+                of = slot(word, b"");
             }
-            other => return Err(unexpected(other)),
+            rest = after.strip_prefix(b"\r\n").ok_or_else(malformed)?;
         }
-        Ok(())
-    };
-    let mut replies = Replies::new(usize::MAX);
-    replies.expect(count);
-    // Commands look as replies do, and nothing of them is kept.
-    match replies.feed(&mut Chunk::copying(commands, &mut BytesMut::new()), &mut receive)? {
-        Fed::Done => Ok(cut),
-        Fed::More(_) => Err(Error::new(ErrorKind::Protocol, "a request is cut short")),
+        cut.push((start..commands.len() - rest.len(), of));
+    }
+    if cut.len() == count { Ok(cut) } else { Err(malformed()) }
+}
+
+/// The number behind `kind`, of its line.
+fn cut_head(rest: &mut &[u8], kind: u8) -> Option<usize> {
+    let (first, mut digits) = rest.split_first()?;
+    let mut number = 0_usize;
+    while let [digit @ b'0'..=b'9', after @ ..] = digits {
+        number = number.checked_mul(10)?.checked_add(usize::from(digit - b'0'))?;
+        digits = after;
+    }
+    *rest = digits.strip_prefix(b"\r\n")?;
+    (*first == kind).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::replies::{Fed, Replies};
+    use crate::key::Key;
+    use crate::request::Lease;
+
+    fn to(port: u16) -> Endpoint {
+        Endpoint { host: "10.0.0.1".into(), port }
+    }
+
+    #[test]
+    fn errors_that_say_to_go_elsewhere() {
+        let of = |error: &str| Redirect::of(error.as_bytes(), false);
+        assert_eq!(of("MOVED 3999 10.0.0.1:6381"), Some(Redirect::Moved(to(6381))));
+        assert_eq!(of("ASK 3999 10.0.0.1:6381"), Some(Redirect::Ask(to(6381))));
+        let host = |host: &str| Some(Redirect::Moved(Endpoint { host: host.into(), port: 1 }));
+        assert_eq!(of("MOVED 1 ::1:1"), host("::1"));
+        assert_eq!(of("MOVED 1 cache.example:1"), host("cache.example"));
+        assert_eq!((of("MOVED 1 :1"), of("MOVED 1 ?:1")), (host(""), host("")));
+        assert_eq!(of("MOVED 1 :1").map(|redirect| redirect.said_by("h")), host("h"));
+        assert_eq!(of("MOVED 1 g:1").map(|redirect| redirect.said_by("h")), host("g"));
+        for none in
+            ["MOVED", "MOVED 1", "MOVED 1 h", "MOVED 1 h:x", "MOVED 1 h:99999", "ERR MOVED 1 h:1", "", "LOADING"]
+        {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
+        assert_eq!(of("READONLY You can't write"), Some(Redirect::NotPrimary));
+        for of_replica in ["LOADING data", "MASTERDOWN Link"] {
+            assert_eq!(Redirect::of(of_replica.as_bytes(), true), Some(Redirect::Primary));
+        }
+    }
+
+    /// What is handed on, and what the receiver counted.
+    fn hand_on(input: &[u8], replies: usize, cut: usize) -> (Vec<String>, usize, Option<Redirect>, bool) {
+        let mut tokens = Vec::new();
+        let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+            tokens.push(format!("{token:?}"));
+            Ok(())
+        };
+        let mut up_to = UpToRedirect::new(&mut receive, false);
+        let mut reader = Replies::new(1024);
+        reader.expect(replies);
+        let first = Bytes::copy_from_slice(&input[..cut]);
+        let mut chunk = Chunk::sharing(&first);
+        if reader.feed(&mut chunk, &mut up_to).unwrap() != Fed::Done {
+            let rest = Bytes::from([chunk.rest(), &input[cut..]].concat());
+            reader.feed(&mut Chunk::sharing(&rest), &mut up_to).unwrap();
+        }
+        let (handed_on, is_inside, redirect) = (up_to.handed_on, up_to.is_inside(), up_to.redirect.take());
+        (tokens, handed_on, redirect, is_inside)
+    }
+
+    #[test]
+    fn replies_are_handed_on_up_to_a_redirect_under_every_cut() {
+        let before = b"$1\r\na\r\n*3\r\n$1\r\nb\r\n$-1\r\n$1\r\nc\r\n*0\r\n*2\r\n*1\r\n:1\r\n$1\r\nd\r\n:7\r\n-ERR no\r\n$1\r\ne\r\n";
+        let redirect = b"-MOVED 1 10.0.0.1:6381\r\n";
+        let after = b"$1\r\nf\r\n*1\r\n-ASK 1 h:1\r\n+OK\r\n";
+        let whole = [&before[..], redirect, after].concat();
+        for cut in 0..=whole.len() {
+            let (tokens, handed_on, redirect, is_inside) = hand_on(&whole, 11, cut);
+            assert_eq!((tokens.len(), handed_on, is_inside), (13, 7, false), "{cut}: {tokens:?}");
+            assert_eq!(redirect, Some(Redirect::Moved(to(6381))));
+        }
+        for cut in 0..=before.len() {
+            assert_eq!(hand_on(before, 7, cut).1, 7);
+        }
+        // Not inside of an array, where it is no answer to a command.
+        let (tokens, handed_on, redirect, _) = hand_on(b"*1\r\n-MOVED 1 h:1\r\n", 1, 0);
+        assert_eq!((tokens.len(), handed_on, redirect), (2, 1, None));
+        assert!(hand_on(b"*2\r\n$1\r\na\r\n", 1, 0).3);
+    }
+
+    #[test]
+    fn commands_are_cut_by_their_first_keys() {
+        let lease = Lease { lock: b"_lok.{h}", token: b"t", key: Key::from(("h", "f")) };
+        let write = |out: &mut Vec<u8>| {
+            let mut replies = plan::get(out, Key::from("a"), None);
+            replies += plan::get(out, Key::from(("h", "f")), None);
+            replies += plan::lease(out, b"_lok.{h}", b"t", Duration::from_secs(1));
+            replies += plan::read_or_lease(out, &lease, Duration::from_secs(1), None);
+            replies += plan::release(out, b"_lok.{h}", b"t");
+            replies + plan::ping(out)
+        };
+        let mut commands = Vec::new();
+        let count = write(&mut commands);
+        let cut = cut(&commands, count).unwrap();
+        let (a, h) = (slot(b"a", b""), slot(b"h", b""));
+        assert_eq!(cut.iter().map(|(_, slot)| *slot).collect::<Vec<_>>(), [a, h, h, h, h, 0]);
+        assert_eq!(
+            cut.iter().flat_map(|(place, _)| place.clone()).collect::<Vec<_>>(),
+            Vec::from_iter(0..commands.len())
+        );
+        assert!(cut.iter().all(|(place, _)| commands[place.clone()].starts_with(b"*")));
+        for end in 1..commands.len() {
+            let whole = cut.iter().filter(|(place, _)| place.end <= end).count();
+            let is_end = cut.iter().any(|(place, _)| place.end == end);
+            assert_eq!(super::cut(&commands[..end], whole).is_ok(), is_end, "{end}");
+        }
+        for bad in
+            [&b"*1\r\n$99999999999999999999\r\n"[..], b"*1\r\n:1\r\n", b"x", b"*\r\n$1\r\na\r\n", b"*1\r\n$1\r\nab\r\n"]
+        {
+            assert!(super::cut(bad, 1).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+
+    /// Random numbers, the same each time.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, end: u64) -> u64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) % end
+        }
+    }
+
+    /// However servers send commands from one to the other, each is answered once, in the caller's order; and what was
+    /// done is only done again if it may be.
+    #[test]
+    fn replies_come_in_the_order_of_commands_whatever_servers_say() {
+        for seed in 0..2_000 {
+            let mut dice = Dice(seed);
+            let again = dice.below(2) == 0;
+            let count = 1 + dice.below(12) as usize;
+            let names: Vec<String> = (0..count).map(|_| format!("k{}", dice.below(6))).collect();
+            let write =
+                |out: &mut Vec<u8>| names.iter().map(|name| plan::get(out, Key::from(name.as_str()), None)).sum();
+            let mut errands = Errands::new(write, 0, None, again).unwrap();
+            let mut handed_on: Vec<String> = Vec::new();
+            let mut done = vec![0; count];
+            for round in 0.. {
+                // Commands go to one of two servers by their slots, or to where they were sent.
+                let mut parts: [Vec<usize>; 2] = Default::default();
+                for open in errands.open() {
+                    let asked = matches!(open.redirect, Some(Redirect::Ask(_)));
+                    parts[usize::from(open.slot % 2 == 0) ^ usize::from(asked)].push(open.number);
+                }
+                if parts.iter().all(Vec::is_empty) {
+                    break;
+                }
+                for numbers in parts.into_iter().filter(|numbers| !numbers.is_empty()) {
+                    let mut commands = Vec::new();
+                    let replies = errands.write(&mut commands, &numbers);
+                    let mut answers = Vec::new();
+                    for (place, _) in cut(&commands, replies).unwrap() {
+                        let command = String::from_utf8(commands[place].to_vec()).unwrap();
+                        let name = command.trim_end().rsplit("\r\n").next().unwrap().to_string();
+                        answers.extend(match (name.as_str(), dice.below(if round < 6 { 5 } else { u64::MAX })) {
+                            ("ASKING", _) => b"+OK\r\n".to_vec(),
+                            (_, 0) => b"-MOVED 1 10.0.0.1:1\r\n".to_vec(),
+                            (_, 1) => b"-ASK 1 :1\r\n".to_vec(),
+                            (_, 2) => b"-TRYAGAIN no\r\n".to_vec(),
+                            _ => format!("${}\r\n{name}\r\n", name.len()).into_bytes(),
+                        });
+                    }
+                    let said: Vec<bool> = String::from_utf8(answers.clone())
+                        .unwrap()
+                        .split_inclusive("\r\n")
+                        .filter(|line| !line.starts_with('$') && *line != "+OK\r\n")
+                        .map(|line| !line.starts_with('-'))
+                        .collect();
+                    numbers.iter().zip(said).for_each(|(number, is_done)| done[*number] += u32::from(is_done));
+                    let (answers, mut reader) = (Bytes::from(answers), Replies::new(1024));
+                    reader.expect(replies);
+                    let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+                        handed_on.push(format!("{token:?}"));
+                        Ok(())
+                    };
+                    if errands.are_next(&numbers) {
+                        let mut up_to = UpToRedirect::new(&mut receive, false);
+                        reader.feed(&mut Chunk::sharing(&answers), &mut up_to).unwrap();
+                        let (replies, redirect) = (up_to.handed_on, up_to.redirect.take());
+                        errands.were_handed_on(replies, redirect);
+                    } else {
+                        let mut kept = Kept::of(replies);
+                        reader.feed(&mut Chunk::sharing(&answers), &mut kept).unwrap();
+                        errands.take(&numbers, kept, "h", false);
+                    }
+                }
+            }
+            let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
+                handed_on.push(format!("{token:?}"));
+                Ok(())
+            };
+            errands.hand_on(&mut receive).unwrap();
+            let expected: Vec<String> =
+                names.iter().map(|name| format!("{:?}", Token::Bulk(name.as_bytes()))).collect();
+            assert_eq!(handed_on, expected, "seed {seed}");
+            assert!(again || done.iter().all(|times| *times == 1), "seed {seed}: {done:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_redirected_for_ever_is_an_error() {
+        let write = |out: &mut Vec<u8>| plan::get(out, Key::from("a"), None);
+        let errands = Errands::new(write, 0, Some(Redirect::Moved(to(7))), true).unwrap();
+        let error = errands.hand_on(&mut |_: Token<'_>, _: &mut Chunk<'_>| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("10.0.0.1:7"), "{error}");
     }
 }

@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(name(Key::from(("{a}users", "{15}")), b"\x7f2"), "_lok.{a}users,{15}");
         assert_eq!(name(Key::from("a}b"), b""), "{20658}_lok.a}b");
         assert_eq!(name(Key::from("a{}b"), b""), "{3991}_lok.a{}b");
-        assert_eq!(name(Key::from(""), b""), "{65536}_lok.");
+        assert_eq!(name(Key::from(""), b""), "{3560}_lok.");
         for prefix in [&b"{lock}"[..], b"{", b"a{}", b"}"] {
             for key in ["user-15", "{a}b", "a}b", "{}", "{", ""] {
                 let name = Slots { suffix: b"" }.lock_name(prefix, Key::from(key));

@@ -36,7 +36,7 @@ pub(super) struct Asked<B> {
     backend: B,
     leases: SmallVec<[Owned; 1]>,
     life: Duration,
-    release: fn(&B, &[Lease<'_>]),
+    release: fn(&RedisGuard<B>),
     /// `None` where nobody is there to renew.
     kept: OnceLock<Option<Kept>>,
 }
@@ -78,9 +78,11 @@ impl<B: Leases> RenewNow for Asked<B> {
     }
 }
 
-/// Leases that nobody waits for any more, and that a server which did not answer may still take when it has time again.
+/// Leases that nobody waits for any more, and that a server which did not answer may have taken, or may still take when it
+/// has time again; or that it may not have released, and its successor has.
 pub(super) struct Unsure<B> {
     asked: Arc<Asked<B>>,
+    which: SmallVec<[usize; 1]>,
     /// How often they are still to be released: more than once, since a server need not do what it is asked over two
     /// connections in that order.
     releases: AtomicU32,
@@ -100,8 +102,20 @@ impl<B> Unsure<B> {
     }
 
     fn leases(&self) -> Vec<Lease<'_>> {
-        self.asked.leases.iter().map(Owned::lease).collect()
+        self.which.iter().map(|at| self.asked.leases[*at].lease()).collect()
     }
+}
+
+/// Releases these as soon as their server answers again, for as long as one of them may live.
+pub(super) fn release_later<A: Face<B>, B>(guards: &[RedisGuard<B>]) {
+    let Some(first) = guards.first() else { return };
+    guards.iter().for_each(RedisGuard::forget);
+    let asked = Arc::clone(&first.asked);
+    let (life, which) = (asked.life, guards.iter().map(|guard| guard.at).collect());
+    let period = (life / 3).clamp(SHORTEST, SOON);
+    let tries = 2 * life.as_millis().div_ceil(period.as_millis().max(1)).min(10_000) as u32;
+    let (releases, tries) = (AtomicU32::new(3), AtomicU32::new(tries.max(3)));
+    A::release_later(Unsure { asked, which, releases, tries }, period);
 }
 
 impl<B: Leases> RenewNow for Unsure<B> {
@@ -152,7 +166,7 @@ impl<B> RedisGuard<B> {
 impl<B> Drop for RedisGuard<B> {
     fn drop(&mut self) {
         if self.let_go() {
-            (self.asked.release)(&self.asked.backend, &[self.lease()]);
+            (self.asked.release)(self);
         }
     }
 }
@@ -189,8 +203,8 @@ pub(super) trait Face<B> {
 
     fn lock_name(backend: &B, prefix: &[u8], key: Key<'_>) -> KeyBuf;
 
-    /// What cannot be released ends by itself, and a lease that is gone need not be released.
-    fn release(backend: &B, held: &[Lease<'_>]);
+    /// Whether they are released, or word was sent that they be. A lease that is gone need not be released.
+    fn release(backend: &B, held: &[Lease<'_>]) -> bool;
 
     /// Renews leases from now on, where there is somebody to do it.
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept>;
@@ -234,8 +248,8 @@ impl<B: Leases> Face<B> for Thread {
         backend.lock_name(prefix, key)
     }
 
-    fn release(backend: &B, held: &[Lease<'_>]) {
-        let _ = backend.release(held);
+    fn release(backend: &B, held: &[Lease<'_>]) -> bool {
+        !matches!(backend.release(held), Err(error) if is_out_of_reach(&error))
     }
 
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
@@ -284,8 +298,9 @@ impl<B: AsyncLeases> Face<B> for Task {
         backend.lock_name_async(prefix, key)
     }
 
-    fn release(backend: &B, held: &[Lease<'_>]) {
+    fn release(backend: &B, held: &[Lease<'_>]) -> bool {
         backend.send_release(held);
+        true
     }
 
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
@@ -304,9 +319,9 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// How soon a server is asked again to release what it may have taken.
 const SOON: Duration = Duration::from_millis(200);
 
-/// Whether asking the server again would only cost another timeout.
+/// Whether it is in vain to ask the server again at once.
 pub(super) fn is_out_of_reach(error: &Error) -> bool {
-    error.kind() == ErrorKind::Timeout
+    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
 }
 
 /// Locks that were asked for, and may be held.
@@ -328,7 +343,7 @@ impl<B: Clone> Guards<B> {
             leases.push(Owned { lock, token: token()?, key, is_held: AtomicBool::new(true) });
         }
         let (backend, many) = (backend.clone(), leases.len());
-        let asked = Arc::new(Asked { backend, leases, life, release: A::release, kept: OnceLock::new() });
+        let asked = Arc::new(Asked { backend, leases, life, release: release_held::<A, B>, kept: OnceLock::new() });
         let guards = (0..many).map(|at| RedisGuard { asked: Arc::clone(&asked), at }).collect();
         Ok(Guards { asked, guards })
     }
@@ -372,11 +387,7 @@ impl<B: Clone> Guards<B> {
                 // Some may have been taken before the server refused the rest. One that is out of reach is not asked
                 // again now: nobody should wait for that. But it may take them as soon as it has time.
                 if is_out_of_reach(&error) {
-                    guards.iter().for_each(RedisGuard::forget);
-                    let period = (asked.life / 3).clamp(SHORTEST, SOON);
-                    let tries = 2 * asked.life.as_millis().div_ceil(period.as_millis().max(1)).min(10_000) as u32;
-                    let (releases, tries) = (AtomicU32::new(3), AtomicU32::new(tries.max(3)));
-                    A::release_later(Unsure { asked: Arc::clone(&asked), releases, tries }, period);
+                    release_later::<A, B>(&guards);
                 }
                 release_all::<A, B>(guards);
                 Err(error)
@@ -388,9 +399,16 @@ impl<B: Clone> Guards<B> {
 /// Releases those that are held, together.
 pub(super) fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
     guards.retain(RedisGuard::let_go);
-    if let Some(first) = guards.first() {
-        let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        A::release(&first.asked.backend, &held);
+    let Some(first) = guards.first() else { return };
+    let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
+    if !A::release(&first.asked.backend, &held) {
+        release_later::<A, B>(&guards);
+    }
+}
+
+fn release_held<A: Face<B>, B>(guard: &RedisGuard<B>) {
+    if !A::release(&guard.asked.backend, &[guard.lease()]) {
+        release_later::<A, B>(std::slice::from_ref(guard));
     }
 }
 

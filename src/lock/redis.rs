@@ -4,7 +4,7 @@ use std::time::Duration;
 
 #[cfg(feature = "tokio")]
 use super::AsyncLock;
-use super::lease::{Face, Guards, RedisGuard, is_out_of_reach, release_all};
+use super::lease::{Face, Guards, RedisGuard, is_out_of_reach, release_all, release_later};
 use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncLeases;
@@ -132,12 +132,15 @@ impl<P: LostLease> RedisLock<P> {
         drop(held);
         let still_held = match stored {
             Ok(still_held) => still_held,
-            // The server released them, whatever it said of the store; or it is out of reach, and they end by
-            // themselves.
-            Err(error)
-                if is_out_of_reach(&error) || matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) =>
-            {
+            // The server released them, whatever it said of the store.
+            Err(error) if matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) => {
                 guards.iter().for_each(RedisGuard::forget);
+                return Err(error);
+            }
+            // Nobody should wait until it is in reach again. By then its replica may have taken its place, and the locks
+            // with it.
+            Err(error) if is_out_of_reach(&error) => {
+                release_later::<A, B>(&guards);
                 return Err(error);
             }
             Err(error) => {

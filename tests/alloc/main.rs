@@ -21,8 +21,8 @@ use dogpile::codec::Envelope;
 #[cfg(feature = "python")]
 use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::{
-    AsKey, Backend, Bare, Bucketed, Codec, Full, HashExpiry, Invalidate, Key, KeyBuf, KeyMap, LocalLock, Lock, Memory,
-    Msgpack, Prefix, Raw, RedisLock, Region, Seconds,
+    AsKey, Backend, Bare, Bucketed, Cluster, Codec, Full, HashExpiry, Invalidate, Key, KeyBuf, KeyMap, LocalLock, Lock,
+    Memory, Msgpack, Prefix, Raw, RedisLock, Region, Seconds,
 };
 
 use support::Server;
@@ -134,6 +134,25 @@ fn redis() {
     let region = region.expires_after(Duration::from_secs(60)).ttl(Duration::from_secs(90)).build().unwrap();
     nothing_on(&region);
     a_constant_for_many(&region, 4);
+}
+
+/// A cluster of one server.
+fn cluster_server() -> Server {
+    let server = Server::with(&["--cluster-enabled", "yes"]);
+    assert_eq!(server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK");
+    support::eventually("the cluster is one", || server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    server
+}
+
+#[test]
+fn cluster() {
+    let server = cluster_server();
+    let region = Region::builder(Cluster::open([server.url()]).unwrap()).keys(Prefix::new("app:"));
+    let region = region.lock(RedisLock::new()).expires_after(Duration::from_secs(60)).ttl(Duration::from_secs(90));
+    let region = region.build().unwrap();
+    nothing_on(&region);
+    // The commands, one for each server's part, the replies' places and the answer; more where buffers grow.
+    a_constant_for_many(&region, 30);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use dogpile::{AsyncBackend, AsyncLock, Key, LocalLock, Memory, Msgpack, Prefix, RedisLock, Region, Seconds};
+use dogpile::{AsyncBackend, AsyncLock, Cluster, Key, LocalLock, Memory, Msgpack, Prefix, RedisLock, Region, Seconds};
 use tokio::runtime::{Builder, Runtime};
 
 use super::ALLOCATIONS;
@@ -46,9 +46,13 @@ fn one_task() {
     let memory = Region::builder(Memory::new(64 << 20)).keys(Prefix::new("app:")).build().unwrap();
     let redis = Region::builder(server.redis()).keys(Prefix::new("app:"));
     let redis = redis.lock(RedisLock::new()).build().unwrap();
+    let server = super::cluster_server();
+    let cluster = Region::builder(Cluster::open([server.url()]).unwrap()).keys(Prefix::new("app:"));
+    let cluster = cluster.lock(RedisLock::new()).build().unwrap();
     runtime().block_on(async {
         nothing_on(&memory).await;
         nothing_on(&redis).await;
+        nothing_on(&cluster).await;
     });
 }
 

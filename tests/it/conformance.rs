@@ -5,6 +5,8 @@ use std::time::Duration;
 use dogpile::{Bare, Full, HashExpiry, Memory, Msgpack, Raw, Redis, RedisLock, Seconds, testing};
 
 use crate::support::Server;
+#[cfg(feature = "driver")]
+use crate::support::speak_resp3;
 
 #[test]
 fn memory() {
@@ -53,11 +55,17 @@ fn redis_over_a_unix_socket() {
     testing::backend(&redis, "suite:");
 }
 
+/// What the `redis` crate is told to speak: it does not find out what the server can.
+#[cfg(feature = "driver")]
+fn protocols() -> &'static [&'static str] {
+    if speak_resp3() { &["resp2", "resp3"] } else { &["resp2"] }
+}
+
 #[test]
 #[cfg(feature = "driver")]
 fn driver() {
     let server = Server::start();
-    for protocol in ["resp2", "resp3"] {
+    for protocol in protocols() {
         let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
         let driver = dogpile::Driver::new(4, move || client.get_connection());
         testing::backend(&driver, &format!("{protocol}:"));
@@ -141,7 +149,7 @@ mod tasks {
     fn driver() {
         let server = Server::start();
         let runtime = &runtimes()[1];
-        for protocol in ["resp2", "resp3"] {
+        for protocol in super::protocols() {
             let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
             let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
             let driver = dogpile::AsyncDriver::new(connection);

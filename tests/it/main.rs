@@ -1,5 +1,6 @@
 //! The crate as its users see it, against real servers.
 
+mod abilities;
 mod batches;
 mod buckets;
 #[cfg(feature = "tokio")]

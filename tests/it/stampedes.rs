@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dogpile::{AfterPatience, ErrorKind, GetError, Memory, Msgpack, Redis, RedisLock, Region};
 
 use crate::region::fine;
-use crate::support::{Proxy, Server, eventually};
+use crate::support::{Proxy, Server, eventually, speak_resp3};
 
 type Locked = Region<Redis, Msgpack, RedisLock>;
 
@@ -130,7 +130,8 @@ fn a_stampede_of_processes_asks_the_server_seldom() {
         });
         assert_eq!(calls.into_inner(), 1);
         let all: u64 = executed.iter().map(|(_, calls)| calls).sum();
-        assert!(all <= 64, "{all} commands: {executed:?}");
+        // Where servers do not tell, who waits asks again and again.
+        assert!(all <= 64 || !speak_resp3(), "{all} commands: {executed:?}");
     }
     let stats = regions.iter().map(Region::stats);
     assert!(stats.clone().map(|stats| stats.awaited).sum::<u64>() >= 3 * 7);
@@ -157,7 +158,8 @@ fn who_waits_for_another_process_is_woken_at_once() {
                 let value: u64 = region.get_or_create("k", || fine(7)).unwrap();
                 (value, Instant::now())
             });
-            let asked = || commands(&server).iter().any(|(name, _)| name == "pttl");
+            // Nobody asks for the life of a lease over RESP2: who waits cannot be told by that.
+            let asked = || !speak_resp3() || commands(&server).iter().any(|(name, _)| name == "pttl");
             eventually("it waits", asked);
             std::thread::sleep(Duration::from_millis(100));
             for words in words {

@@ -1,18 +1,22 @@
 //! Real servers for tests, and a proxy that counts round trips.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dogpile::Redis;
 
+/// The file to which a server writes what it was told while it ran, where it does that.
+const CONFIGURATION: &str = "server.conf";
+
 /// A server process of its own, on a free port of 127.0.0.1, stopped when this is dropped.
 pub struct Server {
     child: Option<Child>,
+    frozen: AtomicBool,
     pub port: u16,
     dir: PathBuf,
     arguments: Vec<String>,
@@ -29,8 +33,10 @@ impl Server {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("dogpile-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let arguments = arguments.iter().map(|argument| (*argument).to_string()).collect();
-        let mut server = Server { child: None, port: 0, dir, arguments };
+        std::fs::write(dir.join(CONFIGURATION), "").unwrap();
+        let mut arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_string()).collect();
+        arguments.extend(more_arguments(&arguments));
+        let mut server = Server { child: None, frozen: AtomicBool::new(false), port: 0, dir, arguments };
         // Another process may take a port between its choice and its use, so a server that does not come up is tried
         // again on another one.
         for _ in 0..5 {
@@ -45,6 +51,7 @@ impl Server {
     fn launch(&mut self) -> bool {
         let program = std::env::var("DOGPILE_TEST_SERVER").unwrap_or_else(|_| "redis-server".into());
         let child = Command::new(&program)
+            .arg(CONFIGURATION)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--logfile", "log", "--unixsocket", "socket"])
             .args(&self.arguments)
@@ -93,6 +100,7 @@ impl Server {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+        *self.frozen.get_mut() = false;
     }
 
     /// Starts the process again, empty, on the same port.
@@ -101,32 +109,69 @@ impl Server {
         assert!(self.launch(), "the server did not come up again on port {}", self.port);
     }
 
+    /// What the process is started with from the next time on.
+    pub fn replace_argument(&mut self, old: &str, new: &str) {
+        self.arguments.iter_mut().filter(|argument| *argument == old).for_each(|argument| *argument = new.into());
+    }
+
     /// Sends the process a signal such as `STOP`.
     pub fn signal(&self, name: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        match name {
+            "STOP" => self.frozen.store(true, Ordering::SeqCst),
+            "CONT" => self.frozen.store(false, Ordering::SeqCst),
+            _ => {}
+        }
     }
 
-    /// Runs one command of words and returns the answer as it came.
+    /// Whether it was neither stopped nor frozen.
+    pub fn is_live(&self) -> bool {
+        self.child.is_some() && !self.frozen.load(Ordering::SeqCst)
+    }
+
+    /// The password that it was started with.
+    pub fn password(&self) -> Option<&str> {
+        let at = self.arguments.iter().position(|argument| argument == "--requirepass")?;
+        Some(&self.arguments[at + 1])
+    }
+
+    /// Runs one command of words, after the password if there is one, and returns the answer as it came.
     pub fn ask(&self, words: &[&str]) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let mut command = format!("*{}\r\n", words.len()).into_bytes();
-        for word in words {
-            command.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
-        }
-        command.extend(b"*1\r\n$4\r\nQUIT\r\n");
-        stream.write_all(&command).unwrap();
+        let mut stream = BufReader::new(stream);
+        let login = self.password().map(|password| ["AUTH", password]);
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).unwrap();
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        answer.strip_suffix("+OK\r\n").unwrap_or(&answer).trim_end().to_string()
+        for words in login.iter().map(<[_; 2]>::as_slice).chain([words]) {
+            let mut command = format!("*{}\r\n", words.len()).into_bytes();
+            for word in words {
+                command.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
+            }
+            stream.get_mut().write_all(&command).unwrap();
+            answer.clear();
+            read_answer(&mut stream, &mut answer);
+        }
+        String::from_utf8_lossy(&answer).trim_end().to_string()
     }
 
     /// The answer as an integer.
     pub fn ask_int(&self, words: &[&str]) -> i64 {
         let answer = self.ask(words);
         answer.strip_prefix(':').and_then(|int| int.parse().ok()).unwrap_or_else(|| panic!("{words:?}: {answer}"))
+    }
+}
+
+/// Reads one answer as it comes, or as much as comes of it.
+fn read_answer(from: &mut impl BufRead, answer: &mut Vec<u8>) {
+    let begin = answer.len();
+    from.read_until(b'\n', answer).unwrap();
+    let line = String::from_utf8_lossy(&answer[begin..]).into_owned();
+    let (kind, length) = line.trim_end().split_at(line.len().min(1));
+    match (kind, length.parse()) {
+        ("$", Ok(length @ 0..)) => drop(from.take(length as u64 + 2).read_to_end(answer).unwrap()),
+        ("*", Ok(length)) => (0..length).for_each(|_| read_answer(from, answer)),
+        _ => {}
     }
 }
 
@@ -137,8 +182,42 @@ impl Drop for Server {
     }
 }
 
+/// What every server is started with besides, by `DOGPILE_TEST_ARGS`: words, of which `""` is an empty one. A test that
+/// renames a command by itself gets none of it, since none can be renamed twice.
+fn more_arguments(arguments: &[String]) -> Vec<String> {
+    let more = std::env::var("DOGPILE_TEST_ARGS").unwrap_or_default();
+    if arguments.iter().any(|argument| argument == "--rename-command") {
+        return Vec::new();
+    }
+    more.split_whitespace().map(|word| word.trim_matches('"').to_string()).collect()
+}
+
+/// Whether the servers of this run know `HELLO`; those that do not, by `DOGPILE_TEST_ARGS`, speak RESP2 and tell nobody
+/// when leases change.
+pub fn speak_resp3() -> bool {
+    !more_arguments(&[]).iter().any(|argument| argument == "HELLO")
+}
+
+/// The round trips of a connection before its first request.
+pub fn trips_to_connect() -> usize {
+    if speak_resp3() { 1 } else { 2 }
+}
+
+/// A port where nobody listens. It is not one of those that connections are given at their other end, so that a server
+/// which was stopped finds it free when it starts again. Nor are the ports 10000 above these, which are those of the
+/// links between the servers of a cluster.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    const PORTS: std::ops::Range<u16> = 12_000..22_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Each process begins elsewhere.
+    let first = std::process::id().wrapping_mul(97);
+    loop {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).into());
+        let port = PORTS.start + (number % u32::from(PORTS.end - PORTS.start)) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Stands before a server and counts how often the talk turns from the server to the client: a round trip each.
@@ -197,10 +276,16 @@ fn forward(mut from: TcpStream, mut to: TcpStream, mut note: impl FnMut()) {
 }
 
 /// Waits until something is so.
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+pub fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    within(Duration::from_secs(10), what, is_so);
+}
+
+/// Waits until something is so, looking more seldom the longer that may take: how long it took.
+pub fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never came that {what}");
-        std::thread::sleep(Duration::from_millis(1));
+        assert!(begun.elapsed() < limit, "it never came that {what}");
+        std::thread::sleep(limit / 10_000);
     }
+    begun.elapsed()
 }

@@ -72,6 +72,15 @@ pub fn redis_url() -> String {
     std::env::var("REDIS_URL").expect("REDIS_URL names the server to measure against")
 }
 
+/// The first server of the cluster of `CLUSTER_URL`.
+///
+/// # Panics
+/// When that is not set.
+#[must_use]
+pub fn cluster_url() -> String {
+    std::env::var("CLUSTER_URL").expect("CLUSTER_URL names a server of the cluster to measure against")
+}
+
 /// A runtime of one thread.
 ///
 /// # Panics

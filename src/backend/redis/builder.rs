@@ -43,12 +43,13 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The server at a URL.
+    /// The server at a URL, which is written to.
     pub(super) fn server(&self, url: &str) -> Result<Server, Error> {
         #[cfg(not(feature = "tls"))]
-        return Server::parse(url);
+        let server = Server::parse(url)?;
         #[cfg(feature = "tls")]
-        Server::parse_secure(url, self.tls.as_ref())
+        let server = Server::parse_secure(url, self.tls.as_ref())?;
+        Ok(Server { needs_hsetex: self.hash_expiry == HashExpiry::PerField, ..server })
     }
 
     pub(super) fn check(&self) -> Result<(), Error> {
@@ -179,13 +180,14 @@ impl RedisBuilder {
     pub fn build(self) -> Result<Redis, Error> {
         let RedisBuilder { to, settings } = self;
         settings.check()?;
-        let node = |url: &str| -> Result<Node, Error> {
+        let node = |server| Node::new(server, settings.connections, settings.limits);
+        let reader = to.reader.as_deref().map(|url| -> Result<Server, Error> {
             let server = settings.server(url)?;
-            Ok(Node::new(server, settings.connections, settings.limits))
-        };
+            Ok(Server { needs_hsetex: false, ..server })
+        });
         Ok(Redis(Arc::new(Shared {
-            writer: node(&to.writer)?,
-            reader: to.reader.as_deref().map(node).transpose()?,
+            writer: node(settings.server(&to.writer)?),
+            reader: reader.transpose()?.map(node),
             limits: settings.limits,
             hash_expiry: settings.hash_expiry,
             clock: settings.clock,

@@ -17,11 +17,27 @@ pub(super) struct Server {
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: u32,
-    /// Whether it is a replica of a cluster that is to be read from.
-    pub(super) is_read: bool,
+    pub(super) role: Role,
+    /// Whether fields are stored with TTLs of their own, by `HSETEX`, which not every server has.
+    pub(super) needs_hsetex: bool,
     /// What encrypts the connection, if that is wanted.
     #[cfg(feature = "tls")]
     pub(super) secure: Option<Secure>,
+}
+
+/// What a server is to be. One that is something else is refused when a connection to it is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Role {
+    /// A server by itself, or a replica of one.
+    Single,
+    /// A node of a cluster, of which replicas may be read from.
+    ClusterNode { reads_replicas: bool },
+    /// What sentinels say is the primary; it may not be that any more.
+    Primary,
+    /// What sentinels say is a replica.
+    Replica,
+    /// A sentinel itself, which keeps no entries.
+    Sentinel,
 }
 
 /// How a server is reached.
@@ -48,6 +64,7 @@ impl fmt::Debug for Server {
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("db", &self.db)
+            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }
@@ -86,10 +103,19 @@ impl Server {
             user: None,
             password: None,
             db: 0,
-            is_read: false,
+            role: Role::Single,
+            needs_hsetex: false,
             #[cfg(feature = "tls")]
             secure: None,
         }
+    }
+
+    /// With another port where its URL names none.
+    pub(super) fn with_default_port(mut self, url: &str, default: u16) -> Self {
+        if let (Address::Tcp(_, port), Ok(None)) = (&mut self.address, Url::parse(url).map(|url| url.port())) {
+            *port = default;
+        }
+        self
     }
 
     /// The server at another place, which is told the same.

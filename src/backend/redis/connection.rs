@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 #[cfg(feature = "tls")]
 use rustls::{ClientConnection, StreamOwned};
 
-use super::answer::{Answer, Answers};
+use super::answers::Answers;
 use super::config::{Address, Server};
-use super::handshake::{Ask, Refusal, introduce};
+use super::handshake::{self, Ask, Introduced, introduce};
 #[cfg(feature = "tls")]
 use super::tls::Secure;
 use crate::backend::pool::{Failed, Wire, from_now};
@@ -71,39 +71,40 @@ impl Connection {
     }
 
     /// Connects, and asks to be told when keys change that this connection has asked for: only the socket is needed after
-    /// that. An error of [`ErrorKind::Server`] says that this server tells nobody.
+    /// that. An error of [`ErrorKind::Server`] or [`ErrorKind::Refused`] says that this server does not tell us.
     pub(super) fn open_to_listen(server: &Server, limits: Limits) -> Result<Stream, Error> {
-        let (mut connection, speaks_resp3) = Self::introduced(server, limits)?;
-        if !speaks_resp3 {
+        let (mut connection, introduced) = Self::introduced(server, limits)?;
+        if !introduced.resp3 {
             return Err(Error::new(ErrorKind::Server, format!("{} does not speak RESP3", server.address)));
         }
-        now(connection.ask(plan::track))?.map_err(|refused| server_error(&refused))?;
+        let mut answers = Answers::default();
+        now(connection.ask(plan::track, &mut answers))?;
+        answers.refusal().map_or(Ok(()), |refused| Err(server_error(refused)))?;
         Ok(connection.stream)
     }
 
     /// Sends commands that are seldom sent, and waits for so many answers.
-    pub(super) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<Vec<Answer>, Error> {
+    pub(super) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Answers, Error> {
         let mut answers = Answers::default();
-        self.output.clear();
-        let replies = write(&mut self.output);
-        self.exchange(replies, &mut answers).map_err(|failed| failed.error)?;
-        Ok(answers.finish())
+        now(self.ask(write, &mut answers))?;
+        Ok(answers)
     }
 
-    /// A new connection, and whether it speaks RESP3.
-    fn introduced(server: &Server, limits: Limits) -> Result<(Self, bool), Error> {
+    /// A new connection, and what the server said of itself.
+    fn introduced(server: &Server, limits: Limits) -> Result<(Self, Introduced), Error> {
         let stream = Stream::connect(server, limits)
             .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
         let mut connection = Connection {
             stream,
-            replies: Replies::new(limits.max_entry),
+            replies: Replies::new(handshake::LONGEST),
             output: Vec::with_capacity(512),
             input: Input::new(),
             response: limits.response,
         };
-        let speaks_resp3 = now(introduce(&mut connection, server))
+        let introduced = now(introduce(&mut connection, server))
             .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
-        Ok((connection, speaks_resp3))
+        connection.replies = Replies::new(limits.max_entry);
+        Ok((connection, introduced))
     }
 
     /// Gives up what a large request needed.
@@ -119,12 +120,11 @@ impl Ask for Connection {
     fn ask(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
-    ) -> impl Future<Output = Result<Result<(), Bytes>, Error>> + Send {
-        let mut refused = Refusal::default();
+        receive: &mut (impl Receive + Send),
+    ) -> impl Future<Output = Result<(), Error>> + Send {
         self.output.clear();
         let replies = write(&mut self.output);
-        let asked = self.exchange(replies, &mut refused).map_err(|failed| failed.error);
-        ready(asked.map(|()| refused.finish()))
+        ready(self.exchange(replies, receive).map_err(|failed| failed.error))
     }
 }
 
@@ -138,12 +138,12 @@ impl Wire for Connection {
         self.stream.is_closed()
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self) -> Result<(), Failed> {
         self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))
     }
 
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let mut untouched = true;
         self.replies.expect(replies);

@@ -130,8 +130,9 @@ impl Link {
             if self.is_asleep() && std::mem::replace(&mut begun, true) {
                 return Err(ended());
             }
+            // A server that cannot do what is wanted will not come up.
             if let Some(known) = self.want()
-                && self.limits.shared.while_down == WhileDown::Fail
+                && (self.limits.shared.while_down == WhileDown::Fail || known.kind() == ErrorKind::Config)
             {
                 return Err(known);
             }

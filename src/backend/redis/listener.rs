@@ -120,7 +120,8 @@ fn listen(shared: &Shared) {
     if let Err(error) = Ears::open(shared).and_then(|mut ears| ears.listen(shared)) {
         let failures = &mut shared.state.lock().failures;
         *failures = failures.saturating_add(1);
-        if error.kind() == ErrorKind::Server {
+        // It does not speak RESP3, an ACL does not let us, or it is not what it is to be.
+        if matches!(error.kind(), ErrorKind::Server | ErrorKind::Refused | ErrorKind::Config) {
             ends.1 = Ear::Deaf(Instant::now() + INABILITY);
         } else if *failures > 1 {
             // A connection that broke after it was of use says nothing about the next one.

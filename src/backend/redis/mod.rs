@@ -1,6 +1,6 @@
 //! [`Redis`]: a Redis or Valkey server over our own sockets.
 
-mod answer;
+mod answers;
 mod builder;
 mod cluster;
 mod config;
@@ -14,8 +14,10 @@ mod listener;
 mod node;
 #[cfg(feature = "tokio")]
 mod pipeline;
+mod sentinel;
 #[cfg(feature = "tokio")]
 mod serving;
+mod shard;
 #[cfg(feature = "tokio")]
 mod stream;
 #[cfg(feature = "tls")]
@@ -27,9 +29,11 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::builder::{OneServer, RedisBuilder};
-pub use self::cluster::{Cluster, ClusterNodes, ReadFrom};
+pub use self::cluster::{Cluster, ClusterNodes};
 use self::connection::Limits;
 use self::node::Node;
+pub use self::sentinel::{Sentinel, SentinelServers};
+pub use self::shard::ReadFrom;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 #[cfg(feature = "tokio")]
@@ -54,6 +58,12 @@ use crate::request::HashExpiry;
 /// is asked again, once. Threads take a connection each for as long as a request takes. Tasks share one, whose requests
 /// follow each other without waiting for replies (feature `tokio`, in a runtime with I/O and timers). Servers: Redis 7.0
 /// or newer, Valkey; RESP3 where they know it, RESP2 otherwise.
+///
+/// What a server cannot do is found out when a connection to it is made, at no round trip more (one more without RESP3): a
+/// Redis before 7.0, one without `HSETEX` where [`HashExpiry::PerField`] is set, a node of a cluster and a sentinel are
+/// refused with an error of [`ErrorKind::Config`], which a region passes on also where it goes on without its backend.
+/// What a server or proxy does not say of itself is not held against it; nor is it asked what an ACL lets its user do, so a
+/// command that is not allowed shows when it is sent.
 ///
 /// A hit makes one write and one read and allocates nothing: the entry goes into memory of the connection that is used
 /// again when nobody holds any of it. A value that keeps its entry (`Bytes`, `ByteString`,

@@ -3,8 +3,10 @@
 use super::config::Server;
 use super::connection::{Connection, Limits};
 #[cfg(feature = "tokio")]
-use super::link::{Links, Written};
+use super::link::{Held, Links, Written};
 use super::listener::Listener;
+#[cfg(feature = "tokio")]
+use super::pipeline::Replied;
 use crate::backend::pool::{Begun, Pool};
 use crate::backend::{Access, Watch};
 use crate::engine::replies::Receive;
@@ -19,6 +21,13 @@ pub(super) struct Node {
     #[cfg(feature = "tokio")]
     links: Links,
     listener: Listener,
+}
+
+/// The replies to a request of a task.
+#[cfg(feature = "tokio")]
+pub(super) struct Answered<'n> {
+    link: Held<'n>,
+    replied: Replied,
 }
 
 impl Node {
@@ -72,12 +81,32 @@ impl Node {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
+        let answered = self.ask(access, write).await?;
+        self.take(answered, receive)
+    }
+
+    /// Sends commands and waits for their replies, which are to be received by [`Node::take`].
+    #[cfg(feature = "tokio")]
+    #[inline]
+    pub(super) async fn ask(
+        &self,
+        access: Access,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+    ) -> Result<Answered<'_>, Error> {
         let link = self.links.here()?;
         let replied = match link.request(&write).await {
             Ok(Ok(replied)) => replied,
             // Boxed, since it is seldom needed, and its size would be part of every request's.
             other => Box::pin(link.request_again(access, write, other)).await?,
         };
+        Ok(Answered { link, replied })
+    }
+
+    /// Receives the replies to what was asked.
+    #[cfg(feature = "tokio")]
+    #[inline]
+    pub(super) fn take(&self, answered: Answered<'_>, receive: &mut impl Receive) -> Result<(), Error> {
+        let Answered { link, replied } = answered;
         replied.read(self.limits.max_entry, receive).inspect_err(|error| link.pipeline.doubt(error))
     }
 

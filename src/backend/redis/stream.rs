@@ -2,21 +2,22 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::iter::repeat_n;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::config::{Address, Server};
 use super::connection::{Limits, io_error, keep_alive};
-use super::handshake::{Ask, Refusal, introduce};
+use super::handshake::{Ask, LONGEST, introduce};
 use super::incoming::Incoming;
 use super::link::from_now;
 use super::pipeline::{Mark, Moved, Sent};
+use crate::engine::replies::Receive;
 use crate::error::{Error, ErrorKind};
 
 pub(super) enum Stream {
@@ -31,7 +32,7 @@ pub(super) enum Stream {
 pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, Incoming), Error> {
     let connected = Stream::connect(server, limits.connect).await;
     let stream = connected.map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
-    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry), max_entry: limits.max_entry };
+    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry) };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
         .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), "waiting for the server's answer")))
@@ -148,32 +149,36 @@ impl AsyncWrite for Stream {
 struct Greeting {
     stream: Stream,
     incoming: Incoming,
-    max_entry: usize,
 }
 
 impl Ask for Greeting {
-    async fn ask(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Result<(), Bytes>, Error> {
+    async fn ask(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
         let mut output = Vec::with_capacity(256);
-        let replies = write(&mut output);
+        let mut left = write(&mut output);
         let mark = Mark { at: Instant::now(), moved: Moved::default() };
-        self.incoming.expect([Sent::apart(replies)].into_iter(), mark);
+        // Each by itself, so that what comes before the connection ends is known.
+        self.incoming.expect(repeat_n(Sent::apart(1), left), mark);
         let sent = async {
             self.stream.write_all(&output).await?;
             self.stream.flush().await
         };
         sent.await.map_err(|error| io_error(&error, "sending the request"))?;
         let mut answered = VecDeque::new();
-        loop {
+        while left > 0 {
             let came = self.stream.read_buf(self.incoming.room()).await;
             if came.map_err(|error| io_error(&error, "waiting for the server's answer"))? == 0 {
                 return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
             }
             self.incoming.cut(&mut answered)?;
-            if let Some((_, replied)) = answered.pop_front() {
-                let mut refused = Refusal::default();
-                replied.read(self.max_entry, &mut refused)?;
-                return Ok(refused.finish());
+            for (_, replied) in answered.drain(..) {
+                replied.read(LONGEST, receive)?;
+                left -= 1;
             }
         }
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::{Condvar, Mutex};
@@ -71,6 +71,11 @@ impl<D: Discover> Topology<D> {
 
     pub(super) fn discover(&self) -> &D {
         &self.0.discover
+    }
+
+    /// How long what cannot be asked is left alone at most.
+    pub(super) fn max_pause(&self) -> Duration {
+        self.0.limits.max_pause
     }
 
     /// What is known, if anything is.

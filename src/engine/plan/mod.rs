@@ -135,12 +135,38 @@ pub(crate) fn scan(out: &mut Vec<u8>, cursor: &[u8], pattern: &[u8]) -> usize {
 
 /// `INFO server`, and `CONFIG GET` of what keeps a hash a listpack.
 pub(crate) fn server_info(out: &mut Vec<u8>) -> usize {
-    command(out, "INFO", 2);
-    argument(out, b"server");
+    let info = info(out);
     command(out, "CONFIG", 3);
     argument(out, b"GET");
     argument(out, b"hash-max-listpack-*");
-    2
+    info + 1
+}
+
+/// `INFO server`: its name and version, and whether it is one of a cluster.
+pub(crate) fn info(out: &mut Vec<u8>) -> usize {
+    command(out, "INFO", 2);
+    argument(out, b"server");
+    1
+}
+
+/// `COMMAND INFO`: whether a server knows a command.
+pub(crate) fn command_info(out: &mut Vec<u8>, name: &str) -> usize {
+    command(out, "COMMAND", 3);
+    argument(out, b"INFO");
+    argument(out, name.as_bytes());
+    1
+}
+
+/// `ROLE`: whether a server is a primary.
+pub(crate) fn role(out: &mut Vec<u8>) -> usize {
+    command(out, "ROLE", 1);
+    1
+}
+
+/// `READONLY`: asks to read from a replica of a cluster, which sends us away otherwise.
+pub(crate) fn read_only(out: &mut Vec<u8>) -> usize {
+    command(out, "READONLY", 1);
+    1
 }
 
 /// Which command asks for, or deletes, a group of keys.
@@ -239,15 +265,19 @@ pub(crate) fn ping(out: &mut Vec<u8>) -> usize {
     1
 }
 
+/// Which server is the primary of this name, and which are its replicas.
+pub(crate) fn sentinel(out: &mut Vec<u8>, name: &str) -> usize {
+    for question in [&b"GET-MASTER-ADDR-BY-NAME"[..], b"REPLICAS"] {
+        command(out, "SENTINEL", 3);
+        argument(out, question);
+        argument(out, name.as_bytes());
+    }
+    2
+}
+
 /// The next command is about a slot that is on its way to this server.
 pub(crate) fn asking(out: &mut Vec<u8>) -> usize {
     command(out, "ASKING", 1);
-    1
-}
-
-/// This connection may read from a replica of a cluster.
-pub(crate) fn read_only(out: &mut Vec<u8>) -> usize {
-    command(out, "READONLY", 1);
     1
 }
 
@@ -374,5 +404,8 @@ mod tests {
         assert_eq!(text(|out| auth(out, Some("ann"), "pw")).0, "3: AUTH ann pw");
         assert_eq!(text(|out| auth(out, None, "pw")).0, "2: AUTH pw");
         assert_eq!(text(|out| select(out, 7)).0, "2: SELECT 7");
+        assert_eq!(text(server_info), ("2: INFO server 3: CONFIG GET hash-max-listpack-*".into(), 2));
+        assert_eq!(text(|out| command_info(out, "hsetex")).0, "3: COMMAND INFO hsetex");
+        assert_eq!(text(role).0 + &text(read_only).0, "1: ROLE1: READONLY");
     }
 }

@@ -8,9 +8,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogpile::{Bare, Bucketed, Codec, HashExpiry, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
+use dogpile::{Bare, Bucketed, Cluster, Codec, HashExpiry, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
 use peers::tasks::{Client, Shared, divide};
-use peers::{Profile, VALUE, field_keys, plain_keys, redis_url};
+use peers::{Profile, VALUE, cluster_url, field_keys, plain_keys, redis_url};
 
 /// Does the work so many times.
 type Work = Box<dyn FnOnce(u32)>;
@@ -165,6 +165,48 @@ const ROWS: &[Row] = &[
     ("get_64_tasks/redis_multiplexed", || get_by_tasks::<redis::aio::MultiplexedConnection>(64)),
     ("get_64_tasks/fred", || get_by_tasks::<fred::clients::Client>(64)),
     ("get_64_tasks/rustis", || get_by_tasks::<rustis::client::Client>(64)),
+    ("get_hit_cluster_plain", || {
+        let region = of_cluster();
+        region.set("a-plain-key", &Bytes::from_static(&VALUE)).unwrap();
+        times(move || region.get::<Bytes>("a-plain-key").unwrap().unwrap())
+    }),
+    ("get_hit_cluster_plain/redis_get", || {
+        let mut connection = cluster_connection();
+        redis::Commands::set::<_, _, ()>(&mut connection, "peer-key", entry()).unwrap();
+        times(move || {
+            let found: Option<Vec<u8>> = redis::Commands::get(&mut connection, "peer-key").unwrap();
+            decode(&found.unwrap())
+        })
+    }),
+    ("get_hit_cluster_field", || {
+        let region = of_cluster();
+        region.set(("a-hash", "a-field"), &Bytes::from_static(&VALUE)).unwrap();
+        times(move || region.get::<Bytes>(("a-hash", "a-field")).unwrap().unwrap())
+    }),
+    ("set_cluster", || {
+        let region = of_cluster();
+        let value = Bytes::from_static(&VALUE);
+        times(move || region.set("a-plain-key", &value).unwrap())
+    }),
+    ("get_many_100_cluster_plain", || {
+        let region = of_cluster();
+        let keys = plain_keys();
+        region.set_many(&keys.iter().map(|key| (key, Bytes::from_static(&VALUE))).collect::<Vec<_>>()).unwrap();
+        times(move || region.get_many::<_, Bytes>(&keys).unwrap())
+    }),
+    ("get_many_100_cluster_plain/redis_pipeline", || {
+        let region = of_cluster();
+        let keys = plain_keys();
+        region.set_many(&keys.iter().map(|key| (key, Bytes::from_static(&VALUE))).collect::<Vec<_>>()).unwrap();
+        let mut connection = cluster_connection();
+        times(move || {
+            let mut pipeline = redis::cluster::cluster_pipe();
+            for key in &keys {
+                pipeline.get(key);
+            }
+            pipeline.query::<Vec<Option<Vec<u8>>>>(&mut connection).unwrap()
+        })
+    }),
     ("get_hit_memory", || {
         let region = Region::builder(Memory::new(64 << 20)).build().unwrap();
         region.set("a-plain-key", &Bytes::from_static(&VALUE)).unwrap();
@@ -242,6 +284,15 @@ fn get_by_tasks<C: Client>(tasks: u32) -> Work {
             }
         });
     })
+}
+
+/// A region over the cluster.
+fn of_cluster() -> Region<Cluster> {
+    Region::builder(Cluster::open([cluster_url()]).unwrap()).build().unwrap()
+}
+
+fn cluster_connection() -> redis::cluster::ClusterConnection {
+    redis::cluster::ClusterClient::new([cluster_url()]).unwrap().get_connection().unwrap()
 }
 
 fn region() -> Region<Redis> {

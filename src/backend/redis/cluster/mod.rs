@@ -6,10 +6,12 @@ mod split;
 use std::fmt;
 use std::sync::Arc;
 
-use self::map::{Map, Nodes, Target};
+use self::map::{Map, Servers};
 use self::split::split;
 use super::builder::{RedisBuilder, Settings};
-use super::config::Address;
+use super::config::{Address, Role};
+use super::node::Node;
+use super::shard::{Nodes, ReadFrom};
 use super::topology::Topology;
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncExchange;
@@ -17,7 +19,7 @@ use crate::backend::{Access, Exchange, ExchangeSettings, Route, Watch};
 use crate::engine::batch::Acknowledged;
 use crate::engine::plan;
 use crate::engine::replies::Receive;
-use crate::engine::route::{Errands, Redirect, UpToRedirect};
+use crate::engine::route::{Errands, UpToRedirect};
 use crate::engine::slot::slot;
 use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind};
@@ -60,21 +62,9 @@ use crate::request::HashExpiry;
 pub struct Cluster(Arc<Shared>);
 
 struct Shared {
-    topology: Topology<Nodes>,
+    topology: Topology<Servers>,
     settings: Settings,
     read_from: ReadFrom,
-}
-
-/// Which servers reads go to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ReadFrom {
-    /// The primaries. The default.
-    #[default]
-    Primaries,
-    /// The replicas, in turn; their primary where none of them can be asked. Entries may lag behind what was stored, by
-    /// as long as replication takes. Locks, and what is read under them, are asked for at the primaries.
-    Replicas,
 }
 
 /// What a [`Cluster`] is built over.
@@ -132,48 +122,10 @@ impl Cluster {
 }
 
 impl Shared {
-    /// What follows when a server said to go elsewhere, or could not be asked: where to go, if anywhere.
-    #[cold]
-    fn elsewhere(&self, target: &Target<'_>, said: Result<Redirect, Error>) -> Result<Redirect, Error> {
-        let address = &target.node().server.address;
-        match said {
-            Ok(redirect) => {
-                if let (Redirect::Primary, Target::Replica(replica)) = (&redirect, target) {
-                    replica.shun(self.settings.limits.max_pause);
-                }
-                self.topology.doubt();
-                Ok(redirect.said_by(host(address)))
-            }
-            Err(error) if is_out_of_reach(&error) => {
-                self.topology.doubt();
-                if let Target::Replica(replica) = target {
-                    replica.shun(self.settings.limits.max_pause);
-                    // Who has waited for one answer in vain does not wait for another.
-                    if error.kind() != ErrorKind::Timeout {
-                        return Ok(Redirect::Primary);
-                    }
-                }
-                Err(error.during(format_args!("asking {address}")))
-            }
-            Err(error) => Err(error.during(format_args!("asking {address}"))),
-        }
-    }
-
     /// The primary of a number.
-    fn primary(map: &Map, number: usize) -> Result<&Arc<super::node::Node>, Error> {
+    fn primary(map: &Map, number: usize) -> Result<&Arc<Node>, Error> {
         let none = || Error::new(ErrorKind::Config, format!("the cluster has no primary of the number {number}"));
         map.primaries().nth(number).ok_or_else(none)
-    }
-}
-
-fn is_out_of_reach(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
-}
-
-fn host(address: &Address) -> &str {
-    match address {
-        Address::Tcp(host, _) => host,
-        Address::Unix(_) => "",
     }
 }
 
@@ -207,18 +159,18 @@ impl Exchange for Cluster {
                 let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
                 let mut up_to = UpToRedirect::new(receive, target.is_replica());
                 let result = target.node().exchange(access, &write, &mut up_to);
-                let said = match (result, up_to.redirect) {
+                let said = match (result, up_to.redirect.take()) {
                     (Ok(()), None) => return Ok(()),
                     (Ok(()), Some(redirect)) => Ok(redirect),
                     (Err(error), _) => Err(error),
                 };
-                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+                (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
             }
             Route::Primary(number) => return Shared::primary(map, number)?.exchange(access, write, receive),
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        now(split::<Thread>(shared, access, errands))?.hand_on(receive)
+        now(split::<Thread>(shared, access, errands, receive))
     }
 }
 
@@ -242,12 +194,12 @@ impl AsyncExchange for Cluster {
                 let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
                 let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
                 let result = target.node().exchange_async(access, &write, &mut up_to).await;
-                let said = match (result, up_to.redirect) {
+                let said = match (result, up_to.redirect.take()) {
                     (Ok(()), None) => return Ok(()),
                     (Ok(()), Some(redirect)) => Ok(redirect),
                     (Err(error), _) => Err(error),
                 };
-                (up_to.handed_on, Some(shared.elsewhere(&target, said)?))
+                (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
             }
             Route::Primary(number) => {
                 return Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
@@ -255,7 +207,7 @@ impl AsyncExchange for Cluster {
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        Box::pin(split::<Task>(shared, access, errands)).await?.hand_on(receive)
+        Box::pin(split::<Task>(shared, access, errands, receive)).await
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
@@ -330,7 +282,7 @@ impl RedisBuilder<ClusterNodes> {
         let RedisBuilder { to: ClusterNodes { urls, read_from }, settings } = self;
         settings.check()?;
         let config = |what| Error::new(ErrorKind::Config, format!("a cluster cannot be used: {what}"));
-        let seeds = urls.iter().map(|url| settings.server(url)).collect::<Result<Vec<_>, _>>()?;
+        let mut seeds = urls.iter().map(|url| settings.server(url)).collect::<Result<Vec<_>, _>>()?;
         if seeds.is_empty() {
             return Err(config("none of its servers is named"));
         }
@@ -340,8 +292,11 @@ impl RedisBuilder<ClusterNodes> {
         if seeds.iter().any(|seed| seed.db != 0) {
             return Err(config("it has only the database 0, and one of its URLs names another one"));
         }
-        let nodes = Nodes::new(seeds, settings.clone(), read_from);
-        let topology = Topology::new(nodes, settings.limits);
+        for seed in &mut seeds {
+            seed.role = Role::ClusterNode { reads_replicas: false };
+        }
+        let nodes = Nodes::new(seeds[0].clone(), settings.clone(), read_from);
+        let topology = Topology::new(Servers::new(seeds, nodes), settings.limits);
         Ok(Cluster(Arc::new(Shared { topology, settings, read_from })))
     }
 }

@@ -3,54 +3,69 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::connection::Connection;
+#[cfg(feature = "tokio")]
+use super::super::node::Answered;
 use super::super::node::Node;
-use super::map::{Map, Target};
-use super::{Shared, host, nobody};
+use super::super::shard::Target;
+use super::map::Map;
+use super::{Shared, nobody};
 use crate::backend::Access;
 #[cfg(feature = "tokio")]
 use crate::backend::all::all;
-use crate::engine::route::{Errands, Kept, Redirect};
+use crate::backend::pool::Begun;
+use crate::engine::replies::Receive;
+use crate::engine::route::{Errands, Kept, Redirect, UpToRedirect};
 use crate::error::Error;
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::Thread;
 
 /// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
-const MOST_ROUNDS: u32 = 16;
+const MOST_ROUNDS: u32 = 8;
 
 /// How long to wait until keys have moved that are on their way: the first time, and longer each time.
 const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
 /// How a face asks several servers.
 pub(super) trait Face {
-    /// Sends each part to its node, then waits for the replies to all of them.
-    fn exchange_all(
+    /// What comes of asking one: replies, or that they will come.
+    type Reply<'n>;
+
+    /// Sends each part to its server; none waits for another.
+    fn ask_all<'n>(
         access: Access,
         errands: &Errands,
-        parts: &[Part],
-    ) -> impl Future<Output = Vec<Result<Kept, Error>>> + Send;
+        parts: &'n [Part<'_>],
+    ) -> impl Future<Output = Vec<Result<Self::Reply<'n>, Error>>>;
+
+    /// Takes the replies to a part.
+    fn take<'n>(node: &'n Node, reply: Self::Reply<'n>, receive: &mut impl Receive) -> Result<(), Error>;
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
     fn map(shared: &Shared) -> impl Future<Output = Result<Arc<Map>, Error>> + Send;
 }
 
-/// What goes to one server.
-pub(super) type Part = (Arc<Node>, Vec<usize>);
-
 impl Face for Thread {
-    fn exchange_all(
+    type Reply<'n> = Begun<'n, Box<Connection>>;
+
+    fn ask_all<'n>(
         access: Access,
         errands: &Errands,
-        parts: &[Part],
-    ) -> impl Future<Output = Vec<Result<Kept, Error>>> + Send {
-        let begun: Vec<_> =
-            parts.iter().map(|(node, numbers)| node.begin(access, |out| errands.write(out, numbers))).collect();
-        let finished = begun.into_iter().zip(parts).map(|(begun, (node, _))| {
-            let mut kept = Kept::default();
-            node.finish(begun?, &mut kept).map(|()| kept)
-        });
-        std::future::ready(finished.collect())
+        parts: &'n [Part<'_>],
+    ) -> impl Future<Output = Vec<Result<Self::Reply<'n>, Error>>> {
+        // All callers take connections to several servers in the same order, so that no two wait for each other's.
+        let mut in_order: Vec<_> = parts.iter().enumerate().collect();
+        in_order.sort_unstable_by_key(|(_, part)| std::ptr::from_ref(part.node()) as usize);
+        let begin = |part: &'n Part<'_>| part.node().begin(access, |out| errands.write(out, &part.numbers));
+        let mut begun: Vec<_> = in_order.into_iter().map(|(at, part)| (at, begin(part))).collect();
+        begun.sort_unstable_by_key(|(at, _)| *at);
+        std::future::ready(begun.into_iter().map(|(_, begun)| begun).collect())
+    }
+
+    fn take<'n>(node: &'n Node, reply: Self::Reply<'n>, receive: &mut impl Receive) -> Result<(), Error> {
+        node.finish(reply, receive)
     }
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send {
@@ -65,13 +80,21 @@ impl Face for Thread {
 
 #[cfg(feature = "tokio")]
 impl Face for Task {
-    async fn exchange_all(access: Access, errands: &Errands, parts: &[Part]) -> Vec<Result<Kept, Error>> {
-        let exchanges = parts.iter().map(|(node, numbers)| async move {
-            let mut kept = Kept::default();
-            let write = |out: &mut Vec<u8>| errands.write(out, numbers);
-            node.exchange_async(access, write, &mut kept).await.map(|()| kept)
-        });
-        all(exchanges.collect()).await
+    type Reply<'n> = Answered<'n>;
+
+    async fn ask_all<'n>(
+        access: Access,
+        errands: &Errands,
+        parts: &'n [Part<'_>],
+    ) -> Vec<Result<Self::Reply<'n>, Error>> {
+        let ask = |part: &'n Part<'_>| async move {
+            part.node().ask(access, |out: &mut Vec<u8>| errands.write(out, &part.numbers)).await
+        };
+        all(parts.iter().map(ask).collect()).await
+    }
+
+    fn take<'n>(node: &'n Node, reply: Self::Reply<'n>, receive: &mut impl Receive) -> Result<(), Error> {
+        node.take(reply, receive)
     }
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send {
@@ -83,46 +106,84 @@ impl Face for Task {
     }
 }
 
-/// Sends each command to the server of its slot, or to where servers say, until all are answered.
-pub(super) async fn split<F: Face>(shared: &Shared, access: Access, mut errands: Errands) -> Result<Errands, Error> {
-    for round in 0..MOST_ROUNDS {
+/// Sends each command to the server of its slot, or to where servers say, and hands on the replies in the order of the
+/// commands.
+pub(super) async fn split<F: Face>(
+    shared: &Shared,
+    access: Access,
+    mut errands: Errands,
+    receive: &mut impl Receive,
+) -> Result<(), Error> {
+    for round in 1..=MOST_ROUNDS {
         let map = F::map(shared).await?;
         let (parts, is_waiting) = assign(shared, &map, access, &errands)?;
         if parts.is_empty() {
             break;
         }
         if is_waiting {
-            F::pause(ON_THEIR_WAY * (round + 1)).await;
+            F::pause(ON_THEIR_WAY * round).await;
         }
-        let to_send: Vec<Part> =
-            parts.iter().map(|part| (Arc::clone(part.target.node()), part.numbers.clone())).collect();
-        let came = F::exchange_all(access, &errands, &to_send).await;
         let mut failed = None;
-        for (part, came) in parts.iter().zip(came) {
-            match came {
-                Ok(kept) => {
-                    let address = &part.target.node().server.address;
-                    if errands.take(&part.numbers, kept, host(address), part.target.is_replica()) {
-                        shared.topology.doubt();
-                    }
-                }
-                Err(error) => match shared.elsewhere(&part.target, Err(error)) {
-                    Ok(_) => errands.ask_primary(&part.numbers),
-                    Err(error) => failed = failed.or(Some(error)),
-                },
+        for (part, reply) in parts.iter().zip(F::ask_all(access, &errands, &parts).await) {
+            if let Err(error) = part.take::<F>(shared, &mut errands, reply, receive) {
+                failed = failed.or(Some(error));
             }
         }
         if let Some(failed) = failed {
             return Err(failed);
         }
     }
-    Ok(errands)
+    errands.hand_on(receive)
 }
 
 /// What goes to one server.
-struct Assigned<'m> {
+pub(super) struct Part<'m> {
     target: Target<'m>,
     numbers: Vec<usize>,
+}
+
+impl Part<'_> {
+    fn node(&self) -> &Node {
+        self.target.node()
+    }
+
+    /// Takes the replies, and hands them on if it is their turn.
+    fn take<'n, F: Face>(
+        &'n self,
+        shared: &Shared,
+        errands: &mut Errands,
+        reply: Result<F::Reply<'n>, Error>,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        let by_replica = self.target.is_replica();
+        let mut is_inside = false;
+        let taken = if errands.are_next(&self.numbers) {
+            let mut up_to = UpToRedirect::new(receive, by_replica);
+            let taken = reply.and_then(|reply| F::take(self.node(), reply, &mut up_to));
+            let redirect = up_to.redirect.take();
+            let is_redirected = redirect.is_some();
+            let redirect = redirect.map(|redirect| redirect.said_by(self.target.host()));
+            is_inside = up_to.is_inside();
+            errands.were_handed_on(up_to.handed_on, redirect);
+            taken.map(|()| is_redirected)
+        } else {
+            let mut kept = Kept::of(self.numbers.len());
+            let taken = reply.and_then(|reply| F::take(self.node(), reply, &mut kept));
+            taken.map(|()| errands.take(&self.numbers, kept, self.target.host(), by_replica))
+        };
+        match taken {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                shared.topology.doubt();
+                Ok(())
+            }
+            // A replica that could not be asked: the primary is.
+            Err(error) => {
+                let elsewhere = self.target.elsewhere(&shared.topology, Err(error), is_inside);
+                elsewhere.map(|_| errands.ask_primary(&self.numbers))
+            }
+        }
+    }
 }
 
 /// Which commands go to which servers next, and whether some of them are to wait for a while.
@@ -131,25 +192,17 @@ fn assign<'m>(
     map: &'m Map,
     access: Access,
     errands: &Errands,
-) -> Result<(Vec<Assigned<'m>>, bool), Error> {
-    let (mut parts, mut is_waiting): (Vec<Assigned<'m>>, _) = (Vec::new(), false);
+) -> Result<(Vec<Part<'m>>, bool), Error> {
+    let (mut parts, mut is_waiting): (Vec<Part<'m>>, _) = (Vec::new(), false);
     // Slots of which a command goes elsewhere, and where; what comes after it waits until it is done.
     let mut elsewhere: Vec<(u16, *const Node)> = Vec::new();
-    // Commands stand in the order of their slots, so most go where the one before goes.
-    let mut last: Option<(u16, usize)> = None;
     for open in errands.open() {
-        if let (Some((slot, part)), None, true) = (last, open.redirect, elsewhere.is_empty())
-            && slot == open.slot
-        {
-            parts[part].numbers.push(open.number);
-            continue;
-        }
         let of_slot = |access| map.target(open.slot, access).ok_or_else(|| nobody(open.slot));
         let target = match open.redirect {
             None => of_slot(access)?,
-            Some(Redirect::Moved(to) | Redirect::Ask(to)) => Target::Told(shared.topology.discover().primary(to)?),
+            Some(Redirect::Moved(to) | Redirect::Ask(to)) => shared.topology.discover().told_of(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
-            Some(Redirect::Later) => {
+            Some(Redirect::Later | Redirect::NotPrimary) => {
                 is_waiting = true;
                 of_slot(access)?
             }
@@ -161,15 +214,13 @@ fn assign<'m>(
         if open.redirect.is_some() {
             elsewhere.push((open.slot, node));
         }
-        let part = parts.iter().position(|part| Arc::as_ptr(part.target.node()) == node).unwrap_or_else(|| {
-            parts.push(Assigned { target, numbers: Vec::new() });
-            parts.len() - 1
-        });
-        parts[part].numbers.push(open.number);
-        last = Some((open.slot, part));
+        let goes_there = |part: &Part<'_>| Arc::as_ptr(part.target.node()) == node;
+        // Commands stand in the order of their slots, so most go where the one before goes.
+        match parts.iter_mut().rev().find(|part| goes_there(part)) {
+            Some(part) => part.numbers.push(open.number),
+            None => parts.push(Part { target, numbers: vec![open.number] }),
+        }
     }
-    // All callers take connections to several servers in the same order, so that no two wait for each other's.
-    parts.sort_unstable_by_key(|part| Arc::as_ptr(part.target.node()) as usize);
     Ok((parts, is_waiting))
 }
 

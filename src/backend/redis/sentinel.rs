@@ -1,0 +1,362 @@
+//! [`Sentinel`]: a primary and its replicas that sentinels watch over, over our own sockets.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::answers::{Said, members, pairs};
+use super::builder::{RedisBuilder, Settings};
+use super::config::{Address, Role, Server};
+use super::connection::Connection;
+use super::shard::{Nodes, ReadFrom, Shard, Target};
+use super::topology::{Discover, Topology};
+#[cfg(feature = "tokio")]
+use crate::backend::AsyncExchange;
+use crate::backend::{Access, Exchange, ExchangeSettings, Route, Watch};
+use crate::engine::batch::{Acknowledged, server_error};
+#[cfg(feature = "tokio")]
+use crate::engine::chunk::Chunk;
+use crate::engine::plan;
+use crate::engine::replies::Receive;
+#[cfg(feature = "tokio")]
+use crate::engine::replies::Token;
+use crate::engine::route::{Endpoint, Redirect, UpToRedirect};
+use crate::entry::Timestamp;
+use crate::error::{Error, ErrorKind};
+use crate::request::HashExpiry;
+
+/// Entries in a Redis or Valkey server that sentinels watch over, over connections of our own. As
+/// [`Redis`](crate::Redis), whose promises hold here too: a hit is one round trip and allocates nothing.
+///
+/// Sentinels are asked which server is the primary when that is first needed, and again, by a thread that is there only
+/// for that, when it cannot be reached or has become a replica. Until they have made another one the primary, requests
+/// fail at once, as with one server that is down, and a region creates by itself. A server that is no primary any more is
+/// not connected to.
+///
+/// ```no_run
+/// use dogpile::{ReadFrom, RedisLock, Region, Sentinel};
+///
+/// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"];
+/// let servers = Sentinel::open(sentinels, "mymaster")?;
+///
+/// let servers = Sentinel::builder(sentinels, "mymaster")
+///     .server_password(None, "password")
+///     .read_from(ReadFrom::Replicas)
+///     .build()?;
+/// let region = Region::builder(servers).lock(RedisLock::new()).build()?;
+/// # let _: Region<_, _, _, _> = region;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Sentinel(Arc<Shared>);
+
+struct Shared {
+    topology: Topology<Sentinels>,
+    settings: Settings,
+}
+
+/// What a [`Sentinel`] is built over.
+#[derive(Clone)]
+pub struct SentinelServers {
+    urls: Vec<String>,
+    name: String,
+    read_from: ReadFrom,
+    /// User and password of the servers.
+    credentials: Option<(Option<String>, String)>,
+    db: u32,
+}
+
+impl Sentinel {
+    /// The servers that these sentinels know by a name, with everything else at its default. URLs are as in
+    /// [`Redis::open`](crate::Redis::open), but not of sockets, and without a database; their default port is 26379. User
+    /// and password in them are for the sentinels. With `rediss://` sentinels and servers are encrypted.
+    ///
+    /// Nothing is connected yet; [`Sentinel::ping`] does that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when a URL is of no use, or there is none; the message does not repeat it.
+    pub fn open<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> Result<Self, Error> {
+        Self::builder(urls, name).build()
+    }
+
+    /// Servers that sentinels watch over, with settings.
+    pub fn builder<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> RedisBuilder<SentinelServers> {
+        let urls = urls.into_iter().map(Into::into).collect();
+        let read_from = ReadFrom::default();
+        RedisBuilder::over(SentinelServers { urls, name: name.into(), read_from, credentials: None, db: 0 })
+    }
+
+    /// Asks every server that requests go to whether it is there.
+    ///
+    /// # Errors
+    /// When one cannot be reached, refuses us, or does not answer in time.
+    pub fn ping(&self) -> Result<(), Error> {
+        for node in self.0.topology.known()?.shard.nodes() {
+            let mut answer = Acknowledged::default();
+            node.exchange(Access::Read, plan::ping, &mut answer)?;
+            answer.finish()?;
+        }
+        Ok(())
+    }
+
+    /// As [`Sentinel::ping`], over the connections that tasks share.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "tokio")]
+    pub async fn ping_async(&self) -> Result<(), Error> {
+        for node in self.0.topology.known_async().await?.shard.nodes() {
+            let mut answer = Acknowledged::default();
+            node.exchange_async(Access::Read, plan::ping, &mut answer).await?;
+            answer.finish()?;
+        }
+        Ok(())
+    }
+}
+
+/// What follows an exchange with one server: nothing, or that the primary is to be asked.
+#[cold]
+fn after<R>(
+    topology: &Topology<Sentinels>,
+    target: &Target<'_>,
+    result: Result<(), Error>,
+    mut up_to: UpToRedirect<'_, R>,
+) -> Result<(), Error> {
+    let said = match (result, up_to.redirect.take()) {
+        (Ok(()), None) => return Ok(()),
+        (Ok(()), Some(redirect)) => Ok(redirect),
+        (Err(error), _) => Err(error),
+    };
+    let is_begun = up_to.is_inside() || up_to.handed_on > 0;
+    match target.elsewhere(topology, said, is_begun)? {
+        Redirect::Primary if !is_begun => Ok(()),
+        other => Err(other.into_error().during(format_args!("asking {}", target.node().server.address))),
+    }
+}
+
+impl Exchange for Sentinel {
+    #[inline]
+    fn exchange(
+        &self,
+        access: Access,
+        _: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
+        let view = self.0.topology.view();
+        let known;
+        let shard = match &*view {
+            Some(roles) => &roles.shard,
+            None => {
+                known = self.0.topology.known()?;
+                &known.shard
+            }
+        };
+        let target = shard.target(access);
+        let mut up_to = UpToRedirect::new(receive, target.is_replica());
+        let result = target.node().exchange(access, &write, &mut up_to);
+        if result.is_ok() && up_to.redirect.is_none() {
+            return Ok(());
+        }
+        after(&self.0.topology, &target, result, up_to)?;
+        shard.primary().exchange(access, write, receive)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl AsyncExchange for Sentinel {
+    async fn exchange_async(
+        &self,
+        access: Access,
+        _: Route,
+        write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
+        receive: &mut (impl Receive + Send),
+    ) -> Result<(), Error> {
+        let view = self.0.topology.view().clone();
+        let roles = match view {
+            Some(roles) => roles,
+            None => self.0.topology.known_async().await?,
+        };
+        let target = roles.shard.target(access);
+        let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
+        let result = target.node().exchange_async(access, &write, &mut up_to).await;
+        if result.is_ok() && up_to.redirect.is_none() {
+            return Ok(());
+        }
+        after(&self.0.topology, &target, result, up_to)?;
+        roles.shard.primary().exchange_async(access, write, receive).await
+    }
+
+    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+        let view = self.0.topology.view();
+        // Who knows of no servers has asked none of them for anything.
+        let Some(written) = view.as_ref().and_then(|roles| roles.shard.primary().send(write)) else { return };
+        // The connection broke, which is no reason for a lease to stay.
+        let servers = self.clone();
+        tokio::spawn(async move {
+            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
+            let write = |out: &mut Vec<u8>| written.again(out);
+            let _ = servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
+        });
+    }
+}
+
+impl ExchangeSettings for Sentinel {
+    fn hash_expiry(&self) -> HashExpiry {
+        self.0.settings.hash_expiry
+    }
+
+    fn max_entry(&self) -> usize {
+        self.0.settings.limits.max_entry
+    }
+
+    fn now(&self) -> Timestamp {
+        self.0.settings.clock.now()
+    }
+
+    fn watch(&self, lock: &[u8]) -> Option<Watch> {
+        self.0.topology.view().as_ref()?.shard.primary().watch(lock)
+    }
+}
+
+/// Which server is the primary, and which are replicas.
+struct Roles {
+    shard: Shard,
+    /// What it was made of.
+    primary: Endpoint,
+    replicas: Vec<Endpoint>,
+}
+
+/// The sentinels, and what they are asked for.
+struct Sentinels {
+    sentinels: Vec<Server>,
+    /// The one that told last, which is asked first.
+    last: AtomicUsize,
+    name: String,
+    nodes: Nodes,
+}
+
+impl Discover for Sentinels {
+    type View = Roles;
+
+    fn whom(&self, _: Option<&Roles>) -> Vec<Server> {
+        let mut sentinels = self.sentinels.clone();
+        sentinels.rotate_left(self.last.load(Ordering::Relaxed));
+        sentinels
+    }
+
+    fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Roles, Error> {
+        let answers = connection.ask_all(|out| plan::sentinel(out, &self.name))?;
+        let mut answers = answers.iter();
+        let (primary, replicas) = (answers.next().unwrap_or_default(), answers.next().unwrap_or_default());
+        let primary = match primary {
+            [Said::Error(error)] => return Err(server_error(error)),
+            // Another sentinel may know.
+            [Said::Nil] => {
+                return Err(Error::new(ErrorKind::Server, format!("it knows no primary of the name {}", self.name)));
+            }
+            [Said::Array(2), Said::Text(host), Said::Text(port)] => endpoint(host, port),
+            _ => None,
+        };
+        let primary = primary
+            .ok_or_else(|| Error::new(ErrorKind::Protocol, "its answer to SENTINEL GET-MASTER-ADDR-BY-NAME is none"))?;
+        let mut replicas: Vec<_> = members(replicas).filter_map(replica).collect();
+        replicas.sort_unstable();
+        let shard = self.nodes.shard((&primary, Role::Primary), (&replicas, Role::Replica))?;
+        self.nodes.keep([&shard].into_iter());
+        let number = self.sentinels.iter().position(|sentinel| sentinel.address == server.address);
+        self.last.store(number.unwrap_or(0), Ordering::Relaxed);
+        Ok(Roles { shard, primary, replicas })
+    }
+
+    fn is_new(&self, known: &Roles, told: &Roles) -> bool {
+        (&known.primary, &known.replicas) != (&told.primary, &told.replicas)
+    }
+}
+
+fn endpoint(host: &[u8], port: &[u8]) -> Option<Endpoint> {
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    Some(Endpoint { host: text(host)?.to_owned(), port: text(port)?.parse().ok()? })
+}
+
+/// A replica that is up, of what a sentinel says about it.
+fn replica(said: &[Said]) -> Option<Endpoint> {
+    let text = |wanted: &[u8]| match pairs(said).find(|(name, _)| *name == wanted) {
+        Some((_, Said::Text(text))) => Some(&text[..]),
+        _ => None,
+    };
+    let mut flags = text(b"flags")?.split(|byte| *byte == b',');
+    let is_down = flags.any(|flag| matches!(flag, b"s_down" | b"o_down" | b"disconnected"));
+    let follows = text(b"master-link-status").is_none_or(|status| status == b"ok");
+    endpoint(text(b"ip")?, text(b"port")?).filter(|_| !is_down && follows)
+}
+
+/// Shows where the sentinels are, and no password.
+impl fmt::Debug for Sentinel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sentinels = self.0.topology.discover();
+        f.debug_struct("Sentinel")
+            .field("sentinels", &sentinels.sentinels)
+            .field("name", &sentinels.name)
+            .field("limits", &self.0.settings.limits)
+            .field("hash_expiry", &self.0.settings.hash_expiry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RedisBuilder<SentinelServers> {
+    /// Which servers reads go to. Default: the primary.
+    pub fn read_from(mut self, servers: ReadFrom) -> Self {
+        self.to.read_from = servers;
+        self
+    }
+
+    /// User and password of the servers. Those of the sentinels stand in their URLs. Default: none.
+    pub fn server_password(mut self, user: Option<&str>, password: &str) -> Self {
+        self.to.credentials = Some((user.map(Into::into), password.into()));
+        self
+    }
+
+    /// The database of the servers. Default: 0.
+    pub fn database(mut self, db: u32) -> Self {
+        self.to.db = db;
+        self
+    }
+
+    /// The backend. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a URL of no use, and for zero URLs, connections, requests under way or timeouts.
+    pub fn build(self) -> Result<Sentinel, Error> {
+        let RedisBuilder { to, settings } = self;
+        settings.check()?;
+        let config = |what| Error::new(ErrorKind::Config, format!("sentinels cannot be used: {what}"));
+        let sentinel = |url: &String| {
+            let server = settings.server(url)?.with_default_port(url, 26_379);
+            Ok(Server { role: Role::Sentinel, needs_hsetex: false, ..server })
+        };
+        let sentinels = to.urls.iter().map(sentinel).collect::<Result<Vec<_>, Error>>()?;
+        let Some(first) = sentinels.first() else { return Err(config("none of them is named")) };
+        if sentinels.iter().any(|sentinel| matches!(sentinel.address, Address::Unix(_))) {
+            return Err(config("they are reached by TCP, and one of their URLs is of a socket"));
+        }
+        if sentinels.iter().any(|sentinel| sentinel.db != 0) {
+            return Err(config(
+                "they have no databases, and one of their URLs names one: `database` is for the servers'",
+            ));
+        }
+        let (user, password) = to.credentials.map_or((None, None), |(user, password)| (user, Some(password)));
+        let needs_hsetex = settings.hash_expiry == HashExpiry::PerField;
+        let server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
+        let nodes = Nodes::new(server, settings.clone(), to.read_from);
+        let sentinels = Sentinels { sentinels, last: AtomicUsize::new(0), name: to.name, nodes };
+        Ok(Sentinel(Arc::new(Shared { topology: Topology::new(sentinels, settings.limits), settings })))
+    }
+}
+
+/// Shows no URL and no password.
+impl fmt::Debug for SentinelServers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SentinelServers").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,201 @@
+//! [`Shard`]: a primary and its replicas, and which of them is asked; [`Nodes`]: the connections to all that there are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::builder::Settings;
+use super::config::{Address, Role, Server};
+use super::node::Node;
+use super::topology::{Discover, Topology};
+use crate::backend::Access;
+use crate::engine::route::{Endpoint, Redirect};
+use crate::error::{Error, ErrorKind};
+
+/// Which servers reads go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReadFrom {
+    /// The primaries. The default.
+    #[default]
+    Primaries,
+    /// The replicas, in turn; their primary where none of them can be asked. Entries may lag behind what was stored, by
+    /// as long as replication takes. Locks, and what is read under them, are asked for at the primaries.
+    Replicas,
+}
+
+/// A primary and its replicas.
+pub(super) struct Shard {
+    primary: Arc<Node>,
+    /// Those that are read from.
+    replicas: Vec<Replica>,
+    /// Whose turn it is.
+    turn: AtomicUsize,
+}
+
+pub(super) struct Replica {
+    node: Arc<Node>,
+    made: Instant,
+    /// Until when it is left alone, in milliseconds since it was made; zero where it is not.
+    shunned_until: AtomicU64,
+}
+
+/// A server to send something to.
+pub(super) enum Target<'m> {
+    Primary(&'m Arc<Node>),
+    Replica(&'m Replica),
+    /// One that a server told of, and may be in no map.
+    Told(Arc<Node>),
+}
+
+impl Target<'_> {
+    #[inline]
+    pub(super) fn node(&self) -> &Arc<Node> {
+        match self {
+            Target::Primary(node) => node,
+            Target::Replica(replica) => &replica.node,
+            Target::Told(node) => node,
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_replica(&self) -> bool {
+        matches!(self, Target::Replica(_))
+    }
+
+    /// The server's host.
+    pub(super) fn host(&self) -> &str {
+        match &self.node().server.address {
+            Address::Tcp(host, _) => host,
+            Address::Unix(_) => "",
+        }
+    }
+
+    /// What follows when it said to go elsewhere, or could not be asked: where to go, if anywhere. `is_inside` is whether
+    /// a part of a reply was handed on.
+    #[cold]
+    pub(super) fn elsewhere<D: Discover>(
+        &self,
+        topology: &Topology<D>,
+        said: Result<Redirect, Error>,
+        is_inside: bool,
+    ) -> Result<Redirect, Error> {
+        let address = &self.node().server.address;
+        match said {
+            Ok(redirect) => {
+                if let (Redirect::Primary, Target::Replica(replica)) = (&redirect, self) {
+                    replica.shun(topology.max_pause());
+                }
+                topology.doubt();
+                Ok(redirect.said_by(self.host()))
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
+                topology.doubt();
+                if let Target::Replica(replica) = self {
+                    replica.shun(topology.max_pause());
+                    // Who has waited for one answer in vain does not wait for another, and who has a part of one takes no
+                    // other.
+                    if error.kind() != ErrorKind::Timeout && !is_inside {
+                        return Ok(Redirect::Primary);
+                    }
+                }
+                Err(error.during(format_args!("asking {address}")))
+            }
+            Err(error) => Err(error.during(format_args!("asking {address}"))),
+        }
+    }
+}
+
+impl Shard {
+    pub(super) fn primary(&self) -> &Arc<Node> {
+        &self.primary
+    }
+
+    /// All that are asked.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        [&self.primary].into_iter().chain(self.replicas.iter().map(|replica| &replica.node))
+    }
+
+    /// Whom to ask.
+    #[inline]
+    pub(super) fn target(&self, access: Access) -> Target<'_> {
+        if access == Access::Read && !self.replicas.is_empty() {
+            return self.to_read();
+        }
+        Target::Primary(&self.primary)
+    }
+
+    /// A replica in its turn, or the primary where none can be asked.
+    #[cold]
+    fn to_read(&self) -> Target<'_> {
+        let (turn, count) = (self.turn.fetch_add(1, Ordering::Relaxed), self.replicas.len());
+        let mut in_turn = (0..count).map(|at| &self.replicas[turn.wrapping_add(at) % count]);
+        in_turn.find(|replica| !replica.is_shunned()).map_or(Target::Primary(&self.primary), Target::Replica)
+    }
+}
+
+impl Replica {
+    fn is_shunned(&self) -> bool {
+        let until = self.shunned_until.load(Ordering::Relaxed);
+        until > 0 && self.made.elapsed() < Duration::from_millis(until)
+    }
+
+    /// Leaves it alone for a while.
+    fn shun(&self, pause: Duration) {
+        let until = self.made.elapsed().saturating_add(pause).as_millis();
+        self.shunned_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Servers by where they are, and the connections to them.
+pub(super) struct Nodes {
+    /// Tells each server who we are.
+    template: Server,
+    settings: Settings,
+    read_from: ReadFrom,
+    open: Mutex<HashMap<(Endpoint, Role), Arc<Node>>>,
+}
+
+impl Nodes {
+    pub(super) fn new(template: Server, settings: Settings, read_from: ReadFrom) -> Self {
+        Nodes { template, settings, read_from, open: Mutex::default() }
+    }
+
+    /// A server that may be in no map yet.
+    pub(super) fn node(&self, at: &Endpoint, role: Role) -> Result<Arc<Node>, Error> {
+        if let Some(node) = self.open.lock().get(&(at.clone(), role)) {
+            return Ok(Arc::clone(node));
+        }
+        let server = Server { role, ..self.template.at_host(&at.host, at.port)? };
+        let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
+        Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
+    }
+
+    /// A primary and its replicas, where these are read from.
+    pub(super) fn shard(&self, primary: (&Endpoint, Role), replicas: (&[Endpoint], Role)) -> Result<Shard, Error> {
+        let read = if self.read_from == ReadFrom::Replicas { replicas.0 } else { &[] };
+        let replicas = read.iter().map(|at| {
+            let node = self.node(at, replicas.1)?;
+            Ok(Replica { node, made: Instant::now(), shunned_until: AtomicU64::new(0) })
+        });
+        let replicas = replicas.collect::<Result<_, Error>>()?;
+        Ok(Shard { primary: self.node(primary.0, primary.1)?, replicas, turn: AtomicUsize::new(0) })
+    }
+
+    /// No others are used any more.
+    pub(super) fn keep<'s>(&self, shards: impl Iterator<Item = &'s Shard>) {
+        let used: Vec<_> = shards.flat_map(Shard::nodes).collect();
+        // Connections are closed without the lock.
+        let mut gone = Vec::new();
+        self.open.lock().retain(|_, node| {
+            let is_used = used.iter().any(|other| Arc::ptr_eq(node, other));
+            if !is_used {
+                gone.push(Arc::clone(node));
+            }
+            is_used
+        });
+    }
+}
