@@ -7,7 +7,13 @@ use std::task::{Context, Poll, Waker, ready};
 use crate::bell::{Bell, Rings};
 
 /// What all of these come to, which run at the same time. Of many only those are polled again that were woken.
-pub(super) async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub(super) async fn all<F: Future>(mut futures: Vec<F>) -> Vec<F::Output> {
+    if futures.len() < 2 {
+        return match futures.pop() {
+            Some(only) => vec![only.await],
+            None => Vec::new(),
+        };
+    }
     let bell = Arc::new(Bell::new());
     let waker = |number| Rings::waker(&bell, number);
     let mut running: Vec<(Option<_>, Waker)> =
@@ -16,7 +22,7 @@ pub(super) async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut woken: Vec<usize> = (0..running.len()).collect();
     let mut left = running.len();
     poll_fn(|context| {
-        if woken.is_empty() && left > 0 {
+        if woken.is_empty() {
             woken = ready!(bell.poll(context));
         }
         for number in woken.drain(..) {

@@ -227,19 +227,19 @@ impl<C> Pool<C> {
 
     /// Does something over one connection; and once more over a new one, when an idle connection turns out to be broken.
     #[cfg(feature = "driver")]
-    pub(super) fn with(
+    pub(super) fn with<T>(
         &self,
         access: Access,
         connect: impl Fn() -> Result<C, Error>,
-        mut work: impl FnMut(&mut C) -> Result<(), Failed>,
-    ) -> Result<(), Error> {
+        mut work: impl FnMut(&mut C) -> Result<T, Failed>,
+    ) -> Result<T, Error> {
         let mut taken = self.take(&connect)?;
         let mut twice = access != Access::Once;
         loop {
             match work(taken.get()) {
-                Ok(()) => {
+                Ok(done) => {
                     taken.give_back();
-                    return Ok(());
+                    return Ok(done);
                 }
                 Err(failed) => taken = self.another(failed, taken, std::mem::take(&mut twice), &connect)?,
             }

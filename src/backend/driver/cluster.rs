@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use redis::ServerErrorKind::{Ask, Moved};
 use redis::cluster::{ClusterClient, ClusterConnection};
 use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use redis::{ServerError, ServerErrorKind, Value};
+use redis::{ServerError, Value};
 
 use super::node::{Node, whom};
 use super::slots::{Primaries, ask_primaries, at, elsewhere};
-use super::values::{MAX_ENTRY, driver_error, flatten_all};
+use super::values::{MAX_ENTRY, driver_error, flatten};
 use crate::backend::pool::{Failed, Pool};
 use crate::backend::{Access, Exchange, ExchangeSettings, Route};
 use crate::engine::replies::Receive;
@@ -60,10 +61,10 @@ struct Shared {
     hash_expiry: HashExpiry,
 }
 
-/// How often keys are asked for again that are on their way.
-const MOST_ROUNDS: u32 = 16;
+/// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
+const MOST_ROUNDS: u32 = 8;
 
-/// How long to wait until they have moved: the first time, and longer each time.
+/// How long to wait until keys have moved that are on their way, longer each time.
 const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
 impl ClusterDriver {
@@ -105,23 +106,24 @@ impl Exchange for ClusterDriver {
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let shared = &*self.0;
-        shared.pool.with(
-            access,
-            || self.connect(),
-            |connection| {
-                connection.commands.clear();
-                let count = write(&mut connection.commands);
-                if count == 0 {
-                    return Ok(());
-                }
-                let replies = match route {
-                    Route::Slot(slot) => connection.ask_one(access, slot, count)?,
-                    Route::Keys => connection.ask_many(access, count)?,
-                    Route::Primary(number) => connection.ask_primary(&shared.primaries, number, count)?,
-                };
-                flatten_all(replies, count, receive).map_err(|error| Failed { error, broke_early: false })
-            },
-        )
+        let ask = |connection: &mut Connection| {
+            connection.commands.clear();
+            let count = write(&mut connection.commands);
+            match route {
+                _ if count == 0 => Ok(Vec::new()),
+                Route::Slot(slot) => connection.ask_one(access, slot, count),
+                Route::Keys => connection.ask_many(access, count),
+                Route::Primary(number) => connection.ask_primary(&shared.primaries, number, count),
+            }
+        };
+        let replies = shared.pool.with(access, || self.connect(), ask)?;
+        let is_followed = !matches!(route, Route::Primary(_));
+        if let Some(said) = replies.iter().find_map(|reply| elsewhere(reply, access)).filter(|_| is_followed) {
+            return Err(
+                driver_error(&said.into()).during("the cluster's servers sent it from one to the other, at last")
+            );
+        }
+        replies.into_iter().try_for_each(|reply| flatten(reply, receive))
     }
 }
 
@@ -246,30 +248,25 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends again what servers have sent elsewhere: all of it at once when slots have moved, and then one by one.
+    /// Sends again what servers have sent elsewhere, until all is answered, or they did that too often.
     #[cold]
     fn follow(&mut self, access: Access, commands: &[Command], replies: &mut [Value]) -> Result<(), Failed> {
-        let all: Vec<usize> = (0..commands.len()).collect();
-        let mut open = sent_elsewhere(access, commands, &all, replies);
-        let said = |number: &usize| elsewhere(&replies[*number], access).zip(Some(commands[*number].1));
-        let moved = |said: &(ServerError, u16)| said.0.kind() == Some(ServerErrorKind::Moved);
-        if let Some((said, slot)) = open.iter().filter_map(said).find(moved) {
-            whom(&mut self.cluster, at(slot, access), Some(said))?;
-            self.ask_at_once(access, commands, open.iter().copied(), replies)?;
+        let mut open: Vec<usize> = (0..commands.len()).collect();
+        for round in 0..MOST_ROUNDS {
             open = sent_elsewhere(access, commands, &open, replies);
-        }
-        for round in 1..=MOST_ROUNDS {
-            for &number in &open {
-                let said = elsewhere(&replies[number], access);
-                replies[number] = self.ask_again(access, &commands[number], said)?;
+            let said: Vec<_> = open.iter().map(|&number| elsewhere(&replies[number], access)).collect();
+            let moved = |said: &Option<ServerError>| matches!(said, Some(said) if said.kind() == Some(Moved));
+            // Slots seldom move alone: once the connection has been told of one, all may be sent again at once.
+            if let (0, Some(at_first)) = (round, said.iter().position(moved)) {
+                whom(&mut self.cluster, at(commands[open[at_first]].1, access), said[at_first].clone())?;
+                self.ask_at_once(access, commands, open.iter().copied(), replies)?;
+                continue;
             }
-            open = sent_elsewhere(access, commands, &open, replies);
-            let is_told = |number: &usize| elsewhere(&replies[*number], access).is_none_or(|said| is_told(&said));
-            if open.is_empty() {
-                break;
-            }
-            if !open.iter().all(is_told) {
+            if !said.iter().flatten().all(is_told) {
                 thread::sleep(ON_THEIR_WAY * round);
+            }
+            for (&number, said) in open.iter().zip(said) {
+                replies[number] = self.ask_again(access, &commands[number], said)?;
             }
         }
         Ok(())
@@ -295,7 +292,7 @@ impl Connection {
 
 /// Whether a server said where to go.
 fn is_told(said: &ServerError) -> bool {
-    matches!(said.kind(), Some(ServerErrorKind::Moved | ServerErrorKind::Ask))
+    matches!(said.kind(), Some(Moved | Ask))
 }
 
 /// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent again: an entry is

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 #[cfg(feature = "tokio")]
 use redis::{Cmd, Pipeline};
-use redis::{RedisError, Value};
+use redis::{RedisError, ServerErrorKind, Value};
 
 #[cfg(feature = "tokio")]
 use crate::engine::batch::unexpected;
@@ -53,7 +53,7 @@ pub(super) fn flatten_all(values: Vec<Value>, replies: usize, receive: &mut impl
 }
 
 /// Gives `receive` the tokens that make up `value`.
-fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
+pub(super) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
     let mut give =
         |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| receive.token(token(&bytes), &mut Chunk::sharing(&bytes));
     let simple = match value {
@@ -99,6 +99,7 @@ pub(super) fn driver_error(error: &RedisError) -> Error {
         || error.is_connection_dropped()
         || error.is_connection_refusal()
         || error.kind() == redis::ErrorKind::ClusterConnectionNotFound
+        || error.kind() == ServerErrorKind::ClusterDown.into()
     {
         ErrorKind::Connection
     } else {
