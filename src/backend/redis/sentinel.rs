@@ -53,6 +53,16 @@ pub struct Sentinel(Arc<Shared>);
 struct Shared {
     topology: Topology<Sentinels>,
     settings: Settings,
+    read_from: ReadFrom,
+}
+
+impl Shared {
+    #[inline]
+    fn recheck(&self, access: Access) {
+        if access == Access::Read && self.read_from == ReadFrom::Replicas {
+            self.topology.recheck();
+        }
+    }
 }
 
 /// What a [`Sentinel`] is built over.
@@ -143,6 +153,7 @@ impl Exchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
+        self.0.recheck(access);
         let view = self.0.topology.view();
         let known;
         let shard = match &*view {
@@ -172,6 +183,7 @@ impl AsyncExchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
+        self.0.recheck(access);
         let view = self.0.topology.view().clone();
         let roles = match view {
             Some(roles) => roles,
@@ -298,6 +310,7 @@ impl fmt::Debug for Sentinel {
         f.debug_struct("Sentinel")
             .field("sentinels", &sentinels.sentinels)
             .field("name", &sentinels.name)
+            .field("read_from", &self.0.read_from)
             .field("limits", &self.0.settings.limits)
             .field("hash_expiry", &self.0.settings.hash_expiry)
             .finish_non_exhaustive()
@@ -350,7 +363,8 @@ impl RedisBuilder<SentinelServers> {
         let server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
         let nodes = Nodes::new(server, settings.clone(), to.read_from);
         let sentinels = Sentinels { sentinels, last: AtomicUsize::new(0), name: to.name, nodes };
-        Ok(Sentinel(Arc::new(Shared { topology: Topology::new(sentinels, settings.limits), settings })))
+        let topology = Topology::new(sentinels, settings.limits);
+        Ok(Sentinel(Arc::new(Shared { topology, settings, read_from: to.read_from })))
     }
 }
 

@@ -3,6 +3,7 @@
 //! It is a thread for callers of both faces, which is there only while it asks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -43,13 +44,20 @@ struct Shared<D: Discover> {
     asked: Condvar,
     #[cfg(feature = "tokio")]
     told: Notify,
+    /// How often what is known was used where it may become old unnoticed.
+    uses: AtomicUsize,
 }
+
+/// How long what is known may be old where nobody says so.
+const OLD: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct State {
     is_asking: bool,
     /// How many attempts in a row have come to nothing new.
     in_vain: u32,
+    /// When servers were asked last.
+    asked: Option<Instant>,
     /// Nobody is asked before that.
     not_before: Option<Instant>,
     /// Why the last attempt failed, if it did.
@@ -66,6 +74,7 @@ impl<D: Discover> Topology<D> {
             asked: Condvar::new(),
             #[cfg(feature = "tokio")]
             told: Notify::new(),
+            uses: AtomicUsize::new(0),
         }))
     }
 
@@ -88,6 +97,18 @@ impl<D: Discover> Topology<D> {
     #[cold]
     pub(super) fn doubt(&self) {
         let _ = self.0.ask();
+    }
+
+    /// Asks when that was done a while ago. That a replica is there again, or a new one, is told by nobody.
+    #[cold]
+    pub(super) fn recheck(&self) {
+        // The time is looked at now and then.
+        if self.0.uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
+            let asked = self.0.state.lock().asked;
+            if asked.is_some_and(|asked| asked.elapsed() > OLD) {
+                self.doubt();
+            }
+        }
     }
 
     /// What is known; waits for the first that is told.
@@ -177,6 +198,7 @@ impl<D: Discover> Shared<D> {
                 state.in_vain = if matches!(outcome, Ok(true)) { 0 } else { state.in_vain.saturating_add(1) };
                 state.not_before = Some(from_now(pause::after(state.in_vain.max(1), self.0.limits.max_pause)));
                 state.failed = outcome.err();
+                state.asked = Some(Instant::now());
                 state.is_asking = false;
                 drop(state);
                 self.0.asked.notify_all();

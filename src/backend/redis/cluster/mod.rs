@@ -144,6 +144,9 @@ impl Exchange for Cluster {
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let shared = &*self.0;
+        if access == Access::Read && shared.read_from == ReadFrom::Replicas {
+            shared.topology.recheck();
+        }
         let view = shared.topology.view();
         let known;
         let map = match &*view {
@@ -184,6 +187,9 @@ impl AsyncExchange for Cluster {
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
         let shared = &*self.0;
+        if access == Access::Read && shared.read_from == ReadFrom::Replicas {
+            shared.topology.recheck();
+        }
         let view = shared.topology.view().clone();
         let map = match view {
             Some(map) => map,
