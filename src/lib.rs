@@ -11,6 +11,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
+mod bell;
 mod buffer;
 pub mod codec;
 pub mod engine;
@@ -31,10 +32,6 @@ mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-#[cfg(all(feature = "driver", feature = "tokio"))]
-pub use backend::AsyncDriver;
-#[cfg(feature = "driver")]
-pub use backend::Driver;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
 #[cfg(feature = "tls")]
@@ -45,6 +42,10 @@ pub use backend::{
 };
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};
+#[cfg(all(feature = "driver", feature = "tokio"))]
+pub use backend::{AsyncClusterDriver, AsyncDriver};
+#[cfg(feature = "driver")]
+pub use backend::{ClusterDriver, Driver};
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]

@@ -1,5 +1,7 @@
 //! Where entries live: [`Memory`], [`Redis`], a [`Driver`] over the `redis` crate, or a backend of your own.
 
+#[cfg(feature = "tokio")]
+mod all;
 #[cfg(feature = "driver")]
 mod driver;
 mod exchange;
@@ -23,9 +25,9 @@ use crate::key::{Key, KeyBuf};
 use crate::request::{Batch, Found, Lease};
 
 #[cfg(all(feature = "driver", feature = "tokio"))]
-pub use self::driver::AsyncDriver;
+pub use self::driver::{AsyncClusterDriver, AsyncDriver};
 #[cfg(feature = "driver")]
-pub use self::driver::Driver;
+pub use self::driver::{ClusterDriver, Driver};
 #[cfg(feature = "tokio")]
 pub use self::exchange::AsyncExchange;
 pub use self::exchange::{Access, Exchange, ExchangeSettings, Route};

@@ -225,6 +225,27 @@ impl<C> Pool<C> {
         Ok(begun)
     }
 
+    /// Does something over one connection; and once more over a new one, when an idle connection turns out to be broken.
+    #[cfg(feature = "driver")]
+    pub(super) fn with<T>(
+        &self,
+        access: Access,
+        connect: impl Fn() -> Result<C, Error>,
+        mut work: impl FnMut(&mut C) -> Result<T, Failed>,
+    ) -> Result<T, Error> {
+        let mut taken = self.take(&connect)?;
+        let mut twice = access != Access::Once;
+        loop {
+            match work(taken.get()) {
+                Ok(done) => {
+                    taken.give_back();
+                    return Ok(done);
+                }
+                Err(failed) => taken = self.another(failed, taken, std::mem::take(&mut twice), &connect)?,
+            }
+        }
+    }
+
     /// What follows a failed exchange: another connection to send the same over, if it may go twice and that may help.
     #[cold]
     fn replace(
@@ -237,7 +258,22 @@ impl<C> Pool<C> {
     where
         C: Wire,
     {
-        let (was_new, output) = (broken.is_new(), std::mem::take(broken.get().output()));
+        let output = std::mem::take(broken.get().output());
+        let mut taken = self.another(failed, broken, twice, connect)?;
+        *taken.get().output() = output;
+        Ok(taken)
+    }
+
+    /// Another connection in the place of one that broke.
+    #[cold]
+    fn another(
+        &self,
+        failed: Failed,
+        broken: Taken<'_, C>,
+        twice: bool,
+        connect: impl Fn() -> Result<C, Error>,
+    ) -> Result<Taken<'_, C>, Error> {
+        let was_new = broken.is_new();
         drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
         if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
@@ -247,9 +283,7 @@ impl<C> Pool<C> {
         if was_new || !failed.broke_early || !twice {
             return Err(failed.error);
         }
-        let mut taken = self.take(connect)?;
-        *taken.get().output() = output;
-        Ok(taken)
+        self.take(connect)
     }
 
     /// Takes what came of connecting, begun when so much had been `learnt`.

@@ -388,7 +388,7 @@ impl Redirect {
 }
 
 /// Where each of so many commands stands, and the slot of its first key.
-fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
+pub(crate) fn cut(commands: &[u8], count: usize) -> Result<Vec<(Range<usize>, u16)>, Error> {
     let malformed = || Error::new(ErrorKind::Protocol, "a request is no command of words");
     let mut cut = Vec::with_capacity(count);
     let mut rest = commands;

@@ -9,12 +9,12 @@ use async_lock::SemaphoreGuardArc;
 use smallvec::SmallVec;
 
 use super::Shared;
-use super::bell::{Bell, Rings};
 use super::builder::AfterPatience;
 use super::call::{Settings, StoreRule};
 use super::face::Face;
 use super::flight::Flight;
 use super::stats::Counter;
+use crate::bell::{Bell, Rings};
 use crate::codec::Codec;
 use crate::engine::dogpile::Step;
 use crate::entry::Timestamp;

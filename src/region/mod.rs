@@ -4,7 +4,6 @@
 //! decision table of `engine::dogpile`, [`drive`] is the driver of flights, [`face`] what it does in another way for
 //! threads than for tasks, [`function`] makes functions cached.
 
-mod bell;
 mod builder;
 mod call;
 mod drive;

@@ -11,6 +11,8 @@ use super::super::shard::Target;
 use super::map::Map;
 use super::{Shared, nobody};
 use crate::backend::Access;
+#[cfg(feature = "tokio")]
+use crate::backend::all::all;
 use crate::backend::pool::Begun;
 use crate::engine::replies::Receive;
 use crate::engine::route::{Errands, Kept, Redirect, UpToRedirect};
@@ -102,26 +104,6 @@ impl Face for Task {
     fn map(shared: &Shared) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
         shared.topology.known_async()
     }
-}
-
-/// What all of these come to, which run at the same time.
-#[cfg(feature = "tokio")]
-async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut is_done = true;
-        for (future, output) in &mut running {
-            if output.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(came) => *output = Some(came),
-                    std::task::Poll::Pending => is_done = false,
-                }
-            }
-        }
-        if is_done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
 /// Sends each command to the server of its slot, or to where servers say, and hands on the replies in the order of the

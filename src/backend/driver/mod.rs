@@ -1,21 +1,32 @@
-//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate.
+//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate; and over its clusters.
+
+mod cluster;
+#[cfg(feature = "tokio")]
+mod cluster_async;
+mod node;
+mod slots;
+mod values;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use redis::{ConnectionLike, RedisError, Value};
+use redis::{ConnectionLike, RedisError};
+#[cfg(feature = "tokio")]
+use tokio::runtime::Handle;
 
+pub use self::cluster::ClusterDriver;
+#[cfg(feature = "tokio")]
+pub use self::cluster_async::AsyncClusterDriver;
+use self::values::{MAX_ENTRY, driver_error, flatten_all};
+#[cfg(feature = "tokio")]
+use self::values::{commands, pipeline};
 #[cfg(feature = "tokio")]
 use super::AsyncExchange;
 use super::pool::{Failed, Pool, Wire};
 use super::{Access, Exchange, ExchangeSettings, Route};
-use crate::engine::chunk::Chunk;
-#[cfg(feature = "tokio")]
-use crate::engine::replies::Replies;
-use crate::engine::replies::{Receive, Token};
-use crate::error::{Error, ErrorKind};
+use crate::engine::replies::Receive;
+use crate::error::Error;
 use crate::request::HashExpiry;
 
 /// Entries in a Redis server over connections of the `redis` crate, for who has a `redis::Client` or a setup of
@@ -39,9 +50,6 @@ use crate::request::HashExpiry;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Driver<C = redis::Connection>(Arc<Shared<C>>);
-
-/// The servers' own limit.
-const MAX_ENTRY: usize = 512 * 1024 * 1024;
 
 struct Shared<C> {
     pool: Pool<Connection<C>>,
@@ -173,10 +181,12 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        let (pipeline, replies) = pipeline(write)?;
+        let mut resp = Vec::with_capacity(256);
+        let replies = write(&mut resp);
         if replies == 0 {
             return Ok(());
         }
+        let pipeline = pipeline(commands(resp, replies)?);
         let mut connection = self.connection.clone();
         let mut answered = connection.req_packed_commands(&pipeline, 0, replies).await;
         // It says nothing about the server that a connection breaks which was open before.
@@ -187,9 +197,10 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        let (Ok((pipeline, replies)), Ok(runtime)) = (pipeline(write), tokio::runtime::Handle::try_current()) else {
-            return;
-        };
+        let mut resp = Vec::with_capacity(256);
+        let replies = write(&mut resp);
+        let (Ok(commands), Ok(runtime)) = (commands(resp, replies), Handle::try_current()) else { return };
+        let pipeline = pipeline(commands);
         let mut connection = self.connection.clone();
         runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });
     }
@@ -211,87 +222,6 @@ impl<C> fmt::Debug for AsyncDriver<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AsyncDriver").field("hash_expiry", &self.hash_expiry).finish_non_exhaustive()
     }
-}
-
-/// What `write` says in RESP, in the `redis` crate's terms, and how many replies will come. Its asynchronous
-/// connections do not take bytes.
-#[cfg(feature = "tokio")]
-fn pipeline(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Result<(redis::Pipeline, usize), Error> {
-    let mut output = Vec::with_capacity(256);
-    let count = write(&mut output);
-    let output = Bytes::from(output);
-    let mut pipeline = redis::Pipeline::with_capacity(count);
-    let mut replies = Replies::new(MAX_ENTRY);
-    replies.expect(count);
-    replies.feed(&mut Chunk::sharing(&output), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
-        match token {
-            Token::Array(_) => drop(pipeline.add_command(redis::Cmd::new())),
-            Token::Bulk(argument) => drop(pipeline.arg(argument)),
-            other => return Err(crate::engine::batch::unexpected(other)),
-        }
-        Ok(())
-    })?;
-    Ok((pipeline, count))
-}
-
-/// Gives `receive` the tokens that make up so many replies.
-fn flatten_all(values: Vec<Value>, replies: usize, receive: &mut impl Receive) -> Result<(), Error> {
-    if values.len() != replies {
-        let message = format!("{} replies came to {replies} commands", values.len());
-        return Err(Error::new(ErrorKind::Protocol, message));
-    }
-    values.into_iter().try_for_each(|value| flatten(value, receive))
-}
-
-/// Gives `receive` the tokens that make up `value`.
-fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
-    let mut give =
-        |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| receive.token(token(&bytes), &mut Chunk::sharing(&bytes));
-    let simple = match value {
-        Value::Nil => Token::Nil,
-        Value::Int(int) => Token::Int(int),
-        Value::Boolean(boolean) => Token::Int(boolean.into()),
-        Value::BulkString(bytes) => return give(|text| Token::Bulk(text), bytes.into()),
-        Value::VerbatimString { text, .. } => return give(|text| Token::Bulk(text), text.into()),
-        Value::Okay => Token::Status(b"OK"),
-        Value::SimpleString(text) => return give(|text| Token::Status(text), text.into()),
-        Value::Double(double) => return give(|text| Token::Status(text), double.to_string().into()),
-        Value::ServerError(error) => {
-            let message = format!("{} {}", error.code(), error.details().unwrap_or_default());
-            return give(|text| Token::Error(text), message.into());
-        }
-        Value::Array(members) | Value::Set(members) => {
-            receive.token(Token::Array(members.len()), &mut Chunk::sharing(&Bytes::new()))?;
-            return members.into_iter().try_for_each(|member| flatten(member, receive));
-        }
-        Value::Map(pairs) => {
-            receive.token(Token::Array(2 * pairs.len()), &mut Chunk::sharing(&Bytes::new()))?;
-            return pairs.into_iter().try_for_each(|(key, value)| {
-                flatten(key, receive)?;
-                flatten(value, receive)
-            });
-        }
-        Value::Attribute { data, .. } => return flatten(*data, receive),
-        other => {
-            return Err(Error::new(ErrorKind::Protocol, format!("the reply {other:?} is none to a cache's command")));
-        }
-    };
-    receive.token(simple, &mut Chunk::sharing(&Bytes::new()))
-}
-
-/// The `redis` crate's error as ours. Its text names no password.
-#[cold]
-fn driver_error(error: &RedisError) -> Error {
-    let kind = if error.is_timeout() {
-        ErrorKind::Timeout
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed {
-        ErrorKind::Refused
-    } else if error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal() {
-        ErrorKind::Connection
-    } else {
-        ErrorKind::Server
-    };
-    Error::new(kind, error.to_string())
 }
 
 impl<C> Clone for Driver<C> {

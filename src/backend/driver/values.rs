@@ -1,0 +1,109 @@
+//! The `redis` crate's values, commands and errors, and ours.
+
+use bytes::Bytes;
+#[cfg(feature = "tokio")]
+use redis::{Cmd, Pipeline};
+use redis::{RedisError, ServerErrorKind, Value};
+
+#[cfg(feature = "tokio")]
+use crate::engine::batch::unexpected;
+use crate::engine::chunk::Chunk;
+#[cfg(feature = "tokio")]
+use crate::engine::replies::Replies;
+use crate::engine::replies::{Receive, Token};
+use crate::error::{Error, ErrorKind};
+
+/// The servers' own limit.
+pub(super) const MAX_ENTRY: usize = 512 * 1024 * 1024;
+
+/// So many commands in RESP, in the `redis` crate's terms. Its asynchronous connections do not take bytes.
+#[cfg(feature = "tokio")]
+pub(super) fn commands(resp: Vec<u8>, count: usize) -> Result<Vec<Cmd>, Error> {
+    let mut commands: Vec<Cmd> = Vec::with_capacity(count);
+    let mut replies = Replies::new(MAX_ENTRY);
+    replies.expect(count);
+    replies.feed(&mut Chunk::sharing(&resp.into()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+        match (token, commands.last_mut()) {
+            (Token::Array(_), _) => commands.push(Cmd::new()),
+            (Token::Bulk(argument), Some(command)) => drop(command.arg(argument)),
+            (other, _) => return Err(unexpected(other)),
+        }
+        Ok(())
+    })?;
+    Ok(commands)
+}
+
+/// Commands as a pipeline.
+#[cfg(feature = "tokio")]
+pub(super) fn pipeline(commands: impl IntoIterator<Item = Cmd>) -> Pipeline {
+    let mut pipeline = Pipeline::new();
+    for command in commands {
+        pipeline.add_command(command);
+    }
+    pipeline
+}
+
+/// Gives `receive` the tokens that make up so many replies.
+pub(super) fn flatten_all(values: Vec<Value>, replies: usize, receive: &mut impl Receive) -> Result<(), Error> {
+    if values.len() != replies {
+        let message = format!("{} replies came to {replies} commands", values.len());
+        return Err(Error::new(ErrorKind::Protocol, message));
+    }
+    values.into_iter().try_for_each(|value| flatten(value, receive))
+}
+
+/// Gives `receive` the tokens that make up `value`.
+pub(super) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
+    let mut give =
+        |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| receive.token(token(&bytes), &mut Chunk::sharing(&bytes));
+    let simple = match value {
+        Value::Nil => Token::Nil,
+        Value::Int(int) => Token::Int(int),
+        Value::Boolean(boolean) => Token::Int(boolean.into()),
+        Value::BulkString(bytes) => return give(|text| Token::Bulk(text), bytes.into()),
+        Value::VerbatimString { text, .. } => return give(|text| Token::Bulk(text), text.into()),
+        Value::Okay => Token::Status(b"OK"),
+        Value::SimpleString(text) => return give(|text| Token::Status(text), text.into()),
+        Value::Double(double) => return give(|text| Token::Status(text), double.to_string().into()),
+        Value::ServerError(error) => {
+            let message = format!("{} {}", error.code(), error.details().unwrap_or_default());
+            return give(|text| Token::Error(text), message.into());
+        }
+        Value::Array(members) | Value::Set(members) => {
+            receive.token(Token::Array(members.len()), &mut Chunk::sharing(&Bytes::new()))?;
+            return members.into_iter().try_for_each(|member| flatten(member, receive));
+        }
+        Value::Map(pairs) => {
+            receive.token(Token::Array(2 * pairs.len()), &mut Chunk::sharing(&Bytes::new()))?;
+            return pairs.into_iter().try_for_each(|(key, value)| {
+                flatten(key, receive)?;
+                flatten(value, receive)
+            });
+        }
+        Value::Attribute { data, .. } => return flatten(*data, receive),
+        other => {
+            return Err(Error::new(ErrorKind::Protocol, format!("the reply {other:?} is none to a cache's command")));
+        }
+    };
+    receive.token(simple, &mut Chunk::sharing(&Bytes::new()))
+}
+
+/// The `redis` crate's error as ours. Its text names no password.
+#[cold]
+pub(super) fn driver_error(error: &RedisError) -> Error {
+    let kind = if error.is_timeout() {
+        ErrorKind::Timeout
+    } else if error.kind() == redis::ErrorKind::AuthenticationFailed {
+        ErrorKind::Refused
+    } else if error.is_io_error()
+        || error.is_connection_dropped()
+        || error.is_connection_refusal()
+        || error.kind() == redis::ErrorKind::ClusterConnectionNotFound
+        || error.kind() == ServerErrorKind::ClusterDown.into()
+    {
+        ErrorKind::Connection
+    } else {
+        ErrorKind::Server
+    };
+    Error::new(kind, error.to_string())
+}
