@@ -186,7 +186,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
         if replies == 0 {
             return Ok(());
         }
-        let pipeline = pipeline(commands(resp, replies)?);
+        let pipeline = pipeline(commands(&resp, replies)?);
         let mut connection = self.connection.clone();
         let mut answered = connection.req_packed_commands(&pipeline, 0, replies).await;
         // It says nothing about the server that a connection breaks which was open before.
@@ -199,7 +199,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         let mut resp = Vec::with_capacity(256);
         let replies = write(&mut resp);
-        let (Ok(commands), Ok(runtime)) = (commands(resp, replies), Handle::try_current()) else { return };
+        let (Ok(commands), Ok(runtime)) = (commands(&resp, replies), Handle::try_current()) else { return };
         let pipeline = pipeline(commands);
         let mut connection = self.connection.clone();
         runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 #[cfg(feature = "tokio")]
+use bytes::BytesMut;
+#[cfg(feature = "tokio")]
 use redis::{Cmd, Pipeline};
 use redis::{RedisError, ServerErrorKind, Value};
 
@@ -18,11 +20,12 @@ pub(super) const MAX_ENTRY: usize = 512 * 1024 * 1024;
 
 /// So many commands in RESP, in the `redis` crate's terms. Its asynchronous connections do not take bytes.
 #[cfg(feature = "tokio")]
-pub(super) fn commands(resp: Vec<u8>, count: usize) -> Result<Vec<Cmd>, Error> {
+pub(super) fn commands(resp: &[u8], count: usize) -> Result<Vec<Cmd>, Error> {
     let mut commands: Vec<Cmd> = Vec::with_capacity(count);
     let mut replies = Replies::new(MAX_ENTRY);
     replies.expect(count);
-    replies.feed(&mut Chunk::sharing(&resp.into()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+    // Commands look as replies do, and nothing of them is kept.
+    replies.feed(&mut Chunk::copying(resp, &mut BytesMut::new()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
         match (token, commands.last_mut()) {
             (Token::Array(_), _) => commands.push(Cmd::new()),
             (Token::Bulk(argument), Some(command)) => drop(command.arg(argument)),
