@@ -100,7 +100,8 @@ impl AsyncClusterDriver {
     /// The error of a request. A server that did not answer may have a successor.
     #[cold]
     fn failed(&self, error: &RedisError) -> Error {
-        if let (true, Ok(runtime)) = (error.is_timeout(), Handle::try_current())
+        let is_out_of_reach = error.is_timeout() || error.is_connection_dropped();
+        if let (true, Ok(runtime)) = (is_out_of_reach, Handle::try_current())
             && !self.shared.is_new.swap(true, Ordering::Relaxed)
         {
             let shared = Arc::clone(&self.shared);

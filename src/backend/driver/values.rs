@@ -94,19 +94,21 @@ pub(super) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Er
 /// The `redis` crate's error as ours. Its text names no password.
 #[cold]
 pub(super) fn driver_error(error: &RedisError) -> Error {
-    let kind = if error.is_timeout() {
-        ErrorKind::Timeout
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed {
-        ErrorKind::Refused
+    let said = error.to_string();
+    let is = |kind: redis::ErrorKind| error.kind() == kind;
+    if error.is_timeout() {
+        Error::new(ErrorKind::Timeout, said).during("no answer in time")
+    } else if is(redis::ErrorKind::AuthenticationFailed) || said.contains("AuthenticationFailed") {
+        // Of several servers that were tried it is told in words only.
+        Error::new(ErrorKind::Refused, said)
     } else if error.is_io_error()
         || error.is_connection_dropped()
         || error.is_connection_refusal()
-        || error.kind() == redis::ErrorKind::ClusterConnectionNotFound
-        || error.kind() == ServerErrorKind::ClusterDown.into()
+        || is(redis::ErrorKind::ClusterConnectionNotFound)
+        || is(ServerErrorKind::ClusterDown.into())
     {
-        ErrorKind::Connection
+        Error::new(ErrorKind::Connection, said)
     } else {
-        ErrorKind::Server
-    };
-    Error::new(kind, error.to_string())
+        Error::new(ErrorKind::Server, said)
+    }
 }
