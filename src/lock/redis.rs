@@ -31,6 +31,10 @@ use crate::request::Batch;
 /// the server when the lease ends ([`Redis`](crate::Redis): over one more connection, made when it is first needed), or
 /// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::Driver), RESP2).
 ///
+/// In a [`Cluster`](crate::Cluster) the lock is in the slot of its entry, and named for that as
+/// [`Leases::lock_name`] says: `_lok.{user-15}` for the key `user-15`. Keys with a hash tag of their own keep the name that
+/// the reference has for their lock, and share it with Python. The plain keys `a` and `{a}` share a lock there.
+///
 /// ```no_run
 /// use std::time::Duration;
 /// use dogpile::{Redis, RedisLock, Region};

@@ -19,6 +19,8 @@ mod runtimes;
 #[cfg(feature = "tokio")]
 mod sharing;
 mod stampedes;
+// Some of it is for other tests.
+#[allow(dead_code)]
 mod support;
 #[cfg(feature = "tokio")]
 mod tasks;

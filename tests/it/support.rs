@@ -209,10 +209,10 @@ pub fn trips_to_connect() -> usize {
 pub fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 12_000..22_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Each process begins elsewhere.
-    let first = std::process::id().wrapping_mul(97);
+    // Processes that were started one after the other begin far from each other.
+    let first = std::process::id() % 10_000 * 6181;
     loop {
-        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).into());
+        let number = first + u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = PORTS.start + (number % u32::from(PORTS.end - PORTS.start)) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use dogpile::{ErrorKind, Redis, RedisBuilder, RedisLock, Region, Tls, testing};
+use dogpile::{Backend, Cluster, ErrorKind, Key, Redis, RedisBuilder, RedisLock, Region, Tls, testing};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
-use crate::support::{Server, free_port, speak_resp3};
+use crate::support::{Server, eventually, free_port, speak_resp3};
 
 /// An authority, and what it signed: a server, and a client.
 struct Certificates {
@@ -227,4 +227,22 @@ fn settings_that_cannot_work() {
     assert_eq!(plain.kind(), ErrorKind::Config);
     let shown = format!("{:?}", certificates.with_client());
     assert!(!shown.contains("PRIVATE") && shown.contains("client: true"), "{shown}");
+}
+
+#[test]
+fn a_cluster() {
+    let certificates = Certificates::new("cluster");
+    let (server, port) =
+        certificates.serve(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--tls-auth-clients", "yes"]);
+    assert_eq!(server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK");
+    eventually("the cluster is one", || server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    // It tells that its servers are where they are encrypted.
+    let cluster = |tls| Cluster::builder([format!("rediss://127.0.0.1:{port}")]).tls(tls).build().unwrap();
+    for tls in [certificates.with_client(), certificates.with_client().server_name("cache.example").unwrap()] {
+        let cluster = cluster(tls);
+        cluster.ping().unwrap();
+        cluster.set(Key::from("k"), b"v", None).unwrap();
+        assert_eq!(cluster.get(Key::from("k")).unwrap().unwrap(), "v");
+    }
+    assert_eq!(cluster(certificates.trust()).ping().unwrap_err().kind(), ErrorKind::Connection);
 }

@@ -1,0 +1,16 @@
+//! Clusters and Sentinel, of real servers.
+
+// Some of these is for other tests.
+#[allow(dead_code)]
+mod cluster_servers;
+mod conformance;
+mod failover;
+mod redirects;
+mod routing;
+#[allow(dead_code)]
+mod sentinel_servers;
+#[allow(dead_code)]
+mod servers;
+#[allow(dead_code)]
+#[path = "../it/support.rs"]
+mod support;
