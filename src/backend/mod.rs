@@ -1,4 +1,4 @@
-//! Where entries live: [`Memory`], [`Redis`], a [`Driver`] over the `redis` crate, or a backend of your own.
+//! Where entries live: [`Memory`], [`Redis`], [`Cluster`], a [`Driver`] over the `redis` crate, or a backend of your own.
 
 #[cfg(feature = "tokio")]
 mod all;

@@ -4,6 +4,8 @@
 #[allow(dead_code)]
 mod cluster_servers;
 mod conformance;
+#[cfg(all(feature = "driver", feature = "tokio"))]
+mod drivers;
 mod failover;
 mod redirects;
 mod routing;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::ServerErrorKind::{Ask, Moved};
 use redis::cluster::{ClusterClient, ClusterConnection};
@@ -24,23 +24,25 @@ use crate::request::HashExpiry;
 /// Entries in a Redis or Valkey cluster over blocking connections of the `redis` crate, for who has a `ClusterClient`, or
 /// a setup of connections that only that crate can make.
 ///
-/// It sends the same commands as [`Cluster`](crate::Cluster) and means the same by them: requests for many keys are divided by server,
-/// sent to all of these before the first answer is waited for, and answered in the caller's order; the lock on an entry
-/// is in the entry's slot, so that both share their locks. A hit costs the `redis` crate's copies and allocations.
+/// It sends the same commands as [`Cluster`](crate::Cluster) and means the same by them, so entries and locks are shared
+/// with it: requests for many keys are divided by server, sent to all of these before the first answer is waited for, and
+/// answered in the caller's order; the lock on an entry is in the entry's slot. A hit costs the `redis` crate's copies and
+/// allocations.
 ///
-/// Where the slots are is what the client's connections know; what the servers answer about that (`MOVED`, `ASK`) is
-/// told to them. Reads go to replicas where the client has a `read_routing_strategy`, and what is read under a lock to
-/// the primary. After a failure a connection is made anew, so that a new primary is found. Set the client up so:
+/// Where the slots are is what the client's connections know; what servers answer about that (`MOVED`, `ASK`) is told to
+/// them. Reads go to replicas where the client has a `read_routing_strategy`, and what is read under a lock to the
+/// primary. After a failure connections are made anew, so a primary's successor is found. Set the client up so:
 ///
-/// - `response_timeout` and `connection_timeout`: otherwise it waits for a server for as long as it takes, and a second to
-///   connect to one.
-/// - `retries` of at least 1, as they are by default: it counts how often redirections are followed. Nothing that we send
-///   is sent again by them.
+/// - `response_timeout`: without one a server that hangs is waited for without an end. `connection_timeout`: a second,
+///   if it says nothing; a connection is made to one server after the other.
+/// - `retries` of at least 1, as they are by default: with none, redirections are not followed. Nothing else is sent
+///   again because of them, and what must be sent only once is sent once.
+/// - no database: a cluster has only one.
 ///
-/// Each of the `connections` is one to each server of the cluster, replicas included.
+/// Each of its connections is one to each server of the cluster, replicas included.
 ///
 /// ```no_run
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use dogpile::{ClusterDriver, RedisLock, Region};
 ///
 /// let client = redis::cluster::ClusterClient::builder(["redis://10.0.0.1:7000", "redis://10.0.0.2:7000"])
@@ -67,6 +69,9 @@ const MOST_ROUNDS: u32 = 8;
 /// How long to wait until keys have moved that are on their way, longer each time.
 const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
+/// How long a connection is kept at least that is in doubt.
+const KEPT: Duration = Duration::from_secs(1);
+
 impl ClusterDriver {
     /// A backend that opens up to so many connections of a client, each when it is first needed. At least one.
     pub fn new(connections: usize, client: ClusterClient) -> Self {
@@ -89,12 +94,6 @@ impl ClusterDriver {
         shared.hash_expiry = hash_expiry;
         self
     }
-
-    fn connect(&self) -> Result<Connection, Error> {
-        let cluster = self.0.client.get_generic_connection();
-        let cluster = cluster.map_err(|error| driver_error(&error).during("connecting"))?;
-        Ok(Connection { cluster, commands: Vec::with_capacity(512), part: Vec::new() })
-    }
 }
 
 impl Exchange for ClusterDriver {
@@ -107,6 +106,7 @@ impl Exchange for ClusterDriver {
     ) -> Result<(), Error> {
         let shared = &*self.0;
         let ask = |connection: &mut Connection| {
+            connection.renew(&shared.client)?;
             connection.commands.clear();
             let count = write(&mut connection.commands);
             match route {
@@ -116,11 +116,11 @@ impl Exchange for ClusterDriver {
                 Route::Primary(number) => connection.ask_primary(&shared.primaries, number, count),
             }
         };
-        let replies = shared.pool.with(access, || self.connect(), ask)?;
+        let replies = shared.pool.with(access, || Connection::open(&shared.client), ask)?;
         let is_followed = !matches!(route, Route::Primary(_));
         if let Some(said) = replies.iter().find_map(|reply| elsewhere(reply, access)).filter(|_| is_followed) {
             return Err(
-                driver_error(&said.into()).during("the cluster's servers sent it from one to the other, at last")
+                driver_error(&said.into()).during("sent from one of the cluster's servers to the other, at last")
             );
         }
         replies.into_iter().try_for_each(|reply| flatten(reply, receive))
@@ -145,44 +145,56 @@ impl ExchangeSettings for ClusterDriver {
     }
 }
 
-/// A connection to each server of the cluster. After a failure some of them may have replies that nobody waits for, so it is
-/// not used again.
+/// A connection to each server of the cluster. After a failure some of them may have replies that nobody waits for, so it
+/// is not used again.
 struct Connection {
     cluster: ClusterConnection<Node>,
     /// What is to be sent.
     commands: Vec<u8>,
     /// What of it goes to one server.
     part: Vec<u8>,
+    made: Instant,
+    /// A replica could not be reached, so there may be others by now.
+    is_in_doubt: bool,
 }
 
 /// Where a command stands, and the slot of its first key.
 type Command = (Range<usize>, u16);
 
 impl Connection {
+    fn open(client: &ClusterClient) -> Result<Self, Error> {
+        let cluster = client.get_generic_connection();
+        let cluster = cluster.map_err(|error| driver_error(&error).during("connecting"))?;
+        let (commands, part) = (Vec::with_capacity(512), Vec::new());
+        Ok(Connection { cluster, commands, part, made: Instant::now(), is_in_doubt: false })
+    }
+
+    /// Takes another one in the place of one that is in doubt, unless it was made just now.
+    fn renew(&mut self, client: &ClusterClient) -> Result<(), Failed> {
+        if self.is_in_doubt && self.made.elapsed() > KEPT {
+            *self = Self::open(client).map_err(not_sent)?;
+        }
+        Ok(())
+    }
+
     /// The replies to so many commands about keys of one slot.
     fn ask_one(&mut self, access: Access, slot: u16, count: usize) -> Result<Vec<Value>, Failed> {
         let node = self.whom(access, slot)?;
         node.send(&self.commands)?;
-        let mut replies = (0..count).map(|_| node.receive()).collect::<Result<Vec<_>, _>>()?;
-        if replies.iter().any(|reply| elsewhere(reply, access).is_some()) {
-            let commands = self.cut(count)?;
-            self.follow(access, &commands, &mut replies)?;
-        }
-        Ok(replies)
+        let replies = (0..count).map(|_| node.receive()).collect::<Result<Vec<_>, _>>()?;
+        self.follow(access, replies)
     }
 
     /// The replies to so many commands about keys of any slots.
     fn ask_many(&mut self, access: Access, count: usize) -> Result<Vec<Value>, Failed> {
-        let commands = self.cut(count)?;
+        let commands = cut(&self.commands, count).map_err(not_sent)?;
         let mut replies = vec![Value::Nil; count];
         self.ask_at_once(access, &commands, 0..count, &mut replies)?;
-        self.follow(access, &commands, &mut replies)?;
-        Ok(replies)
+        self.follow(access, replies)
     }
 
     /// The replies of one of the primaries, whatever they say.
     fn ask_primary(&mut self, primaries: &Primaries, number: usize, count: usize) -> Result<Vec<Value>, Failed> {
-        let not_sent = |error| Failed { error, broke_early: true };
         if number == 0 {
             let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
             let told = self.cluster.route_command(&ask_primaries(), random);
@@ -194,14 +206,11 @@ impl Connection {
         (0..count).map(|_| node.receive()).collect()
     }
 
-    fn cut(&self, count: usize) -> Result<Vec<Command>, Failed> {
-        cut(&self.commands, count).map_err(|error| Failed { error, broke_early: false })
-    }
-
     /// The server to ask about a slot: where replicas may be asked and the chosen one cannot be reached, the primary.
     fn whom(&mut self, access: Access, slot: u16) -> Result<Node, Failed> {
         let node = whom(&mut self.cluster, at(slot, access), None);
         if node.is_err() && access == Access::Read {
+            self.is_in_doubt = true;
             return whom(&mut self.cluster, at(slot, Access::Write), None);
         }
         node
@@ -249,17 +258,20 @@ impl Connection {
     }
 
     /// Sends again what servers have sent elsewhere, until all is answered, or they did that too often.
-    #[cold]
-    fn follow(&mut self, access: Access, commands: &[Command], replies: &mut [Value]) -> Result<(), Failed> {
+    fn follow(&mut self, access: Access, mut replies: Vec<Value>) -> Result<Vec<Value>, Failed> {
+        if replies.iter().all(|reply| elsewhere(reply, access).is_none()) {
+            return Ok(replies);
+        }
+        let commands = cut(&self.commands, replies.len()).map_err(not_sent)?;
         let mut open: Vec<usize> = (0..commands.len()).collect();
         for round in 0..MOST_ROUNDS {
-            open = sent_elsewhere(access, commands, &open, replies);
+            open = sent_elsewhere(access, &commands, &open, &replies);
             let said: Vec<_> = open.iter().map(|&number| elsewhere(&replies[number], access)).collect();
             let moved = |said: &Option<ServerError>| matches!(said, Some(said) if said.kind() == Some(Moved));
             // Slots seldom move alone: once the connection has been told of one, all may be sent again at once.
             if let (0, Some(at_first)) = (round, said.iter().position(moved)) {
                 whom(&mut self.cluster, at(commands[open[at_first]].1, access), said[at_first].clone())?;
-                self.ask_at_once(access, commands, open.iter().copied(), replies)?;
+                self.ask_at_once(access, &commands, open.iter().copied(), &mut replies)?;
                 continue;
             }
             if !said.iter().flatten().all(is_told) {
@@ -269,7 +281,7 @@ impl Connection {
                 replies[number] = self.ask_again(access, &commands[number], said)?;
             }
         }
-        Ok(())
+        Ok(replies)
     }
 
     /// The reply to one command, to which a server may have said something else before.
@@ -290,13 +302,18 @@ impl Connection {
     }
 }
 
+/// What failed before anything was sent.
+fn not_sent(error: Error) -> Failed {
+    Failed { error, broke_early: true }
+}
+
 /// Whether a server said where to go.
 fn is_told(said: &ServerError) -> bool {
     matches!(said.kind(), Some(Moved | Ask))
 }
 
-/// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent again: an entry is
-/// read, or a lease released, after the command before it.
+/// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent
+/// again: an entry is read, or a lease released, after the command before it.
 fn sent_elsewhere(access: Access, commands: &[Command], numbers: &[usize], replies: &[Value]) -> Vec<usize> {
     let mut slots: Vec<u16> = Vec::new();
     let is_open = |&number: &usize| {

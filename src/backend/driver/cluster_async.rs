@@ -100,7 +100,8 @@ impl AsyncClusterDriver {
     /// The error of a request. A server that did not answer may have a successor.
     #[cold]
     fn failed(&self, error: &RedisError) -> Error {
-        if let (true, Ok(runtime)) = (error.is_timeout(), Handle::try_current())
+        let is_out_of_reach = error.is_timeout() || error.is_connection_dropped();
+        if let (true, Ok(runtime)) = (is_out_of_reach, Handle::try_current())
             && !self.shared.is_new.swap(true, Ordering::Relaxed)
         {
             let shared = Arc::clone(&self.shared);
@@ -116,15 +117,15 @@ impl AsyncClusterDriver {
     }
 
     /// The replies to so many commands about keys of any slots: all slots are asked at the same time.
-    async fn ask_many(&self, access: Access, resp: Vec<u8>, count: usize) -> Result<Vec<Value>, Error> {
-        let slots: Vec<u16> = cut(&resp, count)?.into_iter().map(|(_, slot)| slot).collect();
+    async fn ask_many(&self, access: Access, resp: &[u8], count: usize) -> Result<Vec<Value>, Error> {
+        let slots: Vec<u16> = cut(resp, count)?.into_iter().map(|(_, slot)| slot).collect();
         let mut commands: Vec<(usize, Cmd)> = commands(resp, count)?.into_iter().enumerate().collect();
         commands.sort_by_key(|(number, _)| slots[*number]);
         // What goes once only is not sent again because of another one.
         let are_together = |a: usize, b: usize| access != Access::Once && slots[a] == slots[b];
         let groups: Vec<&[(usize, Cmd)]> = commands.chunk_by(|a, b| are_together(a.0, b.0)).collect();
         let asked = groups.iter().map(|group| {
-            let commands = group.iter().map(|(_, command)| command.clone()).collect();
+            let commands = || Ok(group.iter().map(|(_, command)| command.clone()).collect());
             self.ask_slot(access, slots[group[0].0], commands)
         });
         let mut replies = vec![Value::Nil; count];
@@ -134,34 +135,46 @@ impl AsyncClusterDriver {
         Ok(replies)
     }
 
-    /// The replies to commands about keys of one slot.
-    async fn ask_slot(&self, access: Access, slot: u16, commands: Vec<Cmd>) -> Result<Vec<Value>, Error> {
+    /// The replies to commands about keys of one slot, which are made anew if they are sent again.
+    async fn ask_slot(
+        &self,
+        access: Access,
+        slot: u16,
+        commands: impl Fn() -> Result<Vec<Cmd>, Error>,
+    ) -> Result<Vec<Value>, Error> {
         let at = at(slot, access);
-        if commands.len() > 1
-            && let Some(replies) = self.transact(at.clone(), &commands).await?
-        {
-            return Ok(replies);
+        let mut at_first = commands()?;
+        if at_first.len() > 1 {
+            if let Some(replies) = self.transact(at.clone(), at_first).await? {
+                return Ok(replies);
+            }
+        } else if let Some(command) = at_first.pop() {
+            let alone = RoutingInfo::SingleNode(at.clone());
+            match self.connection().route_command(command, alone).await {
+                Err(error) if is_elsewhere(&error) => {}
+                answered => return answered.map(|reply| vec![reply]).map_err(|error| self.failed(&error)),
+            }
         }
-        let mut replies = Vec::with_capacity(commands.len());
-        for command in commands {
-            replies.push(self.ask_alone(at.clone(), command).await?);
+        let mut replies = Vec::new();
+        for command in commands()? {
+            // A server to which keys are on their way wants to hear that we know that. When the connection says so, the
+            // command of somebody else may come in between.
+            let asking = pipeline([redis::cmd("ASKING"), command]);
+            let answered = self.connection().route_pipeline(asking, 1, 1, at.clone()).await;
+            replies.extend(answered.map_err(|error| self.failed(&error))?);
         }
         Ok(replies)
-    }
-
-    async fn ask_alone(&self, at: SingleNodeRoutingInfo, command: Cmd) -> Result<Value, Error> {
-        let answered = self.connection().route_command(command, RoutingInfo::SingleNode(at)).await;
-        answered.map_err(|error| self.failed(&error))
     }
 
     /// The replies to commands about keys of one slot, or `None` where a server does not take all of them.
     ///
     /// When a server sends one command of a pipeline elsewhere, the connection sends all of them there. So it would do
     /// again what was done, at a server that may not have the other keys. In a transaction nothing is done then.
-    async fn transact(&self, at: SingleNodeRoutingInfo, commands: &[Cmd]) -> Result<Option<Vec<Value>>, Error> {
-        let mut transaction = pipeline(commands.iter().cloned());
+    async fn transact(&self, at: SingleNodeRoutingInfo, commands: Vec<Cmd>) -> Result<Option<Vec<Value>>, Error> {
+        let offset = 1 + commands.len();
+        let mut transaction = pipeline(commands);
         transaction.atomic();
-        let answered = self.connection().route_pipeline(transaction, 1 + commands.len(), 1, at).await;
+        let answered = self.connection().route_pipeline(transaction, offset, 1, at).await;
         match answered.map(|mut replies| replies.pop()) {
             Ok(Some(Value::Array(replies))) => Ok(Some(replies)),
             Ok(_) => Ok(None),
@@ -171,7 +184,7 @@ impl AsyncClusterDriver {
     }
 
     /// The replies of one of the primaries, whatever they say.
-    async fn ask_primary(&self, number: usize, resp: Vec<u8>, count: usize) -> Result<Vec<Value>, Error> {
+    async fn ask_primary(&self, number: usize, resp: &[u8], count: usize) -> Result<Vec<Value>, Error> {
         let (primaries, mut connection) = (&self.shared.primaries, self.connection());
         if number == 0 {
             let random = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
@@ -181,6 +194,11 @@ impl AsyncClusterDriver {
         let asked = connection.route_pipeline(pipeline(commands(resp, count)?), 0, count, at).await;
         asked.map_err(|error| self.failed(&error))
     }
+}
+
+/// Whether a server sent a request elsewhere until it was sent too often.
+fn is_elsewhere(error: &RedisError) -> bool {
+    [ServerErrorKind::Moved, ServerErrorKind::Ask].iter().any(|kind| error.kind() == (*kind).into())
 }
 
 impl AsyncExchange for AsyncClusterDriver {
@@ -197,9 +215,9 @@ impl AsyncExchange for AsyncClusterDriver {
             return Ok(());
         }
         let replies = match route {
-            Route::Slot(slot) => self.ask_slot(access, slot, commands(resp, count)?).await?,
-            Route::Keys => self.ask_many(access, resp, count).await?,
-            Route::Primary(number) => self.ask_primary(number, resp, count).await?,
+            Route::Slot(slot) => self.ask_slot(access, slot, || commands(&resp, count)).await?,
+            Route::Keys => self.ask_many(access, &resp, count).await?,
+            Route::Primary(number) => self.ask_primary(number, &resp, count).await?,
         };
         flatten_all(replies, count, receive)
     }
@@ -209,7 +227,7 @@ impl AsyncExchange for AsyncClusterDriver {
         let count = write(&mut resp);
         let Ok(runtime) = Handle::try_current() else { return };
         let driver = self.clone();
-        runtime.spawn(async move { driver.ask_many(Access::Write, resp, count).await });
+        runtime.spawn(async move { driver.ask_many(Access::Write, &resp, count).await });
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate; and over its clusters.
+//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate. Its clusters are by themselves.
 
 mod cluster;
 #[cfg(feature = "tokio")]
@@ -33,7 +33,8 @@ use crate::request::HashExpiry;
 /// connections that only that crate can make.
 ///
 /// It sends the same commands as [`Redis`](super::Redis) and means the same by them; a hit costs the `redis` crate's
-/// copies and allocations. Timeouts are those of the connections: set them where you make them.
+/// copies and allocations. Timeouts are those of the connections: set them where you make them. A cluster's connection is
+/// none of these; see [`ClusterDriver`].
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -137,7 +138,8 @@ impl<C: ConnectionLike> Wire for Connection<C> {
 ///
 /// It sends the same commands as [`Redis`](super::Redis) and means the same by them; a hit costs the `redis` crate's
 /// copies and allocations, and what is said in our own RESP once more in that crate's terms. Timeouts, and whether a
-/// connection that broke is made anew, are the connection's business. Features `driver` and `tokio`.
+/// connection that broke is made anew, are the connection's business. A cluster's connection is none of these, though its
+/// type fits: keys would not be divided by their slots. See [`AsyncClusterDriver`]. Features `driver` and `tokio`.
 ///
 /// ```no_run
 /// use dogpile::{AsyncDriver, Region};
@@ -186,7 +188,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
         if replies == 0 {
             return Ok(());
         }
-        let pipeline = pipeline(commands(resp, replies)?);
+        let pipeline = pipeline(commands(&resp, replies)?);
         let mut connection = self.connection.clone();
         let mut answered = connection.req_packed_commands(&pipeline, 0, replies).await;
         // It says nothing about the server that a connection breaks which was open before.
@@ -199,7 +201,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         let mut resp = Vec::with_capacity(256);
         let replies = write(&mut resp);
-        let (Ok(commands), Ok(runtime)) = (commands(resp, replies), Handle::try_current()) else { return };
+        let (Ok(commands), Ok(runtime)) = (commands(&resp, replies), Handle::try_current()) else { return };
         let pipeline = pipeline(commands);
         let mut connection = self.connection.clone();
         runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });

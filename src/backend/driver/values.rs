@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 #[cfg(feature = "tokio")]
+use bytes::BytesMut;
+#[cfg(feature = "tokio")]
 use redis::{Cmd, Pipeline};
 use redis::{RedisError, ServerErrorKind, Value};
 
@@ -18,11 +20,12 @@ pub(super) const MAX_ENTRY: usize = 512 * 1024 * 1024;
 
 /// So many commands in RESP, in the `redis` crate's terms. Its asynchronous connections do not take bytes.
 #[cfg(feature = "tokio")]
-pub(super) fn commands(resp: Vec<u8>, count: usize) -> Result<Vec<Cmd>, Error> {
+pub(super) fn commands(resp: &[u8], count: usize) -> Result<Vec<Cmd>, Error> {
     let mut commands: Vec<Cmd> = Vec::with_capacity(count);
     let mut replies = Replies::new(MAX_ENTRY);
     replies.expect(count);
-    replies.feed(&mut Chunk::sharing(&resp.into()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+    // Commands look as replies do, and nothing of them is kept.
+    replies.feed(&mut Chunk::copying(resp, &mut BytesMut::new()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
         match (token, commands.last_mut()) {
             (Token::Array(_), _) => commands.push(Cmd::new()),
             (Token::Bulk(argument), Some(command)) => drop(command.arg(argument)),
@@ -91,19 +94,21 @@ pub(super) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Er
 /// The `redis` crate's error as ours. Its text names no password.
 #[cold]
 pub(super) fn driver_error(error: &RedisError) -> Error {
-    let kind = if error.is_timeout() {
-        ErrorKind::Timeout
-    } else if error.kind() == redis::ErrorKind::AuthenticationFailed {
-        ErrorKind::Refused
+    let said = error.to_string();
+    let is = |kind: redis::ErrorKind| error.kind() == kind;
+    if error.is_timeout() {
+        Error::new(ErrorKind::Timeout, said).during("no answer in time")
+    } else if is(redis::ErrorKind::AuthenticationFailed) || said.contains("AuthenticationFailed") {
+        // Of several servers that were tried it is told in words only.
+        Error::new(ErrorKind::Refused, said)
     } else if error.is_io_error()
         || error.is_connection_dropped()
         || error.is_connection_refusal()
-        || error.kind() == redis::ErrorKind::ClusterConnectionNotFound
-        || error.kind() == ServerErrorKind::ClusterDown.into()
+        || is(redis::ErrorKind::ClusterConnectionNotFound)
+        || is(ServerErrorKind::ClusterDown.into())
     {
-        ErrorKind::Connection
+        Error::new(ErrorKind::Connection, said)
     } else {
-        ErrorKind::Server
-    };
-    Error::new(kind, error.to_string())
+        Error::new(ErrorKind::Server, said)
+    }
 }
