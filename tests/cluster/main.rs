@@ -4,6 +4,7 @@
 #[allow(dead_code)]
 mod cluster_servers;
 mod conformance;
+mod doubts;
 #[cfg(all(feature = "driver", feature = "tokio"))]
 mod drivers;
 mod failover;

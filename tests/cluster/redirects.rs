@@ -4,9 +4,13 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogpile::{Backend, Batch, Cluster, Discard, Found, HashExpiry, Key, Leases, Lock, RedisLock, Region};
+use dogpile::{
+    AsyncLock, Backend, Batch, Cluster, Discard, ErrorKind, Found, HashExpiry, Key, Lease, Leases, Lock, RedisGuard,
+    RedisLock, Region,
+};
 
 use crate::cluster_servers::ClusterServers;
+use crate::support::eventually;
 
 /// Keys of one slot: plain ones, and fields.
 fn names(count: usize) -> Vec<String> {
@@ -175,4 +179,75 @@ fn nobody_sees_a_wrong_value_while_slots_move() {
         created.into_inner()
     );
     assert_eq!(failed, 0);
+}
+
+/// A slot that is on its way, of which one key is where it was.
+fn half_way() -> (ClusterServers, u16, usize, Cluster) {
+    let servers = ClusterServers::start();
+    let slot = servers.slot_of("{moving}");
+    let from = servers.primary_of_slot(slot);
+    let to = *servers.primaries().iter().find(|other| **other != from).unwrap();
+    let cluster = Cluster::open(servers.urls()).unwrap();
+    cluster.set(Key::from("{moving}1"), b"old", None).unwrap();
+    servers.begin_migration(slot, to);
+    (servers, slot, to, cluster)
+}
+
+#[test]
+fn no_lock_is_left_where_a_slot_moves() {
+    let (servers, slot, to, cluster) = half_way();
+    let key = Key::from("{moving}1");
+    let is_free = |cluster: &Cluster| !RedisLock::new().is_locked(cluster, key).unwrap();
+
+    // Entry and lock are at two servers, so nothing can be stored under a condition; the lock is released all the same.
+    let lock = RedisLock::new().when_lost(Discard);
+    let guards = lock.try_lock_and_read(&cluster, &[key]).unwrap().into_iter().map(|attempt| attempt.guard.unwrap());
+    let mut batch = Batch::new();
+    batch.push(key, |out| out.extend_from_slice(b"new"));
+    let stored = lock.store_and_release(&cluster, guards.collect(), &batch, None);
+    assert_eq!(stored.unwrap_err().kind(), ErrorKind::Connection);
+    eventually("the lock is released", || is_free(&cluster));
+
+    // Without a condition each is done where it is, and told of.
+    let (name, token) = (cluster.lock_name(b"_lok.", key), [b'a'; 32]);
+    let lease = Lease { lock: name.as_key().server_key(), token: &token, key };
+    let leased = cluster.lease(&[lease], Duration::from_secs(10)).unwrap();
+    assert_eq!(leased, [(true, Some("old".into()))]);
+    assert_eq!(cluster.set_and_release(&[lease], &batch, None, false).unwrap(), [true]);
+    assert_eq!(cluster.get(key).unwrap().unwrap(), "new");
+
+    // Tasks send word, and nobody reads the answer.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let lock = RedisLock::new();
+    let drop_guard = |guard| runtime.block_on(async { drop::<RedisGuard<Cluster>>(guard) });
+    let guard = || runtime.block_on(lock.try_lock_async(&cluster, key)).unwrap().unwrap();
+    drop_guard(guard());
+    eventually("the lock is released", || is_free(&cluster));
+    let before_it_moved = guard();
+    while servers.move_keys(slot, to) > 0 {}
+    servers.end_migration(slot, to);
+    // Somebody else finds out that it has moved.
+    assert!(!is_free(&cluster));
+    drop_guard(before_it_moved);
+    eventually("the lock is released", || is_free(&cluster));
+}
+
+#[test]
+fn who_waits_while_a_slot_moves_does_not_ask_all_the_time() {
+    let (servers, _, _, cluster) = half_way();
+    let region = |cluster| Region::builder(cluster).lock(RedisLock::new()).build().unwrap();
+    let (creates, waits) = (region(cluster), region(Cluster::open(servers.urls()).unwrap()));
+    let before: u64 = ["get", "set"].iter().flat_map(|command| servers.calls(command)).sum();
+    std::thread::scope(|scope| {
+        let create = || {
+            std::thread::sleep(Duration::from_secs(1));
+            Ok::<_, Infallible>(1_u64)
+        };
+        scope.spawn(move || assert_eq!(creates.get_or_create("{moving}new", create).unwrap(), 1));
+        std::thread::sleep(Duration::from_millis(200));
+        let value = waits.get_or_create("{moving}new", || -> Result<u64, Infallible> { panic!("it is being created") });
+        assert_eq!(value.unwrap(), 1);
+    });
+    let after: u64 = ["get", "set"].iter().flat_map(|command| servers.calls(command)).sum();
+    assert!(after - before < 300, "{} commands in a second", after - before);
 }
