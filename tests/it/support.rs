@@ -1,6 +1,6 @@
 //! Real servers for tests, and a proxy that counts round trips.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -103,7 +103,7 @@ impl Server {
         *self.frozen.get_mut() = false;
     }
 
-    /// Starts the process again, empty, on the same port.
+    /// Starts the process again, empty but for its configuration, on the same port.
     pub fn restart(&mut self) {
         self.stop();
         assert!(self.launch(), "the server did not come up again on port {}", self.port);
@@ -138,8 +138,13 @@ impl Server {
 
     /// Runs one command of words, after the password if there is one, and returns the answer as it came.
     pub fn ask(&self, words: &[&str]) -> String {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        self.try_ask(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same where the server may be gone, or cut the connection.
+    pub fn try_ask(&self, words: &[&str]) -> io::Result<String> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         let mut stream = BufReader::new(stream);
         let login = self.password().map(|password| ["AUTH", password]);
         let mut answer = Vec::new();
@@ -148,11 +153,11 @@ impl Server {
             for word in words {
                 command.extend(format!("${}\r\n{word}\r\n", word.len()).bytes());
             }
-            stream.get_mut().write_all(&command).unwrap();
+            stream.get_mut().write_all(&command)?;
             answer.clear();
-            read_answer(&mut stream, &mut answer);
+            read_answer(&mut stream, &mut answer)?;
         }
-        String::from_utf8_lossy(&answer).trim_end().to_string()
+        Ok(String::from_utf8_lossy(&answer).trim_end().to_string())
     }
 
     /// The answer as an integer.
@@ -162,16 +167,22 @@ impl Server {
     }
 }
 
-/// Reads one answer as it comes, or as much as comes of it.
-fn read_answer(from: &mut impl BufRead, answer: &mut Vec<u8>) {
-    let begin = answer.len();
-    from.read_until(b'\n', answer).unwrap();
-    let line = String::from_utf8_lossy(&answer[begin..]).into_owned();
-    let (kind, length) = line.trim_end().split_at(line.len().min(1));
+/// Reads one answer as it comes.
+fn read_answer(from: &mut impl BufRead, answer: &mut Vec<u8>) -> io::Result<()> {
+    let mut line = String::new();
+    if from.read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    answer.extend(line.bytes());
+    let (kind, length) = line.trim_end().split_at(1);
     match (kind, length.parse()) {
-        ("$", Ok(length @ 0..)) => drop(from.take(length as u64 + 2).read_to_end(answer).unwrap()),
-        ("*", Ok(length)) => (0..length).for_each(|_| read_answer(from, answer)),
-        _ => {}
+        ("$", Ok(length @ 0..)) => {
+            let begin = answer.len();
+            answer.resize(begin + length as usize + 2, 0);
+            from.read_exact(&mut answer[begin..])
+        }
+        ("*", Ok(length)) => (0..length).try_for_each(|_| read_answer(from, answer)),
+        _ => Ok(()),
     }
 }
 
