@@ -61,7 +61,7 @@ use crate::request::HashExpiry;
 ///
 /// What a server cannot do is found out when a connection to it is made, at no round trip more (one more without RESP3): a
 /// Redis before 7.0, one without `HSETEX` where [`HashExpiry::PerField`] is set, a node of a cluster and a sentinel are
-/// refused with an error of [`ErrorKind::Config`], which a region passes on also where it goes on without its backend.
+/// refused with an error of [`ErrorKind::Config`](crate::ErrorKind::Config), which a region passes on also where it goes on without its backend.
 /// What a server or proxy does not say of itself is not held against it; nor is it asked what an ACL lets its user do, so a
 /// command that is not allowed shows when it is sent.
 ///
@@ -112,7 +112,7 @@ impl Redis {
     /// `unix:///path/to/socket[?db=…&user=…&pass=…]`. Nothing is connected yet; [`Redis::ping`] does that.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the URL is of no use; the message does not repeat it.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the URL is of no use; the message does not repeat it.
     pub fn open(url: &str) -> Result<Self, Error> {
         Self::builder(url).build()
     }
