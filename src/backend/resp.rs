@@ -344,7 +344,7 @@ async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
     let write = |out: &mut Vec<u8>| plan::read_or_lease(out, &wanted, life, stamp);
     let exchanged = A::exchange(server, Access::Write, route(server, wanted.key), write, &mut receive).await;
     // While a slot moves, lock and entry may be at two servers of a cluster, and there is no script for both.
-    if server.is_cluster() && matches!(&exchanged, Err(error) if error.kind() == ErrorKind::Server) {
+    if server.is_cluster() && matches!(&exchanged, Err(error) if error.kind() == ErrorKind::Connection) {
         return lease_one::<A, X>(server, wanted, life).await;
     }
     let entry = one.finish(exchanged, wanted.key)?;
@@ -414,12 +414,13 @@ async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
         writes.store(write_batch(out, &mut script, &groups, batch, life), Ordering::Relaxed);
         writes.load(Ordering::Relaxed) + write_releases(out, held)
     };
-    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match writes.load(Ordering::Relaxed) {
-        0 => released.token(reply, chunk),
-        left => {
-            writes.store(left - 1, Ordering::Relaxed);
-            acknowledged.token(reply, chunk)
+    let mut received = 0;
+    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
+        if received == writes.load(Ordering::Relaxed) {
+            return released.token(reply, chunk);
         }
+        received += 1;
+        acknowledged.token(reply, chunk)
     };
     let store = async {
         check_sizes(server, batch)?;

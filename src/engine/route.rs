@@ -31,6 +31,8 @@ pub(crate) enum Redirect {
     Primary,
     /// It is a replica, and so no primary that was thought to be.
     NotPrimary,
+    /// It has lost its cluster, or the cluster some of its servers.
+    Down,
 }
 
 impl Redirect {
@@ -43,7 +45,8 @@ impl Redirect {
             b"ASK" => endpoint(words.nth(1)?).map(Redirect::Ask),
             b"TRYAGAIN" => Some(Redirect::Later),
             b"READONLY" => Some(Redirect::NotPrimary),
-            b"LOADING" | b"MASTERDOWN" if by_replica => Some(Redirect::Primary),
+            b"LOADING" | b"MASTERDOWN" | b"CLUSTERDOWN" if by_replica => Some(Redirect::Primary),
+            b"CLUSTERDOWN" => Some(Redirect::Down),
             _ => None,
         }
     }
@@ -382,8 +385,9 @@ impl Redirect {
             Redirect::Later => "its keys are on their way from one server to another".into(),
             Redirect::Primary => "it is a replica that cannot answer at the moment".into(),
             Redirect::NotPrimary => "it is a replica by now, and no primary".into(),
+            Redirect::Down => "it has lost its cluster, or the cluster some of its servers (CLUSTERDOWN)".into(),
         };
-        Error::new(ErrorKind::Server, message)
+        Error::new(ErrorKind::Connection, message)
     }
 }
 
@@ -455,7 +459,8 @@ mod tests {
         }
         assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
         assert_eq!(of("READONLY You can't write"), Some(Redirect::NotPrimary));
-        for of_replica in ["LOADING data", "MASTERDOWN Link"] {
+        assert_eq!(of("CLUSTERDOWN Hash slot not served"), Some(Redirect::Down));
+        for of_replica in ["LOADING data", "MASTERDOWN Link", "CLUSTERDOWN The cluster is down"] {
             assert_eq!(Redirect::of(of_replica.as_bytes(), true), Some(Redirect::Primary));
         }
     }

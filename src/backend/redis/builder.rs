@@ -16,7 +16,7 @@ use crate::entry::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::request::HashExpiry;
 
-/// Settings of a [`Redis`], or of a [`Cluster`](crate::Cluster).
+/// Settings of a [`Redis`], a [`Cluster`](crate::Cluster) or a [`Sentinel`](crate::Sentinel).
 #[must_use]
 #[derive(Clone)]
 pub struct RedisBuilder<To = OneServer> {

@@ -32,6 +32,8 @@ pub(super) enum Role {
     Single,
     /// A node of a cluster, of which replicas may be read from.
     ClusterNode { reads_replicas: bool },
+    /// A server that is asked where a cluster's servers are, and may be none of these.
+    ClusterSeed,
     /// What sentinels say is the primary; it may not be that any more.
     Primary,
     /// What sentinels say is a replica.

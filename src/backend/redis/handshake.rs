@@ -170,6 +170,10 @@ impl Introduced {
                 return config("it is no sentinel".into());
             }
             (Role::Sentinel, _) => return Ok(()),
+            // Another server may have come to be where it was.
+            (Role::ClusterNode { .. }, Some(Mode::Standalone)) => {
+                return Err(Error::new(ErrorKind::Connection, "it is not part of a cluster any more"));
+            }
             (_, Some(Mode::Sentinel)) => {
                 return config("it is a sentinel, which keeps no entries: use `Sentinel`".into());
             }
@@ -227,12 +231,20 @@ fn refusal_of_hello(refused: &[u8]) -> Error {
     if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
         return refusal(refused, "user and password");
     }
-    server_error(refused)
+    server_error(without_arguments(refused))
 }
 
 #[cold]
 fn refusal(answer: &[u8], what: &str) -> Error {
-    Error::new(ErrorKind::Refused, format!("the server refused the {what}: {}", server_error(answer)))
+    let answer = server_error(without_arguments(answer));
+    Error::new(ErrorKind::Refused, format!("the server refused the {what}: {answer}"))
+}
+
+/// A server that does not know a command repeats what it was told with it, which may be the password.
+fn without_arguments(answer: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b", with args";
+    let end = answer.windows(BEFORE.len()).position(|part| part.eq_ignore_ascii_case(BEFORE));
+    &answer[..end.unwrap_or(answer.len())]
 }
 
 #[cfg(test)]

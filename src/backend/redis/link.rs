@@ -287,7 +287,7 @@ pub(super) struct Written {
 }
 
 impl Written {
-    fn by(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
+    pub(super) fn by(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
         let mut commands = Vec::new();
         let replies = write(&mut commands);
         Written { commands, replies }
@@ -306,7 +306,7 @@ impl Drop for Links {
 }
 
 #[cold]
-fn no_runtime() -> Error {
+pub(super) fn no_runtime() -> Error {
     Error::new(ErrorKind::Config, "tasks' connection needs a runtime of tokio, and there is none here")
 }
 

@@ -1,8 +1,9 @@
 //! [`Sentinel`]: a primary and its replicas that sentinels watch over, over our own sockets.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::answers::{Said, members, pairs};
 use super::builder::{RedisBuilder, Settings};
@@ -103,7 +104,7 @@ impl Sentinel {
     pub fn ping(&self) -> Result<(), Error> {
         for node in self.0.topology.known()?.shard.nodes() {
             let mut answer = Acknowledged::default();
-            node.exchange(Access::Read, plan::ping, &mut answer)?;
+            self.0.topology.doubt_after(node.exchange(Access::Read, plan::ping, &mut answer))?;
             answer.finish()?;
         }
         Ok(())
@@ -117,7 +118,7 @@ impl Sentinel {
     pub async fn ping_async(&self) -> Result<(), Error> {
         for node in self.0.topology.known_async().await?.shard.nodes() {
             let mut answer = Acknowledged::default();
-            node.exchange_async(Access::Read, plan::ping, &mut answer).await?;
+            self.0.topology.doubt_after(node.exchange_async(Access::Read, plan::ping, &mut answer).await)?;
             answer.finish()?;
         }
         Ok(())
@@ -237,6 +238,8 @@ struct Roles {
     /// What it was made of.
     primary: Endpoint,
     replicas: Vec<Endpoint>,
+    /// Of how many failovers the sentinel knows: one that is cut off from the others stays behind.
+    epoch: u64,
 }
 
 /// The sentinels, and what they are asked for.
@@ -253,19 +256,20 @@ impl Discover for Sentinels {
 
     fn whom(&self, _: Option<&Roles>) -> Vec<Server> {
         let mut sentinels = self.sentinels.clone();
-        sentinels.rotate_left(self.last.load(Ordering::Relaxed));
+        sentinels.rotate_left(self.last.load(Relaxed));
         sentinels
     }
 
     fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Roles, Error> {
         let answers = connection.ask_all(|out| plan::sentinel(out, &self.name))?;
         let mut answers = answers.iter();
-        let (primary, replicas) = (answers.next().unwrap_or_default(), answers.next().unwrap_or_default());
+        let mut next = || answers.next().unwrap_or_default();
+        let (primary, replicas, about) = (next(), next(), next());
         let primary = match primary {
             [Said::Error(error)] => return Err(server_error(error)),
             // Another sentinel may know.
             [Said::Nil] => {
-                return Err(Error::new(ErrorKind::Server, format!("it knows no primary of the name {}", self.name)));
+                return Err(Error::new(ErrorKind::Config, format!("it knows no primary of the name {}", self.name)));
             }
             [Said::Array(2), Said::Text(host), Said::Text(port)] => endpoint(host, port),
             _ => None,
@@ -277,12 +281,17 @@ impl Discover for Sentinels {
         let shard = self.nodes.shard((&primary, Role::Primary), (&replicas, Role::Replica))?;
         self.nodes.keep([&shard].into_iter());
         let number = self.sentinels.iter().position(|sentinel| sentinel.address == server.address);
-        self.last.store(number.unwrap_or(0), Ordering::Relaxed);
-        Ok(Roles { shard, primary, replicas })
+        self.last.store(number.unwrap_or(0), Relaxed);
+        let epoch = text(about, b"config-epoch").and_then(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok());
+        Ok(Roles { shard, primary, replicas, epoch: epoch.unwrap_or(0) })
     }
 
-    fn is_new(&self, known: &Roles, told: &Roles) -> bool {
-        (&known.primary, &known.replicas) != (&told.primary, &told.replicas)
+    fn compare(&self, known: &Roles, told: &Roles) -> Ordering {
+        match told.epoch.cmp(&known.epoch) {
+            Ordering::Less => Ordering::Less,
+            _ if (&known.primary, &known.replicas) == (&told.primary, &told.replicas) => Ordering::Equal,
+            _ => Ordering::Greater,
+        }
     }
 }
 
@@ -291,12 +300,17 @@ fn endpoint(host: &[u8], port: &[u8]) -> Option<Endpoint> {
     Some(Endpoint { host: text(host)?.to_owned(), port: text(port)?.parse().ok()? })
 }
 
+/// What is said under a name.
+fn text<'s>(said: &'s [Said], wanted: &[u8]) -> Option<&'s [u8]> {
+    match pairs(said).find(|(name, _)| *name == wanted) {
+        Some((_, Said::Text(text))) => Some(text),
+        _ => None,
+    }
+}
+
 /// A replica that is up, of what a sentinel says about it.
 fn replica(said: &[Said]) -> Option<Endpoint> {
-    let text = |wanted: &[u8]| match pairs(said).find(|(name, _)| *name == wanted) {
-        Some((_, Said::Text(text))) => Some(&text[..]),
-        _ => None,
-    };
+    let text = |name: &[u8]| text(said, name);
     let mut flags = text(b"flags")?.split(|byte| *byte == b',');
     let is_down = flags.any(|flag| matches!(flag, b"s_down" | b"o_down" | b"disconnected"));
     let follows = text(b"master-link-status").is_none_or(|status| status == b"ok");

@@ -90,7 +90,10 @@ impl Target<'_> {
                     replica.shun(topology.max_pause());
                 }
                 topology.doubt();
-                Ok(redirect.said_by(self.host()))
+                match redirect {
+                    Redirect::Down => Err(redirect.into_error().during(format_args!("asking {address}"))),
+                    redirect => Ok(redirect.said_by(self.host())),
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
                 topology.doubt();

@@ -2,8 +2,9 @@
 //!
 //! It is a thread for callers of both faces, which is there only while it asks.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,8 +29,8 @@ pub(super) trait Discover: Send + Sync + 'static {
     /// Asks one of them.
     fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Self::View, Error>;
 
-    /// Whether something has changed.
-    fn is_new(&self, known: &Self::View, told: &Self::View) -> bool;
+    /// Whether what is told is the same as what is known, newer, or older.
+    fn compare(&self, known: &Self::View, told: &Self::View) -> Ordering;
 }
 
 /// What is known of servers that change their places.
@@ -58,6 +59,8 @@ struct State {
     in_vain: u32,
     /// When servers were asked last.
     asked: Option<Instant>,
+    /// When what is known was in doubt last.
+    doubted: Option<Instant>,
     /// Nobody is asked before that.
     not_before: Option<Instant>,
     /// Why the last attempt failed, if it did.
@@ -96,14 +99,31 @@ impl<D: Discover> Topology<D> {
     /// What is known is in doubt: asks, unless that was done just now. Does not wait for it.
     #[cold]
     pub(super) fn doubt(&self) {
+        self.0.state.lock().doubted = Some(Instant::now());
         let _ = self.0.ask();
+    }
+
+    /// Doubts what is known if a server that it names could not be asked.
+    pub(super) fn doubt_after<T>(&self, asked: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &asked
+            && matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+        {
+            self.doubt();
+        }
+        asked
+    }
+
+    /// Whether what is known was in doubt lately.
+    #[cfg(feature = "tokio")]
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.0.state.lock().doubted.is_some_and(|doubted| doubted.elapsed() < OLD)
     }
 
     /// Asks when that was done a while ago. That a replica is there again, or a new one, is told by nobody.
     #[cold]
     pub(super) fn recheck(&self) {
         // The time is looked at now and then.
-        if self.0.uses.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
+        if self.0.uses.fetch_add(1, Relaxed).is_multiple_of(64) {
             let asked = self.0.state.lock().asked;
             if asked.is_some_and(|asked| asked.elapsed() > OLD) {
                 self.doubt();
@@ -121,6 +141,7 @@ impl<D: Discover> Topology<D> {
             }
             self.0.ask()?;
             let state = self.0.state.lock();
+            state.known_to_fail()?;
             if state.is_asking {
                 break state;
             }
@@ -137,6 +158,9 @@ impl<D: Discover> Topology<D> {
     #[cfg(feature = "tokio")]
     #[cold]
     pub(super) async fn known_async(&self) -> Result<Arc<D::View>, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(super::link::no_runtime());
+        }
         let patience = self.0.limits.connect.saturating_add(self.0.limits.response);
         let wait = async {
             loop {
@@ -146,6 +170,7 @@ impl<D: Discover> Topology<D> {
                     return Ok(view);
                 }
                 self.0.ask()?;
+                self.0.state.lock().known_to_fail()?;
                 told.await;
                 let state = self.0.state.lock();
                 if !state.is_asking {
@@ -154,6 +179,13 @@ impl<D: Discover> Topology<D> {
             }
         };
         tokio::time::timeout(patience.min(super::link::YEAR), wait).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+impl State {
+    /// Of those who come while servers are asked again that could not be asked before, nobody waits for that.
+    fn known_to_fail(&self) -> Result<(), Error> {
+        self.failed.as_ref().filter(|_| self.is_asking).map_or(Ok(()), |failed| Err(failed.copy()))
     }
 }
 
@@ -213,21 +245,37 @@ impl<D: Discover> Shared<D> {
     /// Whether something new was found.
     fn find(&self) -> Result<bool, Error> {
         let known = self.view.load_full();
-        let mut failed = None;
-        for server in self.discover.whom(known.as_deref()) {
-            let told = Connection::open(&server, self.limits)
+        let mut whom = self.discover.whom(known.as_deref());
+        // One that tells nothing new may be behind the others, which are asked before it the next time.
+        let first = self.state.lock().in_vain as usize % whom.len().max(1);
+        whom.rotate_left(first);
+        // What servers say of themselves is short.
+        let limits = Limits { max_entry: self.limits.max_entry.min(1 << 20), ..self.limits };
+        let (mut failed, mut older) = (None, None);
+        for server in whom {
+            let told = Connection::open(&server, limits)
                 .and_then(|mut connection| self.discover.ask(&mut connection, &server))
                 .map_err(|error| error.during(format_args!("asking {} where servers are", server.address)));
-            match told {
-                Ok(told) => {
-                    let is_new = known.as_deref().is_none_or(|known| self.discover.is_new(known, &told));
-                    if is_new {
-                        self.view.store(Some(Arc::new(told)));
-                    }
-                    return Ok(is_new);
+            let told = match told {
+                Ok(told) => told,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
                 }
-                Err(error) => failed = failed.or(Some(error)),
+            };
+            match known.as_deref().map(|known| self.discover.compare(known, &told)) {
+                Some(Ordering::Equal) => return Ok(false),
+                Some(Ordering::Less) => older = older.or(Some(told)),
+                Some(Ordering::Greater) | None => {
+                    self.view.store(Some(Arc::new(told)));
+                    return Ok(true);
+                }
             }
+        }
+        // Where all are older than what is known, they have begun anew.
+        if let Some(older) = older {
+            self.view.store(Some(Arc::new(older)));
+            return Ok(true);
         }
         Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no server to ask")))
     }

@@ -18,6 +18,9 @@ use crate::error::{Error, ErrorKind};
 /// A server ends a lease when its time is over, by a clock of its own; whoever comes a bit later finds it ended.
 const SLACK: Duration = Duration::from_millis(1);
 
+/// How long it takes until somebody looks for a lease that is at another server.
+const ELSEWHERE: Duration = Duration::from_millis(20);
+
 /// The Redis key of a lock.
 pub(crate) type Name = Arc<[u8]>;
 
@@ -178,7 +181,8 @@ impl Watches {
             // The slot of the lock is at another server of the cluster by now: whoever asks for it there is told where.
             (false, [Token::Error(error)]) if Redirect::of(error, true).is_some() => {
                 let Some((lock, _)) = self.asked.pop_front() else { return Err(unasked()) };
-                self.end(&lock).into_iter().for_each(|watched| woken.add(watched));
+                // Not at once, since it may take a while until that is so for good.
+                self.ends_at(&lock, now.checked_add(ELSEWHERE));
             }
             (false, [Token::Error(error)]) => return Err(crate::engine::batch::server_error(error)),
             (false, _) => return Err(unasked()),

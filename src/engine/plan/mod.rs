@@ -267,12 +267,12 @@ pub(crate) fn ping(out: &mut Vec<u8>) -> usize {
 
 /// Which server is the primary of this name, and which are its replicas.
 pub(crate) fn sentinel(out: &mut Vec<u8>, name: &str) -> usize {
-    for question in [&b"GET-MASTER-ADDR-BY-NAME"[..], b"REPLICAS"] {
+    for question in [&b"GET-MASTER-ADDR-BY-NAME"[..], b"REPLICAS", b"MASTER"] {
         command(out, "SENTINEL", 3);
         argument(out, question);
         argument(out, name.as_bytes());
     }
-    2
+    3
 }
 
 /// The next command is about a slot that is on its way to this server.
@@ -281,11 +281,13 @@ pub(crate) fn asking(out: &mut Vec<u8>) -> usize {
     1
 }
 
-/// Which slots are at which servers.
+/// Which slots are at which servers, and how new that is.
 pub(crate) fn cluster_slots(out: &mut Vec<u8>) -> usize {
-    command(out, "CLUSTER", 2);
-    argument(out, b"SLOTS");
-    1
+    for question in [&b"SLOTS"[..], b"INFO"] {
+        command(out, "CLUSTER", 2);
+        argument(out, question);
+    }
+    2
 }
 
 /// `SELECT` a database.

@@ -1,5 +1,6 @@
 //! [`Map`]: which slots are at which servers, as one of them told.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::super::answers::{Said, members};
@@ -22,6 +23,8 @@ pub(super) struct Map {
     shards: Vec<Shard>,
     /// What it was made of.
     ranges: Vec<Range>,
+    /// The cluster's epoch, as who told knows it: one that is cut off from the others stays behind.
+    epoch: u64,
 }
 
 /// Slots that are at one primary and its replicas.
@@ -79,7 +82,7 @@ impl Servers {
         self.nodes.node(at, PRIMARY).map(Target::Told)
     }
 
-    fn map(&self, ranges: Vec<Range>) -> Result<Map, Error> {
+    fn map(&self, ranges: Vec<Range>, epoch: u64) -> Result<Map, Error> {
         let mut slots = vec![NOBODY; usize::from(SLOTS)];
         let mut shards: Vec<Shard> = Vec::new();
         // The first range of each shard.
@@ -98,7 +101,7 @@ impl Servers {
             slots[usize::from(range.first)..=usize::from(range.last)].fill(u16::try_from(shard).unwrap_or(NOBODY));
         }
         self.nodes.keep(shards.iter());
-        Ok(Map { slots: slots.into(), shards, ranges })
+        Ok(Map { slots: slots.into(), shards, ranges, epoch })
     }
 }
 
@@ -130,12 +133,25 @@ impl Discover for Servers {
             return Err(Error::new(ErrorKind::Server, "it knows of no slots"));
         }
         ranges.sort_unstable_by_key(|range| range.first);
-        self.map(ranges)
+        let epoch = match answers.iter().nth(1) {
+            Some([Said::Text(info)]) => current_epoch(&String::from_utf8_lossy(info)),
+            _ => None,
+        };
+        self.map(ranges, epoch.unwrap_or(0))
     }
 
-    fn is_new(&self, known: &Map, told: &Map) -> bool {
-        known.ranges != told.ranges
+    fn compare(&self, known: &Map, told: &Map) -> Ordering {
+        match told.epoch.cmp(&known.epoch) {
+            Ordering::Less => Ordering::Less,
+            _ if told.ranges == known.ranges => Ordering::Equal,
+            _ => Ordering::Greater,
+        }
     }
+}
+
+/// Of the text of `CLUSTER INFO`.
+fn current_epoch(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("cluster_current_epoch:"))?.trim().parse().ok()
 }
 
 /// The first slot, the last, the primary, and the replicas.
@@ -148,7 +164,8 @@ fn read_range(range: &[Said], asked: &Server) -> Option<Range> {
     let (first, last) = (slot()?, slot()?);
     let mut servers = parts.map(|server| read_server(server, asked));
     let primary = servers.next()??;
-    let mut replicas = servers.collect::<Option<Vec<_>>>()?;
+    // One that cannot be reached may have no address.
+    let mut replicas: Vec<_> = servers.flatten().collect();
     replicas.sort_unstable();
     (first <= last).then_some(Range { first, last, primary, replicas })
 }

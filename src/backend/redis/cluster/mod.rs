@@ -10,6 +10,8 @@ use self::map::{Map, Servers};
 use self::split::split;
 use super::builder::{RedisBuilder, Settings};
 use super::config::{Address, Role};
+#[cfg(feature = "tokio")]
+use super::link::Written;
 use super::node::Node;
 use super::shard::{Nodes, ReadFrom};
 use super::topology::Topology;
@@ -100,7 +102,7 @@ impl Cluster {
     pub fn ping(&self) -> Result<(), Error> {
         for node in self.0.topology.known()?.nodes() {
             let mut answer = Acknowledged::default();
-            node.exchange(Access::Read, plan::ping, &mut answer)?;
+            self.0.topology.doubt_after(node.exchange(Access::Read, plan::ping, &mut answer))?;
             answer.finish()?;
         }
         Ok(())
@@ -114,7 +116,7 @@ impl Cluster {
     pub async fn ping_async(&self) -> Result<(), Error> {
         for node in self.0.topology.known_async().await?.nodes() {
             let mut answer = Acknowledged::default();
-            node.exchange_async(Access::Read, plan::ping, &mut answer).await?;
+            self.0.topology.doubt_after(node.exchange_async(Access::Read, plan::ping, &mut answer).await)?;
             answer.finish()?;
         }
         Ok(())
@@ -122,16 +124,18 @@ impl Cluster {
 }
 
 impl Shared {
+    /// No server has the slot, as far as is known.
+    #[cold]
+    fn nobody(&self, slot: u16) -> Error {
+        self.topology.doubt();
+        Error::new(ErrorKind::Connection, format!("no server of the cluster has the slot {slot}"))
+    }
+
     /// The primary of a number.
     fn primary(map: &Map, number: usize) -> Result<&Arc<Node>, Error> {
         let none = || Error::new(ErrorKind::Config, format!("the cluster has no primary of the number {number}"));
         map.primaries().nth(number).ok_or_else(none)
     }
-}
-
-#[cold]
-fn nobody(slot: u16) -> Error {
-    Error::new(ErrorKind::Server, format!("no server of the cluster has the slot {slot}"))
 }
 
 impl Exchange for Cluster {
@@ -159,7 +163,7 @@ impl Exchange for Cluster {
         let (skip, redirect) = match route {
             // What goes once must not be sent again as a whole.
             Route::Slot(slot) if access != Access::Once => {
-                let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
+                let target = map.target(slot, access).ok_or_else(|| shared.nobody(slot))?;
                 let mut up_to = UpToRedirect::new(receive, target.is_replica());
                 let result = target.node().exchange(access, &write, &mut up_to);
                 let said = match (result, up_to.redirect.take()) {
@@ -169,7 +173,10 @@ impl Exchange for Cluster {
                 };
                 (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
             }
-            Route::Primary(number) => return Shared::primary(map, number)?.exchange(access, write, receive),
+            Route::Primary(number) => {
+                let exchanged = Shared::primary(map, number)?.exchange(access, write, receive);
+                return shared.topology.doubt_after(exchanged);
+            }
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
@@ -197,7 +204,7 @@ impl AsyncExchange for Cluster {
         };
         let (skip, redirect) = match route {
             Route::Slot(slot) if access != Access::Once => {
-                let target = map.target(slot, access).ok_or_else(|| nobody(slot))?;
+                let target = map.target(slot, access).ok_or_else(|| shared.nobody(slot))?;
                 let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
                 let result = target.node().exchange_async(access, &write, &mut up_to).await;
                 let said = match (result, up_to.redirect.take()) {
@@ -208,7 +215,8 @@ impl AsyncExchange for Cluster {
                 (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
             }
             Route::Primary(number) => {
-                return Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
+                let exchanged = Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
+                return shared.topology.doubt_after(exchanged);
             }
             _ => (0, None),
         };
@@ -220,9 +228,15 @@ impl AsyncExchange for Cluster {
         let view = self.0.topology.view();
         // Who knows of no servers has asked none of them for anything.
         let (Some(map), Some(errands)) = (&*view, Errands::once(write)) else { return };
+        // Nobody reads the answers, which may say that a slot has moved.
+        let is_moving = self.0.topology.is_in_doubt();
         for (node, numbers) in split::parts(map, &errands) {
-            let Some(written) = node.send(|out| errands.write(out, &numbers)) else { continue };
-            // The connection broke, which is no reason for a lease to stay.
+            let mut written = node.send(|out| errands.write(out, &numbers));
+            if let (None, true, Ok(_)) = (&written, is_moving, tokio::runtime::Handle::try_current()) {
+                written = Some(Written::by(|out| errands.write(out, &numbers)));
+            }
+            let Some(written) = written else { continue };
+            // The connection broke, or it was another server's, which is no reason for a lease to stay.
             let cluster = self.clone();
             tokio::spawn(async move {
                 let mut ignore = Acknowledged::default();
@@ -299,7 +313,7 @@ impl RedisBuilder<ClusterNodes> {
             return Err(config("it has only the database 0, and one of its URLs names another one"));
         }
         for seed in &mut seeds {
-            seed.role = Role::ClusterNode { reads_replicas: false };
+            seed.role = Role::ClusterSeed;
         }
         let nodes = Nodes::new(seeds[0].clone(), settings.clone(), read_from);
         let topology = Topology::new(Servers::new(seeds, nodes), settings.limits);

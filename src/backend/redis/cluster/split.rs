@@ -8,15 +8,15 @@ use super::super::connection::Connection;
 use super::super::node::Answered;
 use super::super::node::Node;
 use super::super::shard::Target;
+use super::Shared;
 use super::map::Map;
-use super::{Shared, nobody};
 use crate::backend::Access;
 #[cfg(feature = "tokio")]
 use crate::backend::all::all;
 use crate::backend::pool::Begun;
 use crate::engine::replies::Receive;
 use crate::engine::route::{Errands, Kept, Redirect, UpToRedirect};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::Thread;
@@ -58,7 +58,16 @@ impl Face for Thread {
         // All callers take connections to several servers in the same order, so that no two wait for each other's.
         let mut in_order: Vec<_> = parts.iter().enumerate().collect();
         in_order.sort_unstable_by_key(|(_, part)| std::ptr::from_ref(part.node()) as usize);
-        let begin = |part: &'n Part<'_>| part.node().begin(access, |out| errands.write(out, &part.numbers));
+        let mut late: Option<Error> = None;
+        let mut begin = |part: &'n Part<'_>| {
+            // Who has waited for one server in vain does not wait for the others.
+            if let Some(late) = &late {
+                return Err(late.copy());
+            }
+            let begun = part.node().begin(access, |out| errands.write(out, &part.numbers));
+            late = begun.as_ref().err().filter(|error| error.kind() == ErrorKind::Timeout).map(Error::copy);
+            begun
+        };
         let mut begun: Vec<_> = in_order.into_iter().map(|(at, part)| (at, begin(part))).collect();
         begun.sort_unstable_by_key(|(at, _)| *at);
         std::future::ready(begun.into_iter().map(|(_, begun)| begun).collect())
@@ -123,9 +132,14 @@ pub(super) async fn split<F: Face>(
         if is_waiting {
             F::pause(ON_THEIR_WAY * round).await;
         }
-        let mut failed = None;
+        let mut failed: Option<Error> = None;
         for (part, reply) in parts.iter().zip(F::ask_all(access, &errands, &parts).await) {
-            if let Err(error) = part.take::<F>(shared, &mut errands, reply, receive) {
+            // Who has waited for one answer in vain does not wait for the others.
+            if matches!(&failed, Some(error) if error.kind() == ErrorKind::Timeout) {
+                continue;
+            }
+            // What comes at once stops at the first redirect, so that all are heard of in the second round.
+            if let Err(error) = part.take::<F>(shared, &mut errands, reply, receive, round == 1) {
                 failed = failed.or(Some(error));
             }
         }
@@ -154,10 +168,11 @@ impl Part<'_> {
         errands: &mut Errands,
         reply: Result<F::Reply<'n>, Error>,
         receive: &mut impl Receive,
+        at_once: bool,
     ) -> Result<(), Error> {
         let by_replica = self.target.is_replica();
         let mut is_inside = false;
-        let taken = if errands.are_next(&self.numbers) {
+        let taken = if at_once && errands.are_next(&self.numbers) {
             let mut up_to = UpToRedirect::new(receive, by_replica);
             let taken = reply.and_then(|reply| F::take(self.node(), reply, &mut up_to));
             let redirect = up_to.redirect.take();
@@ -197,11 +212,12 @@ fn assign<'m>(
     // Slots of which a command goes elsewhere, and where; what comes after it waits until it is done.
     let mut elsewhere: Vec<(u16, *const Node)> = Vec::new();
     for open in errands.open() {
-        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| nobody(open.slot));
+        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| shared.nobody(open.slot));
         let target = match open.redirect {
             None => of_slot(access)?,
             Some(Redirect::Moved(to) | Redirect::Ask(to)) => shared.topology.discover().told_of(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
+            Some(Redirect::Down) => return Err(Redirect::Down.into_error()),
             Some(Redirect::Later | Redirect::NotPrimary) => {
                 is_waiting = true;
                 of_slot(access)?
