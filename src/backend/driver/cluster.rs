@@ -12,7 +12,7 @@ use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
 use redis::{ServerError, Value};
 
 use super::node::{Node, whom};
-use super::slots::{Primaries, ask_primaries, at, elsewhere};
+use super::slots::{Primaries, ask_primaries, at, elsewhere, not_sent};
 use super::values::{MAX_ENTRY, driver_error, flatten};
 use crate::backend::pool::{Failed, Pool};
 use crate::backend::{Access, Exchange, ExchangeSettings, Route};
@@ -300,11 +300,6 @@ impl Connection {
         node.send(&self.commands[place.clone()])?;
         node.receive()
     }
-}
-
-/// What failed before anything was sent.
-fn not_sent(error: Error) -> Failed {
-    Failed { error, broke_early: true }
 }
 
 /// Whether a server said where to go.

@@ -7,6 +7,7 @@ use redis::{Cmd, RedisError, ServerError, ServerErrorKind, Value};
 
 use super::values::driver_error;
 use crate::backend::Access;
+use crate::backend::pool::Failed;
 use crate::error::{Error, ErrorKind};
 
 /// The server of a slot: what only reads may go to a replica, if the client is set up so.
@@ -25,6 +26,11 @@ pub(super) fn elsewhere(reply: &Value, access: Access) -> Option<ServerError> {
         _ => false,
     };
     is_elsewhere.then(|| error.clone())
+}
+
+/// What failed before anything was sent.
+pub(super) fn not_sent(error: Error) -> Failed {
+    Failed { error, broke_early: true }
 }
 
 /// For each primary a slot of its own, in the order of the slots. No connection tells which they are, so they are asked
