@@ -70,7 +70,8 @@ use crate::request::HashExpiry;
 /// [`LazyMap`](crate::codec::LazyMap)) keeps 16 KiB of that memory or so, shared with its neighbours.
 ///
 /// ```no_run
-/// /// use dogpile::{HashExpiry, Redis};
+/// use dogpile::{HashExpiry, Redis};
+/// use std::time::Duration;
 ///
 /// let redis = Redis::open("redis://127.0.0.1:6379/0")?;
 ///
