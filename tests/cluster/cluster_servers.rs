@@ -208,7 +208,9 @@ impl ClusterServers {
             command.extend(from.password().iter().flat_map(|password| ["AUTH", password]));
             command.push("KEYS");
             command.extend(&keys);
-            assert_eq!(from.ask(&command), "+OK");
+            // They may all have expired meanwhile.
+            let answer = from.ask(&command);
+            assert!(["+OK", "+NOKEY"].contains(&answer.as_str()), "{answer}");
             moved += keys.len();
         }
     }

@@ -8,6 +8,7 @@ mod doubts;
 #[cfg(all(feature = "driver", feature = "tokio"))]
 mod drivers;
 mod failover;
+mod load;
 mod redirects;
 mod routing;
 #[allow(dead_code)]
