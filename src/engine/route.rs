@@ -1,7 +1,9 @@
 //! Requests to a cluster: which command goes to which server, what the servers say about that, and their replies in the
 //! order of the commands.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -10,6 +12,12 @@ use super::plan;
 use super::replies::{Receive, Strings, Token};
 use super::slot::slot;
 use crate::error::{Error, ErrorKind};
+
+/// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
+pub(crate) const MOST_ROUNDS: u32 = 8;
+
+/// How long to wait until keys have moved that are on their way: the first time, and longer each time.
+pub(crate) const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
 /// Where a server is, as another one says. No host stands for that of whoever says so.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +90,15 @@ impl<R> UpToRedirect<'_, R> {
     /// Whether a part of a reply was handed on, which cannot be taken back.
     pub(crate) fn is_inside(&self) -> bool {
         self.left > 0
+    }
+
+    /// What came of the exchange: the redirect that stopped it, or its error; `None` where all was handed on.
+    #[inline]
+    pub(crate) fn said(&mut self, exchanged: Result<(), Error>) -> Option<Result<Redirect, Error>> {
+        match exchanged {
+            Ok(()) => self.redirect.take().map(Ok),
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 
@@ -323,7 +340,7 @@ impl Errands {
     /// elsewhere.
     pub(crate) fn take(&mut self, numbers: &[usize], kept: Kept, host: &str, by_replica: bool) -> bool {
         let mut at = 0;
-        let mut elsewhere: Vec<u16> = Vec::new();
+        let mut elsewhere: HashSet<u16, ahash::RandomState> = HashSet::default();
         for &number in numbers {
             let errand = &mut self.errands[number];
             if let State::Open(Some(Redirect::Ask(_))) = errand.state {
@@ -331,7 +348,7 @@ impl Errands {
             }
             let redirect = kept.redirect(at, by_replica).map(|redirect| redirect.said_by(host));
             if redirect.is_some() {
-                elsewhere.push(errand.slot);
+                elsewhere.insert(errand.slot);
                 errand.state = State::Open(redirect);
             } else if self.again && elsewhere.contains(&errand.slot) {
                 // An entry is read, or a lease released, after the command before it.

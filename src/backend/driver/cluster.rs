@@ -1,5 +1,6 @@
 //! [`ClusterDriver`]: the servers of a cluster over blocking connections of the `redis` crate.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::values::{MAX_ENTRY, driver_error, flatten};
 use crate::backend::pool::{Failed, Pool};
 use crate::backend::{Access, Exchange, ExchangeSettings, Route};
 use crate::engine::replies::Receive;
-use crate::engine::route::cut;
+use crate::engine::route::{MOST_ROUNDS, ON_THEIR_WAY, cut};
 use crate::error::Error;
 use crate::request::HashExpiry;
 
@@ -62,12 +63,6 @@ struct Shared {
     primaries: Primaries,
     hash_expiry: HashExpiry,
 }
-
-/// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
-const MOST_ROUNDS: u32 = 8;
-
-/// How long to wait until keys have moved that are on their way, longer each time.
-const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
 /// How long a connection is kept at least that is in doubt.
 const KEPT: Duration = Duration::from_secs(1);
@@ -310,11 +305,11 @@ fn is_told(said: &ServerError) -> bool {
 /// Of some commands those that servers have sent elsewhere, and what comes after them in their slots where it may be sent
 /// again: an entry is read, or a lease released, after the command before it.
 fn sent_elsewhere(access: Access, commands: &[Command], numbers: &[usize], replies: &[Value]) -> Vec<usize> {
-    let mut slots: Vec<u16> = Vec::new();
+    let mut slots: HashSet<u16, ahash::RandomState> = HashSet::default();
     let is_open = |&number: &usize| {
         let slot = commands[number].1;
         if elsewhere(&replies[number], access).is_some() {
-            slots.push(slot);
+            slots.insert(slot);
             return true;
         }
         access != Access::Once && slots.contains(&slot)

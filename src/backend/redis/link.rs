@@ -17,7 +17,9 @@ use super::connection::Limits;
 use super::pipeline::{NotTaken, Pipeline, Replied, Request};
 use super::serving::Serving;
 use super::stream::connect;
-use crate::backend::{Access, pause};
+use crate::backend::{Access, AsyncExchange, Route, pause};
+use crate::engine::chunk::Chunk;
+use crate::engine::replies::Token;
 use crate::error::{Error, ErrorKind};
 
 /// A connection that many tasks share. Its task runs in one runtime.
@@ -293,9 +295,19 @@ impl Written {
         Written { commands, replies }
     }
 
-    pub(super) fn again(&self, out: &mut Vec<u8>) -> usize {
+    fn again(&self, out: &mut Vec<u8>) -> usize {
         out.extend_from_slice(&self.commands);
         self.replies
+    }
+
+    /// Sends it by a task of its own to where it belongs by then. Nobody waits for the answers.
+    pub(super) fn send_to<X: AsyncExchange + Clone + 'static>(self, servers: &X) {
+        let servers = servers.clone();
+        tokio::spawn(async move {
+            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
+            let write = |out: &mut Vec<u8>| self.again(out);
+            let _ = servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
+        });
     }
 }
 

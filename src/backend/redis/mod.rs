@@ -5,6 +5,7 @@ mod builder;
 mod cluster;
 mod config;
 mod connection;
+mod fleet;
 mod handshake;
 #[cfg(feature = "tokio")]
 mod incoming;
@@ -12,6 +13,7 @@ mod incoming;
 mod link;
 mod listener;
 mod node;
+mod nodes;
 #[cfg(feature = "tokio")]
 mod pipeline;
 mod sentinel;
@@ -40,12 +42,8 @@ pub use self::tls::Tls;
 use super::AsyncExchange;
 use super::{Access, Exchange, ExchangeSettings, Route, Watch};
 use crate::engine::batch::Acknowledged;
-#[cfg(feature = "tokio")]
-use crate::engine::chunk::Chunk;
 use crate::engine::plan;
 use crate::engine::replies::Receive;
-#[cfg(feature = "tokio")]
-use crate::engine::replies::Token;
 use crate::entry::{Clock, Timestamp};
 use crate::error::Error;
 use crate::request::HashExpiry;
@@ -203,13 +201,10 @@ impl AsyncExchange for Redis {
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
-        let Some(written) = self.0.writer.send(write) else { return };
         // The connection broke, which is no reason for a lease to stay.
-        let redis = self.clone();
-        tokio::spawn(async move {
-            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-            let _ = redis.exchange_async(Access::Write, Route::Keys, |out| written.again(out), &mut ignore).await;
-        });
+        if let Some(written) = self.0.writer.send(write) {
+            written.send_to(self);
+        }
     }
 }
 

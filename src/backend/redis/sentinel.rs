@@ -3,24 +3,22 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::answers::{Said, members, pairs};
-use super::builder::{RedisBuilder, Settings};
+use super::builder::RedisBuilder;
 use super::config::{Address, Role, Server};
 use super::connection::Connection;
-use super::shard::{Nodes, ReadFrom, Shard, Target};
+use super::fleet::Fleet;
+use super::node::Node;
+use super::nodes::Nodes;
+use super::shard::{ReadFrom, Shard, Target};
 use super::topology::{Discover, Topology};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncExchange;
 use crate::backend::{Access, Exchange, ExchangeSettings, Route, Watch};
-use crate::engine::batch::{Acknowledged, server_error};
-#[cfg(feature = "tokio")]
-use crate::engine::chunk::Chunk;
+use crate::engine::batch::server_error;
 use crate::engine::plan;
 use crate::engine::replies::Receive;
-#[cfg(feature = "tokio")]
-use crate::engine::replies::Token;
 use crate::engine::route::{Endpoint, Redirect, UpToRedirect};
 use crate::entry::Timestamp;
 use crate::error::{Error, ErrorKind};
@@ -49,22 +47,7 @@ use crate::request::HashExpiry;
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Sentinel(Arc<Shared>);
-
-struct Shared {
-    topology: Topology<Sentinels>,
-    settings: Settings,
-    read_from: ReadFrom,
-}
-
-impl Shared {
-    #[inline]
-    fn recheck(&self, access: Access) {
-        if access == Access::Read && self.read_from == ReadFrom::Replicas {
-            self.topology.recheck();
-        }
-    }
-}
+pub struct Sentinel(Arc<Fleet<Sentinels>>);
 
 /// What a [`Sentinel`] is built over.
 #[derive(Clone)]
@@ -102,12 +85,7 @@ impl Sentinel {
     /// # Errors
     /// When one cannot be reached, refuses us, or does not answer in time.
     pub fn ping(&self) -> Result<(), Error> {
-        for node in self.0.topology.known()?.shard.nodes() {
-            let mut answer = Acknowledged::default();
-            self.0.topology.doubt_after(node.exchange(Access::Read, plan::ping, &mut answer))?;
-            answer.finish()?;
-        }
-        Ok(())
+        self.0.ping()
     }
 
     /// As [`Sentinel::ping`], over the connections that tasks share.
@@ -116,28 +94,18 @@ impl Sentinel {
     /// As there.
     #[cfg(feature = "tokio")]
     pub async fn ping_async(&self) -> Result<(), Error> {
-        for node in self.0.topology.known_async().await?.shard.nodes() {
-            let mut answer = Acknowledged::default();
-            self.0.topology.doubt_after(node.exchange_async(Access::Read, plan::ping, &mut answer).await)?;
-            answer.finish()?;
-        }
-        Ok(())
+        self.0.ping_async().await
     }
 }
 
 /// What follows an exchange with one server: nothing, or that the primary is to be asked.
 #[cold]
-fn after<R>(
+fn after<R: Receive>(
     topology: &Topology<Sentinels>,
     target: &Target<'_>,
-    result: Result<(), Error>,
-    mut up_to: UpToRedirect<'_, R>,
+    said: Result<Redirect, Error>,
+    up_to: &UpToRedirect<'_, R>,
 ) -> Result<(), Error> {
-    let said = match (result, up_to.redirect.take()) {
-        (Ok(()), None) => return Ok(()),
-        (Ok(()), Some(redirect)) => Ok(redirect),
-        (Err(error), _) => Err(error),
-    };
     let is_begun = up_to.is_inside() || up_to.handed_on > 0;
     match target.elsewhere(topology, said, is_begun)? {
         Redirect::Primary if !is_begun => Ok(()),
@@ -154,24 +122,14 @@ impl Exchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        self.0.recheck(access);
-        let view = self.0.topology.view();
-        let known;
-        let shard = match &*view {
-            Some(roles) => &roles.shard,
-            None => {
-                known = self.0.topology.known()?;
-                &known.shard
-            }
-        };
-        let target = shard.target(access);
-        let mut up_to = UpToRedirect::new(receive, target.is_replica());
-        let result = target.node().exchange(access, &write, &mut up_to);
-        if result.is_ok() && up_to.redirect.is_none() {
-            return Ok(());
-        }
-        after(&self.0.topology, &target, result, up_to)?;
-        shard.primary().exchange(access, write, receive)
+        self.0.ask(access, |Roles { shard, .. }| {
+            let target = shard.target(access);
+            let mut up_to = UpToRedirect::new(receive, target.is_replica());
+            let exchanged = target.node().exchange(access, &write, &mut up_to);
+            let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+            after(&self.0.topology, &target, said, &up_to)?;
+            shard.primary().exchange(access, write, receive)
+        })
     }
 }
 
@@ -184,19 +142,12 @@ impl AsyncExchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        self.0.recheck(access);
-        let view = self.0.topology.view().clone();
-        let roles = match view {
-            Some(roles) => roles,
-            None => self.0.topology.known_async().await?,
-        };
+        let roles = self.0.known_async(access).await?;
         let target = roles.shard.target(access);
         let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
-        let result = target.node().exchange_async(access, &write, &mut up_to).await;
-        if result.is_ok() && up_to.redirect.is_none() {
-            return Ok(());
-        }
-        after(&self.0.topology, &target, result, up_to)?;
+        let exchanged = target.node().exchange_async(access, &write, &mut up_to).await;
+        let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+        after(&self.0.topology, &target, said, &up_to)?;
         roles.shard.primary().exchange_async(access, write, receive).await
     }
 
@@ -205,12 +156,7 @@ impl AsyncExchange for Sentinel {
         // Who knows of no servers has asked none of them for anything.
         let Some(written) = view.as_ref().and_then(|roles| roles.shard.primary().send(write)) else { return };
         // The connection broke, which is no reason for a lease to stay.
-        let servers = self.clone();
-        tokio::spawn(async move {
-            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-            let write = |out: &mut Vec<u8>| written.again(out);
-            let _ = servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
-        });
+        written.send_to(self);
     }
 }
 
@@ -245,8 +191,6 @@ struct Roles {
 /// The sentinels, and what they are asked for.
 struct Sentinels {
     sentinels: Vec<Server>,
-    /// The one that told last, which is asked first.
-    last: AtomicUsize,
     name: String,
     nodes: Nodes,
 }
@@ -255,12 +199,10 @@ impl Discover for Sentinels {
     type View = Roles;
 
     fn whom(&self, _: Option<&Roles>) -> Vec<Server> {
-        let mut sentinels = self.sentinels.clone();
-        sentinels.rotate_left(self.last.load(Relaxed));
-        sentinels
+        self.sentinels.clone()
     }
 
-    fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Roles, Error> {
+    fn ask(&self, connection: &mut Connection, _: &Server) -> Result<Roles, Error> {
         let answers = connection.ask_all(|out| plan::sentinel(out, &self.name))?;
         let mut answers = answers.iter();
         let mut next = || answers.next().unwrap_or_default();
@@ -280,10 +222,12 @@ impl Discover for Sentinels {
         replicas.sort_unstable();
         let shard = self.nodes.shard((&primary, Role::Primary), (&replicas, Role::Replica))?;
         self.nodes.keep([&shard].into_iter());
-        let number = self.sentinels.iter().position(|sentinel| sentinel.address == server.address);
-        self.last.store(number.unwrap_or(0), Relaxed);
         let epoch = text(about, b"config-epoch").and_then(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok());
         Ok(Roles { shard, primary, replicas, epoch: epoch.unwrap_or(0) })
+    }
+
+    fn nodes(roles: &Roles) -> impl Iterator<Item = &Arc<Node>> + Send {
+        roles.shard.nodes()
     }
 
     fn compare(&self, known: &Roles, told: &Roles) -> Ordering {
@@ -376,9 +320,8 @@ impl RedisBuilder<SentinelServers> {
         let needs_hsetex = settings.hash_expiry == HashExpiry::PerField;
         let server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
         let nodes = Nodes::new(server, settings.clone(), to.read_from);
-        let sentinels = Sentinels { sentinels, last: AtomicUsize::new(0), name: to.name, nodes };
-        let topology = Topology::new(sentinels, settings.limits);
-        Ok(Sentinel(Arc::new(Shared { topology, settings, read_from: to.read_from })))
+        let sentinels = Sentinels { sentinels, name: to.name, nodes };
+        Ok(Sentinel(Arc::new(Fleet::new(sentinels, settings, to.read_from))))
     }
 }
 

@@ -1,18 +1,14 @@
-//! [`Shard`]: a primary and its replicas, and which of them is asked; [`Nodes`]: the connections to all that there are.
+//! [`Shard`]: a primary and its replicas, which of them is asked, and what follows when it cannot be.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
-use super::builder::Settings;
-use super::config::{Address, Role, Server};
+use super::config::Address;
 use super::node::Node;
 use super::topology::{Discover, Topology};
 use crate::backend::Access;
-use crate::engine::route::{Endpoint, Redirect};
+use crate::engine::route::Redirect;
 use crate::error::{Error, ErrorKind};
 
 /// Which servers reads go to.
@@ -113,6 +109,11 @@ impl Target<'_> {
 }
 
 impl Shard {
+    pub(super) fn new(primary: Arc<Node>, replicas: Vec<Arc<Node>>) -> Self {
+        let replica = |node| Replica { node, made: Instant::now(), shunned_until: AtomicU64::new(0) };
+        Shard { primary, replicas: replicas.into_iter().map(replica).collect(), turn: AtomicUsize::new(0) }
+    }
+
     pub(super) fn primary(&self) -> &Arc<Node> {
         &self.primary
     }
@@ -150,55 +151,5 @@ impl Replica {
     fn shun(&self, pause: Duration) {
         let until = self.made.elapsed().saturating_add(pause).as_millis();
         self.shunned_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-}
-
-/// Servers by where they are, and the connections to them.
-pub(super) struct Nodes {
-    /// Tells each server who we are.
-    template: Server,
-    settings: Settings,
-    read_from: ReadFrom,
-    open: Mutex<HashMap<(Endpoint, Role), Arc<Node>>>,
-}
-
-impl Nodes {
-    pub(super) fn new(template: Server, settings: Settings, read_from: ReadFrom) -> Self {
-        Nodes { template, settings, read_from, open: Mutex::default() }
-    }
-
-    /// A server that may be in no map yet.
-    pub(super) fn node(&self, at: &Endpoint, role: Role) -> Result<Arc<Node>, Error> {
-        if let Some(node) = self.open.lock().get(&(at.clone(), role)) {
-            return Ok(Arc::clone(node));
-        }
-        let server = Server { role, ..self.template.at_host(&at.host, at.port)? };
-        let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
-        Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
-    }
-
-    /// A primary and its replicas, where these are read from.
-    pub(super) fn shard(&self, primary: (&Endpoint, Role), replicas: (&[Endpoint], Role)) -> Result<Shard, Error> {
-        let read = if self.read_from == ReadFrom::Replicas { replicas.0 } else { &[] };
-        let replicas = read.iter().map(|at| {
-            let node = self.node(at, replicas.1)?;
-            Ok(Replica { node, made: Instant::now(), shunned_until: AtomicU64::new(0) })
-        });
-        let replicas = replicas.collect::<Result<_, Error>>()?;
-        Ok(Shard { primary: self.node(primary.0, primary.1)?, replicas, turn: AtomicUsize::new(0) })
-    }
-
-    /// No others are used any more.
-    pub(super) fn keep<'s>(&self, shards: impl Iterator<Item = &'s Shard>) {
-        let used: Vec<_> = shards.flat_map(Shard::nodes).collect();
-        // Connections are closed without the lock.
-        let mut gone = Vec::new();
-        self.open.lock().retain(|_, node| {
-            let is_used = used.iter().any(|other| Arc::ptr_eq(node, other));
-            if !is_used {
-                gone.push(Arc::clone(node));
-            }
-            is_used
-        });
     }
 }

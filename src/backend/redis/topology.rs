@@ -13,8 +13,9 @@ use parking_lot::{Condvar, Mutex};
 #[cfg(feature = "tokio")]
 use tokio::sync::Notify;
 
-use super::config::Server;
+use super::config::{Address, Server};
 use super::connection::{Connection, Limits};
+use super::node::Node;
 use crate::backend::pause;
 use crate::backend::pool::from_now;
 use crate::error::{Error, ErrorKind};
@@ -23,11 +24,14 @@ use crate::error::{Error, ErrorKind};
 pub(super) trait Discover: Send + Sync + 'static {
     type View: Send + Sync + 'static;
 
-    /// Whom to ask, in that order.
+    /// Whom to ask, in that order, each once.
     fn whom(&self, known: Option<&Self::View>) -> Vec<Server>;
 
     /// Asks one of them.
     fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Self::View, Error>;
+
+    /// All servers that requests go to.
+    fn nodes(view: &Self::View) -> impl Iterator<Item = &Arc<Node>> + Send;
 
     /// Whether what is told is the same as what is known, newer, or older.
     fn compare(&self, known: &Self::View, told: &Self::View) -> Ordering;
@@ -63,6 +67,8 @@ struct State {
     doubted: Option<Instant>,
     /// Nobody is asked before that.
     not_before: Option<Instant>,
+    /// Who told last, and so could be asked.
+    teller: Option<Address>,
     /// Why the last attempt failed, if it did.
     failed: Option<Error>,
 }
@@ -242,12 +248,19 @@ impl<D: Discover> Shared<D> {
         ends.1 = Some(self.find());
     }
 
+    /// Whom to ask first: who told last, or after it came to nothing new, which may be because that one is behind the
+    /// others, the next one.
+    fn first(&self, whom: &[Server]) -> usize {
+        let state = self.state.lock();
+        let teller = whom.iter().position(|server| state.teller.as_ref() == Some(&server.address));
+        (teller.unwrap_or(0) + usize::from(state.in_vain > 0)) % whom.len().max(1)
+    }
+
     /// Whether something new was found.
     fn find(&self) -> Result<bool, Error> {
         let known = self.view.load_full();
         let mut whom = self.discover.whom(known.as_deref());
-        // One that tells nothing new may be behind the others, which are asked before it the next time.
-        let first = self.state.lock().in_vain as usize % whom.len().max(1);
+        let first = self.first(&whom);
         whom.rotate_left(first);
         // What servers say of themselves is short.
         let limits = Limits { max_entry: self.limits.max_entry.min(1 << 20), ..self.limits };
@@ -263,6 +276,7 @@ impl<D: Discover> Shared<D> {
                     continue;
                 }
             };
+            self.state.lock().teller = Some(server.address);
             match known.as_deref().map(|known| self.discover.compare(known, &told)) {
                 Some(Ordering::Equal) => return Ok(false),
                 Some(Ordering::Less) => older = older.or(Some(told)),

@@ -38,9 +38,9 @@ impl Times {
         (self.killed, self.settled())
     }
 
-    /// After a fifth of the time.
-    fn early(&self) -> u64 {
-        self.begun + (self.ended - self.begun) / 5
+    /// After so many fifths of the time.
+    fn fifths(&self, fifths: u64) -> u64 {
+        self.begun + (self.ended - self.begun) * fifths / 5
     }
 
     fn seconds(&self, moment: u64) -> f64 {
@@ -123,8 +123,7 @@ impl Outcome {
     }
 
     fn grown(&self, report: &Report) -> Vec<String> {
-        let (early, late) = self.sizes(report);
-        let (Some(early), Some(late)) = (early, late) else { return Vec::new() };
+        let [Some(early), _, Some(late)] = self.sizes(report) else { return Vec::new() };
         let grew = |early, late, more| late > early + early / 4 + more;
         let is_larger = grew(early.memory, late.memory, MORE.memory)
             || grew(early.threads, late.threads, MORE.threads)
@@ -132,9 +131,9 @@ impl Outcome {
         is_larger.then(|| format!("it grew from {early:?} to {late:?}")).into_iter().collect()
     }
 
-    /// After a fifth of the time, and in the end.
-    fn sizes(&self, report: &Report) -> (Option<Size>, Option<Size>) {
-        (report.size_at(self.times.early()), report.size_at(self.times.ended))
+    /// After a fifth of the time, three fifths, and in the end.
+    fn sizes(&self, report: &Report) -> [Option<Size>; 3] {
+        [1, 3, 5].map(|fifths| report.size_at(self.times.fifths(fifths)))
     }
 
     fn totals(&self) -> BTreeMap<What, Calls> {
@@ -158,7 +157,7 @@ impl Outcome {
     }
 
     fn print_processes(&self) {
-        let columns = "calls/s  created  awaited    stale  lost  longest ms   MB: 20 %, end  threads    files";
+        let columns = "calls/s  created  awaited    stale  lost  longest ms  MB: 20 %, 60 %, end  threads    files";
         println!("\n{:31} {columns}", "process");
         for (settings, report) in &self.reports {
             let Settings { number, space, threads, tasks, .. } = settings;
@@ -167,8 +166,9 @@ impl Outcome {
             let [created, awaited, stale, lost] = ["created", "awaited", "stale", "lost"].map(|name| report.stat(name));
             print!("p{number} {space:7} {callers:20} {:8.0}", self.rate(&calls));
             print!(" {created:8} {awaited:8} {stale:8} {lost:5} {:11.1}", millis(&calls));
-            if let (Some(early), Some(late)) = self.sizes(report) {
-                print!(" {:8.1} {:6.1}", early.memory as f64 / 1024.0, late.memory as f64 / 1024.0);
+            if let [Some(early), Some(middle), Some(late)] = self.sizes(report) {
+                let [at, then, last] = [early, middle, late].map(|size| size.memory as f64 / 1024.0);
+                print!(" {at:8.1} {then:6.1} {last:6.1}");
                 print!("  {:4} {:3}  {:4} {:3}", early.threads, late.threads, early.files, late.files);
             }
             println!();

@@ -7,7 +7,8 @@ use super::super::answers::{Said, members};
 use super::super::config::{Address, Role, Server};
 use super::super::connection::Connection;
 use super::super::node::Node;
-use super::super::shard::{Nodes, Shard, Target};
+use super::super::nodes::Nodes;
+use super::super::shard::{Shard, Target};
 use super::super::topology::Discover;
 use crate::backend::Access;
 use crate::engine::batch::server_error;
@@ -55,9 +56,10 @@ impl Map {
         self.shards.iter().map(Shard::primary)
     }
 
-    /// All servers that requests go to.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.shards.iter().flat_map(Shard::nodes)
+    /// The primary of a number.
+    pub(super) fn primary(&self, number: usize) -> Result<&Arc<Node>, Error> {
+        let none = || Error::new(ErrorKind::Config, format!("the cluster has no primary of the number {number}"));
+        self.primaries().nth(number).ok_or_else(none)
     }
 }
 
@@ -108,10 +110,16 @@ impl Servers {
 impl Discover for Servers {
     type View = Map;
 
-    /// The servers that are known, then those that were named.
+    /// The servers that are known, then those that were named and are not among these.
     fn whom(&self, known: Option<&Map>) -> Vec<Server> {
-        let known = known.into_iter().flat_map(|map| map.primaries().map(|node| node.server.clone()));
-        known.chain(self.seeds.iter().cloned()).collect()
+        let known = known.into_iter().flat_map(Map::primaries).map(|node| &node.server);
+        let mut whom: Vec<_> = known.cloned().collect();
+        for seed in &self.seeds {
+            if whom.iter().all(|server| server.address != seed.address) {
+                whom.push(seed.clone());
+            }
+        }
+        whom
     }
 
     fn ask(&self, connection: &mut Connection, server: &Server) -> Result<Map, Error> {
@@ -138,6 +146,10 @@ impl Discover for Servers {
             _ => None,
         };
         self.map(ranges, epoch.unwrap_or(0))
+    }
+
+    fn nodes(map: &Map) -> impl Iterator<Item = &Arc<Node>> + Send {
+        map.shards.iter().flat_map(Shard::nodes)
     }
 
     fn compare(&self, known: &Map, told: &Map) -> Ordering {

@@ -6,20 +6,18 @@ mod split;
 use std::fmt;
 use std::sync::Arc;
 
-use self::map::{Map, Servers};
+use self::map::Servers;
 use self::split::split;
-use super::builder::{RedisBuilder, Settings};
+use super::builder::RedisBuilder;
 use super::config::{Address, Role};
+use super::fleet::Fleet;
 #[cfg(feature = "tokio")]
 use super::link::Written;
-use super::node::Node;
-use super::shard::{Nodes, ReadFrom};
-use super::topology::Topology;
+use super::nodes::Nodes;
+use super::shard::ReadFrom;
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncExchange;
 use crate::backend::{Access, Exchange, ExchangeSettings, Route, Watch};
-use crate::engine::batch::Acknowledged;
-use crate::engine::plan;
 use crate::engine::replies::Receive;
 use crate::engine::route::{Errands, UpToRedirect};
 use crate::engine::slot::slot;
@@ -61,13 +59,7 @@ use crate::request::HashExpiry;
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Cluster(Arc<Shared>);
-
-struct Shared {
-    topology: Topology<Servers>,
-    settings: Settings,
-    read_from: ReadFrom,
-}
+pub struct Cluster(Arc<Fleet<Servers>>);
 
 /// What a [`Cluster`] is built over.
 #[derive(Clone)]
@@ -100,12 +92,7 @@ impl Cluster {
     /// # Errors
     /// When one cannot be reached, refuses us, or does not answer in time.
     pub fn ping(&self) -> Result<(), Error> {
-        for node in self.0.topology.known()?.nodes() {
-            let mut answer = Acknowledged::default();
-            self.0.topology.doubt_after(node.exchange(Access::Read, plan::ping, &mut answer))?;
-            answer.finish()?;
-        }
-        Ok(())
+        self.0.ping()
     }
 
     /// As [`Cluster::ping`], over the connections that tasks share.
@@ -114,27 +101,16 @@ impl Cluster {
     /// As there.
     #[cfg(feature = "tokio")]
     pub async fn ping_async(&self) -> Result<(), Error> {
-        for node in self.0.topology.known_async().await?.nodes() {
-            let mut answer = Acknowledged::default();
-            self.0.topology.doubt_after(node.exchange_async(Access::Read, plan::ping, &mut answer).await)?;
-            answer.finish()?;
-        }
-        Ok(())
+        self.0.ping_async().await
     }
 }
 
-impl Shared {
+impl Fleet<Servers> {
     /// No server has the slot, as far as is known.
     #[cold]
     fn nobody(&self, slot: u16) -> Error {
         self.topology.doubt();
         Error::new(ErrorKind::Connection, format!("no server of the cluster has the slot {slot}"))
-    }
-
-    /// The primary of a number.
-    fn primary(map: &Map, number: usize) -> Result<&Arc<Node>, Error> {
-        let none = || Error::new(ErrorKind::Config, format!("the cluster has no primary of the number {number}"));
-        map.primaries().nth(number).ok_or_else(none)
     }
 }
 
@@ -147,40 +123,26 @@ impl Exchange for Cluster {
         write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        let shared = &*self.0;
-        if access == Access::Read && shared.read_from == ReadFrom::Replicas {
-            shared.topology.recheck();
-        }
-        let view = shared.topology.view();
-        let known;
-        let map = match &*view {
-            Some(map) => map,
-            None => {
-                known = shared.topology.known()?;
-                &known
-            }
-        };
-        let (skip, redirect) = match route {
-            // What goes once must not be sent again as a whole.
-            Route::Slot(slot) if access != Access::Once => {
-                let target = map.target(slot, access).ok_or_else(|| shared.nobody(slot))?;
-                let mut up_to = UpToRedirect::new(receive, target.is_replica());
-                let result = target.node().exchange(access, &write, &mut up_to);
-                let said = match (result, up_to.redirect.take()) {
-                    (Ok(()), None) => return Ok(()),
-                    (Ok(()), Some(redirect)) => Ok(redirect),
-                    (Err(error), _) => Err(error),
-                };
-                (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
-            }
-            Route::Primary(number) => {
-                let exchanged = Shared::primary(map, number)?.exchange(access, write, receive);
-                return shared.topology.doubt_after(exchanged);
-            }
-            _ => (0, None),
-        };
-        let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        now(split::<Thread>(shared, access, errands, receive))
+        let fleet = &*self.0;
+        fleet.ask(access, |map| {
+            let (skip, redirect) = match route {
+                // What goes once must not be sent again as a whole.
+                Route::Slot(slot) if access != Access::Once => {
+                    let target = map.target(slot, access).ok_or_else(|| fleet.nobody(slot))?;
+                    let mut up_to = UpToRedirect::new(receive, target.is_replica());
+                    let exchanged = target.node().exchange(access, &write, &mut up_to);
+                    let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+                    (up_to.handed_on, Some(target.elsewhere(&fleet.topology, said, up_to.is_inside())?))
+                }
+                Route::Primary(number) => {
+                    let exchanged = map.primary(number)?.exchange(access, write, receive);
+                    return fleet.topology.doubt_after(exchanged);
+                }
+                _ => (0, None),
+            };
+            let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
+            now(split::<Thread>(fleet, access, errands, receive))
+        })
     }
 }
 
@@ -193,35 +155,24 @@ impl AsyncExchange for Cluster {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        let shared = &*self.0;
-        if access == Access::Read && shared.read_from == ReadFrom::Replicas {
-            shared.topology.recheck();
-        }
-        let view = shared.topology.view().clone();
-        let map = match view {
-            Some(map) => map,
-            None => shared.topology.known_async().await?,
-        };
+        let fleet = &*self.0;
+        let map = fleet.known_async(access).await?;
         let (skip, redirect) = match route {
             Route::Slot(slot) if access != Access::Once => {
-                let target = map.target(slot, access).ok_or_else(|| shared.nobody(slot))?;
+                let target = map.target(slot, access).ok_or_else(|| fleet.nobody(slot))?;
                 let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
-                let result = target.node().exchange_async(access, &write, &mut up_to).await;
-                let said = match (result, up_to.redirect.take()) {
-                    (Ok(()), None) => return Ok(()),
-                    (Ok(()), Some(redirect)) => Ok(redirect),
-                    (Err(error), _) => Err(error),
-                };
-                (up_to.handed_on, Some(target.elsewhere(&shared.topology, said, up_to.is_inside())?))
+                let exchanged = target.node().exchange_async(access, &write, &mut up_to).await;
+                let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+                (up_to.handed_on, Some(target.elsewhere(&fleet.topology, said, up_to.is_inside())?))
             }
             Route::Primary(number) => {
-                let exchanged = Shared::primary(&map, number)?.exchange_async(access, write, receive).await;
-                return shared.topology.doubt_after(exchanged);
+                let exchanged = map.primary(number)?.exchange_async(access, write, receive).await;
+                return fleet.topology.doubt_after(exchanged);
             }
             _ => (0, None),
         };
         let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-        Box::pin(split::<Task>(shared, access, errands, receive)).await
+        Box::pin(split::<Task>(fleet, access, errands, receive)).await
     }
 
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
@@ -237,12 +188,7 @@ impl AsyncExchange for Cluster {
             }
             let Some(written) = written else { continue };
             // The connection broke, or it was another server's, which is no reason for a lease to stay.
-            let cluster = self.clone();
-            tokio::spawn(async move {
-                let mut ignore = Acknowledged::default();
-                let write = |out: &mut Vec<u8>| written.again(out);
-                let _ = cluster.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
-            });
+            written.send_to(self);
         }
     }
 }
@@ -316,8 +262,7 @@ impl RedisBuilder<ClusterNodes> {
             seed.role = Role::ClusterSeed;
         }
         let nodes = Nodes::new(seeds[0].clone(), settings.clone(), read_from);
-        let topology = Topology::new(Servers::new(seeds, nodes), settings.limits);
-        Ok(Cluster(Arc::new(Shared { topology, settings, read_from })))
+        Ok(Cluster(Arc::new(Fleet::new(Servers::new(seeds, nodes), settings, read_from))))
     }
 }
 

@@ -1,31 +1,26 @@
 //! [`split`]: a request whose commands go to several servers, all at once, and their replies in the caller's order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::connection::Connection;
+use super::super::fleet::Fleet;
 #[cfg(feature = "tokio")]
 use super::super::node::Answered;
 use super::super::node::Node;
 use super::super::shard::Target;
-use super::Shared;
-use super::map::Map;
+use super::map::{Map, Servers};
 use crate::backend::Access;
 #[cfg(feature = "tokio")]
 use crate::backend::all::all;
 use crate::backend::pool::Begun;
 use crate::engine::replies::Receive;
-use crate::engine::route::{Errands, Kept, Redirect, UpToRedirect};
+use crate::engine::route::{Errands, Kept, MOST_ROUNDS, ON_THEIR_WAY, Redirect, UpToRedirect};
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
 use crate::face::Task;
 use crate::face::Thread;
-
-/// How often what is redirected is sent again. Slots move one at a time, so more than twice is seldom.
-const MOST_ROUNDS: u32 = 8;
-
-/// How long to wait until keys have moved that are on their way: the first time, and longer each time.
-const ON_THEIR_WAY: Duration = Duration::from_millis(2);
 
 /// How a face asks several servers.
 pub(super) trait Face {
@@ -44,7 +39,7 @@ pub(super) trait Face {
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
-    fn map(shared: &Shared) -> impl Future<Output = Result<Arc<Map>, Error>> + Send;
+    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send;
 }
 
 impl Face for Thread {
@@ -82,8 +77,8 @@ impl Face for Thread {
         std::future::ready(())
     }
 
-    fn map(shared: &Shared) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
-        std::future::ready(shared.topology.known())
+    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
+        std::future::ready(fleet.topology.known())
     }
 }
 
@@ -110,22 +105,22 @@ impl Face for Task {
         tokio::time::sleep(time)
     }
 
-    fn map(shared: &Shared) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
-        shared.topology.known_async()
+    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
+        fleet.topology.known_async()
     }
 }
 
 /// Sends each command to the server of its slot, or to where servers say, and hands on the replies in the order of the
 /// commands.
 pub(super) async fn split<F: Face>(
-    shared: &Shared,
+    fleet: &Fleet<Servers>,
     access: Access,
     mut errands: Errands,
     receive: &mut impl Receive,
 ) -> Result<(), Error> {
     for round in 1..=MOST_ROUNDS {
-        let map = F::map(shared).await?;
-        let (parts, is_waiting) = assign(shared, &map, access, &errands)?;
+        let map = F::map(fleet).await?;
+        let (parts, is_waiting) = assign(fleet, &map, access, &errands)?;
         if parts.is_empty() {
             break;
         }
@@ -139,7 +134,7 @@ pub(super) async fn split<F: Face>(
                 continue;
             }
             // What comes at once stops at the first redirect, so that all are heard of in the second round.
-            if let Err(error) = part.take::<F>(shared, &mut errands, reply, receive, round == 1) {
+            if let Err(error) = part.take::<F>(fleet, &mut errands, reply, receive, round == 1) {
                 failed = failed.or(Some(error));
             }
         }
@@ -164,7 +159,7 @@ impl Part<'_> {
     /// Takes the replies, and hands them on if it is their turn.
     fn take<'n, F: Face>(
         &'n self,
-        shared: &Shared,
+        fleet: &Fleet<Servers>,
         errands: &mut Errands,
         reply: Result<F::Reply<'n>, Error>,
         receive: &mut impl Receive,
@@ -189,12 +184,12 @@ impl Part<'_> {
         match taken {
             Ok(false) => Ok(()),
             Ok(true) => {
-                shared.topology.doubt();
+                fleet.topology.doubt();
                 Ok(())
             }
             // A replica that could not be asked: the primary is.
             Err(error) => {
-                let elsewhere = self.target.elsewhere(&shared.topology, Err(error), is_inside);
+                let elsewhere = self.target.elsewhere(&fleet.topology, Err(error), is_inside);
                 elsewhere.map(|_| errands.ask_primary(&self.numbers))
             }
         }
@@ -203,19 +198,19 @@ impl Part<'_> {
 
 /// Which commands go to which servers next, and whether some of them are to wait for a while.
 fn assign<'m>(
-    shared: &Shared,
+    fleet: &Fleet<Servers>,
     map: &'m Map,
     access: Access,
     errands: &Errands,
 ) -> Result<(Vec<Part<'m>>, bool), Error> {
     let (mut parts, mut is_waiting): (Vec<Part<'m>>, _) = (Vec::new(), false);
     // Slots of which a command goes elsewhere, and where; what comes after it waits until it is done.
-    let mut elsewhere: Vec<(u16, *const Node)> = Vec::new();
+    let mut elsewhere: HashMap<u16, *const Node, ahash::RandomState> = HashMap::default();
     for open in errands.open() {
-        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| shared.nobody(open.slot));
+        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| fleet.nobody(open.slot));
         let target = match open.redirect {
             None => of_slot(access)?,
-            Some(Redirect::Moved(to) | Redirect::Ask(to)) => shared.topology.discover().told_of(to)?,
+            Some(Redirect::Moved(to) | Redirect::Ask(to)) => fleet.topology.discover().told_of(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
             Some(Redirect::Down) => return Err(Redirect::Down.into_error()),
             Some(Redirect::Later | Redirect::NotPrimary) => {
@@ -224,11 +219,11 @@ fn assign<'m>(
             }
         };
         let node = Arc::as_ptr(target.node());
-        if elsewhere.iter().any(|(slot, other)| *slot == open.slot && *other != node) {
+        if elsewhere.get(&open.slot).is_some_and(|other| *other != node) {
             continue;
         }
         if open.redirect.is_some() {
-            elsewhere.push((open.slot, node));
+            elsewhere.insert(open.slot, node);
         }
         let goes_there = |part: &Part<'_>| Arc::as_ptr(part.target.node()) == node;
         // Commands stand in the order of their slots, so most go where the one before goes.

@@ -1,0 +1,59 @@
+//! [`Nodes`]: the connections to all servers that there are, by where these are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::builder::Settings;
+use super::config::{Role, Server};
+use super::node::Node;
+use super::shard::{ReadFrom, Shard};
+use crate::engine::route::Endpoint;
+use crate::error::Error;
+
+/// Servers by where they are, and the connections to them.
+pub(super) struct Nodes {
+    /// Tells each server who we are.
+    template: Server,
+    settings: Settings,
+    read_from: ReadFrom,
+    open: Mutex<HashMap<(Endpoint, Role), Arc<Node>>>,
+}
+
+impl Nodes {
+    pub(super) fn new(template: Server, settings: Settings, read_from: ReadFrom) -> Self {
+        Nodes { template, settings, read_from, open: Mutex::default() }
+    }
+
+    /// A server that may be in no map yet.
+    pub(super) fn node(&self, at: &Endpoint, role: Role) -> Result<Arc<Node>, Error> {
+        if let Some(node) = self.open.lock().get(&(at.clone(), role)) {
+            return Ok(Arc::clone(node));
+        }
+        let server = Server { role, ..self.template.at_host(&at.host, at.port)? };
+        let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
+        Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
+    }
+
+    /// A primary and its replicas, where these are read from.
+    pub(super) fn shard(&self, primary: (&Endpoint, Role), replicas: (&[Endpoint], Role)) -> Result<Shard, Error> {
+        let read = if self.read_from == ReadFrom::Replicas { replicas.0 } else { &[] };
+        let replicas = read.iter().map(|at| self.node(at, replicas.1)).collect::<Result<_, Error>>()?;
+        Ok(Shard::new(self.node(primary.0, primary.1)?, replicas))
+    }
+
+    /// No others are used any more.
+    pub(super) fn keep<'s>(&self, shards: impl Iterator<Item = &'s Shard>) {
+        let used: Vec<_> = shards.flat_map(Shard::nodes).collect();
+        // Connections are closed without the lock.
+        let mut gone = Vec::new();
+        self.open.lock().retain(|_, node| {
+            let is_used = used.iter().any(|other| Arc::ptr_eq(node, other));
+            if !is_used {
+                gone.push(Arc::clone(node));
+            }
+            is_used
+        });
+    }
+}
