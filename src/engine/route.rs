@@ -93,7 +93,7 @@ impl<R> UpToRedirect<'_, R> {
     }
 
     /// What came of the exchange: the redirect that stopped it, or its error; `None` where all was handed on.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn said(&mut self, exchanged: Result<(), Error>) -> Option<Result<Redirect, Error>> {
         match exchanged {
             Ok(()) => self.redirect.take().map(Ok),

@@ -1,13 +1,32 @@
 //! [`Fleet`]: servers that change their places, and what a cluster's and a sentinel's have in common in how they are
 //! asked.
 
+use std::sync::Arc;
+
+use arc_swap::Guard;
+
 use super::builder::Settings;
 use super::shard::ReadFrom;
 use super::topology::{Discover, Topology};
 use crate::backend::Access;
 use crate::engine::batch::Acknowledged;
 use crate::engine::plan;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
+
+/// What is known of servers, for as long as it is used.
+pub(super) struct Known<V>(Guard<Option<Arc<V>>>);
+
+impl<V> Known<V> {
+    #[inline]
+    pub(super) fn get(&self) -> Result<&V, Error> {
+        self.0.as_deref().ok_or_else(nothing_known)
+    }
+}
+
+#[cold]
+fn nothing_known() -> Error {
+    Error::new(ErrorKind::Connection, "nothing is known of the servers")
+}
 
 /// Servers that change their places.
 pub(super) struct Fleet<D: Discover> {
@@ -29,25 +48,22 @@ impl<D: Discover> Fleet<D> {
         }
     }
 
-    /// Asks servers that are chosen by what is known.
+    /// What is known, which threads may have to wait for.
     #[inline(always)]
-    pub(super) fn ask<T>(&self, access: Access, ask: impl FnOnce(&D::View) -> Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn known(&self, access: Access) -> Result<Known<D::View>, Error> {
         self.recheck(access);
         let view = self.topology.view();
-        let known;
-        ask(match &*view {
-            Some(view) => view,
-            None => {
-                known = self.topology.known()?;
-                &known
-            }
-        })
+        if view.is_some() {
+            Ok(Known(view))
+        } else {
+            self.topology.known().map(|view| Known(Guard::from_inner(Some(view))))
+        }
     }
 
-    /// What is known, for tasks, which may have to wait for it.
+    /// The same for tasks.
     #[cfg(feature = "tokio")]
     #[inline]
-    pub(super) async fn known_async(&self, access: Access) -> Result<std::sync::Arc<D::View>, Error> {
+    pub(super) async fn known_async(&self, access: Access) -> Result<Arc<D::View>, Error> {
         self.recheck(access);
         let view = self.topology.view().clone();
         match view {

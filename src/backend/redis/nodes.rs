@@ -44,8 +44,8 @@ impl Nodes {
     }
 
     /// No others are used any more.
-    pub(super) fn keep<'s>(&self, shards: impl Iterator<Item = &'s Shard>) {
-        let used: Vec<_> = shards.flat_map(Shard::nodes).collect();
+    pub(super) fn keep<'n>(&self, used: impl Iterator<Item = &'n Arc<Node>>) {
+        let used: Vec<_> = used.collect();
         // Connections are closed without the lock.
         let mut gone = Vec::new();
         self.open.lock().retain(|_, node| {

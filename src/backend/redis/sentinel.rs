@@ -122,14 +122,14 @@ impl Exchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        self.0.ask(access, |Roles { shard, .. }| {
-            let target = shard.target(access);
-            let mut up_to = UpToRedirect::new(receive, target.is_replica());
-            let exchanged = target.node().exchange(access, &write, &mut up_to);
-            let Some(said) = up_to.said(exchanged) else { return Ok(()) };
-            after(&self.0.topology, &target, said, &up_to)?;
-            shard.primary().exchange(access, write, receive)
-        })
+        let known = self.0.known(access)?;
+        let Roles { shard, .. } = known.get()?;
+        let target = shard.target(access);
+        let mut up_to = UpToRedirect::new(receive, target.is_replica());
+        let exchanged = target.node().exchange(access, &write, &mut up_to);
+        let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+        after(&self.0.topology, &target, said, &up_to)?;
+        shard.primary().exchange(access, write, receive)
     }
 }
 
@@ -221,7 +221,6 @@ impl Discover for Sentinels {
         let mut replicas: Vec<_> = members(replicas).filter_map(replica).collect();
         replicas.sort_unstable();
         let shard = self.nodes.shard((&primary, Role::Primary), (&replicas, Role::Replica))?;
-        self.nodes.keep([&shard].into_iter());
         let epoch = text(about, b"config-epoch").and_then(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok());
         Ok(Roles { shard, primary, replicas, epoch: epoch.unwrap_or(0) })
     }
@@ -236,6 +235,10 @@ impl Discover for Sentinels {
             _ if (&known.primary, &known.replicas) == (&told.primary, &told.replicas) => Ordering::Equal,
             _ => Ordering::Greater,
         }
+    }
+
+    fn forget_others(&self, roles: &Roles) {
+        self.nodes.keep(Self::nodes(roles));
     }
 }
 

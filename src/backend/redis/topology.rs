@@ -35,6 +35,9 @@ pub(super) trait Discover: Send + Sync + 'static {
 
     /// Whether what is told is the same as what is known, newer, or older.
     fn compare(&self, known: &Self::View, told: &Self::View) -> Ordering;
+
+    /// What is known from now on: servers that it does not name are forgotten.
+    fn forget_others(&self, view: &Self::View);
 }
 
 /// What is known of servers that change their places.
@@ -281,16 +284,22 @@ impl<D: Discover> Shared<D> {
                 Some(Ordering::Equal) => return Ok(false),
                 Some(Ordering::Less) => older = older.or(Some(told)),
                 Some(Ordering::Greater) | None => {
-                    self.view.store(Some(Arc::new(told)));
+                    self.learn(told);
                     return Ok(true);
                 }
             }
         }
         // Where all are older than what is known, they have begun anew.
         if let Some(older) = older {
-            self.view.store(Some(Arc::new(older)));
+            self.learn(older);
             return Ok(true);
         }
         Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no server to ask")))
+    }
+
+    fn learn(&self, told: D::View) {
+        let told = Arc::new(told);
+        self.view.store(Some(Arc::clone(&told)));
+        self.discover.forget_others(&told);
     }
 }

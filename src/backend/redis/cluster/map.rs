@@ -102,7 +102,6 @@ impl Servers {
             // Each has a slot of its own at least, so there are fewer.
             slots[usize::from(range.first)..=usize::from(range.last)].fill(u16::try_from(shard).unwrap_or(NOBODY));
         }
-        self.nodes.keep(shards.iter());
         Ok(Map { slots: slots.into(), shards, ranges, epoch })
     }
 }
@@ -158,6 +157,10 @@ impl Discover for Servers {
             _ if told.ranges == known.ranges => Ordering::Equal,
             _ => Ordering::Greater,
         }
+    }
+
+    fn forget_others(&self, map: &Map) {
+        self.nodes.keep(Self::nodes(map));
     }
 }
 

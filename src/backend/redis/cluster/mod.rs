@@ -124,25 +124,25 @@ impl Exchange for Cluster {
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         let fleet = &*self.0;
-        fleet.ask(access, |map| {
-            let (skip, redirect) = match route {
-                // What goes once must not be sent again as a whole.
-                Route::Slot(slot) if access != Access::Once => {
-                    let target = map.target(slot, access).ok_or_else(|| fleet.nobody(slot))?;
-                    let mut up_to = UpToRedirect::new(receive, target.is_replica());
-                    let exchanged = target.node().exchange(access, &write, &mut up_to);
-                    let Some(said) = up_to.said(exchanged) else { return Ok(()) };
-                    (up_to.handed_on, Some(target.elsewhere(&fleet.topology, said, up_to.is_inside())?))
-                }
-                Route::Primary(number) => {
-                    let exchanged = map.primary(number)?.exchange(access, write, receive);
-                    return fleet.topology.doubt_after(exchanged);
-                }
-                _ => (0, None),
-            };
-            let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
-            now(split::<Thread>(fleet, access, errands, receive))
-        })
+        let known = fleet.known(access)?;
+        let map = known.get()?;
+        let (skip, redirect) = match route {
+            // What goes once must not be sent again as a whole.
+            Route::Slot(slot) if access != Access::Once => {
+                let target = map.target(slot, access).ok_or_else(|| fleet.nobody(slot))?;
+                let mut up_to = UpToRedirect::new(receive, target.is_replica());
+                let exchanged = target.node().exchange(access, &write, &mut up_to);
+                let Some(said) = up_to.said(exchanged) else { return Ok(()) };
+                (up_to.handed_on, Some(target.elsewhere(&fleet.topology, said, up_to.is_inside())?))
+            }
+            Route::Primary(number) => {
+                let exchanged = map.primary(number)?.exchange(access, write, receive);
+                return fleet.topology.doubt_after(exchanged);
+            }
+            _ => (0, None),
+        };
+        let errands = Errands::new(write, skip, redirect, access != Access::Once)?;
+        now(split::<Thread>(fleet, access, errands, receive))
     }
 }
 
