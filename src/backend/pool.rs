@@ -58,10 +58,15 @@ pub(super) struct Failed {
     pub(super) broke_early: bool,
 }
 
+/// The moment so much from now.
+pub(super) fn from_now(time: Duration) -> Instant {
+    later(Instant::now(), time)
+}
+
 /// The moment so much later; a century later at most, since clocks cannot tell any time.
-pub(super) fn from_now(later: Duration) -> Instant {
+pub(super) fn later(moment: Instant, time: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
-    Instant::now() + later.min(CENTURY)
+    moment + time.min(CENTURY)
 }
 
 /// Connections that are open and idle, and how many there may be. A server that could not be reached is left alone for a
@@ -141,7 +146,12 @@ impl<C> Pool<C> {
             if let Health::Down(_, error, until) = &state.health
                 && (state.is_tried || Instant::now() < *until)
             {
-                return Err(error.copy().during("the server is left alone for a moment, since it failed before"));
+                // Nobody waited for it now.
+                let kind = if error.kind() == ErrorKind::Timeout { ErrorKind::Connection } else { error.kind() };
+                return Err(Error::new(
+                    kind,
+                    format!("the server is left alone for a moment, since it failed before: {error}"),
+                ));
             }
             if state.open < self.max && !state.is_tried {
                 state.open += 1;
@@ -296,14 +306,14 @@ impl<C> Pool<C> {
         };
         match error {
             // Of callers that fail together one counts, and none who began before another one succeeded.
-            Some(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
+            Some(error) => {
                 if state.learnt == learnt {
                     let failures = failures.saturating_add(1);
                     let until = Instant::now() + pause::after(failures, self.max_pause);
                     state.health = Health::Down(failures, error.copy(), until);
                 }
             }
-            _ => state.health = Health::Fine,
+            None => state.health = Health::Fine,
         }
         state.learnt += 1;
     }
@@ -466,8 +476,10 @@ mod tests {
         };
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(500) {
+            let before = tries.load(Ordering::Relaxed);
             let error = pool.take(fail).err().unwrap();
-            assert_eq!(error.kind(), ErrorKind::Timeout);
+            let waited = tries.load(Ordering::Relaxed) > before;
+            assert_eq!(error.kind(), if waited { ErrorKind::Timeout } else { ErrorKind::Connection });
             assert!(error.to_string().ends_with("no answer"), "{error}");
         }
         assert!((7..40).contains(&tries.load(Ordering::Relaxed)), "{tries:?}");
@@ -480,9 +492,12 @@ mod tests {
         connected.unwrap().give_back();
         let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
         assert!(!first.is_new() && second.is_new(), "it is as before");
-        // A refusal is no outage, and nor is a server that cannot do what is wanted: each caller is told by itself.
+        // Who refuses us, or cannot do what is wanted, is left alone too, and all are told why.
         for kind in [ErrorKind::Refused, ErrorKind::Config] {
             assert_eq!(pool.take(|| Err(Error::new(kind, "no"))).err().unwrap().to_string(), "no");
+            let error = pool.take(|| Ok(())).err().unwrap();
+            assert!(error.kind() == kind && error.to_string().ends_with("no"), "{error}");
+            std::thread::sleep(Duration::from_millis(60));
             drop(pool.take(|| Ok(())).unwrap());
         }
     }

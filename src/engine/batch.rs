@@ -303,9 +303,11 @@ impl Acknowledged {
     }
 }
 
-/// The error that a server answered with.
+/// The error that a server answered with, without what it repeats of a command that it does not know: that may be an
+/// entry, or a password.
 #[cold]
 pub(crate) fn server_error(message: &[u8]) -> Error {
+    let message = without_arguments(message);
     let kind = match message.split(|&byte| byte == b' ').next().unwrap_or_default() {
         b"WRONGTYPE" => ErrorKind::WrongType,
         b"NOAUTH" | b"WRONGPASS" | b"NOPERM" => ErrorKind::Refused,
@@ -314,6 +316,12 @@ pub(crate) fn server_error(message: &[u8]) -> Error {
         _ => ErrorKind::Server,
     };
     Error::new(kind, format!("the server answered \"{}\"", message.escape_ascii()))
+}
+
+pub(crate) fn without_arguments(message: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b", with args";
+    let end = message.windows(BEFORE.len()).position(|part| part.eq_ignore_ascii_case(BEFORE));
+    &message[..end.unwrap_or(message.len())]
 }
 
 /// A reply that cannot be one to what was asked.

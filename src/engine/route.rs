@@ -39,8 +39,9 @@ pub(crate) enum Redirect {
     Primary,
     /// It is a replica, and so no primary that was thought to be.
     NotPrimary,
-    /// It has lost its cluster, or the cluster some of its servers.
-    Down,
+    /// It cannot answer at the moment, in these words: it loads, or has lost its cluster, or the cluster some of its
+    /// servers. Another one may be in its place.
+    Down(String),
 }
 
 impl Redirect {
@@ -49,23 +50,25 @@ impl Redirect {
     pub(crate) fn of(error: &[u8], by_replica: bool) -> Option<Self> {
         let mut words = error.split(|&byte| byte == b' ');
         match words.next()? {
-            b"MOVED" => endpoint(words.nth(1)?).map(Redirect::Moved),
-            b"ASK" => endpoint(words.nth(1)?).map(Redirect::Ask),
+            b"MOVED" => endpoint(words.nth(1)?).map(|to| to.map_or(Redirect::Later, Redirect::Moved)),
+            b"ASK" => endpoint(words.nth(1)?).map(|to| to.map_or(Redirect::Later, Redirect::Ask)),
             b"TRYAGAIN" => Some(Redirect::Later),
             b"READONLY" => Some(Redirect::NotPrimary),
             b"LOADING" | b"MASTERDOWN" | b"CLUSTERDOWN" if by_replica => Some(Redirect::Primary),
-            b"CLUSTERDOWN" => Some(Redirect::Down),
+            b"LOADING" | b"MASTERDOWN" | b"CLUSTERDOWN" => {
+                Some(Redirect::Down(String::from_utf8_lossy(error).into_owned()))
+            }
             _ => None,
         }
     }
 }
 
-/// `host:port`; addresses of IPv6 stand there as they are.
-fn endpoint(text: &[u8]) -> Option<Endpoint> {
+/// `host:port`; addresses of IPv6 stand there as they are. `Some(None)` is a server whose name is not known, and which has
+/// to be looked up.
+fn endpoint(text: &[u8]) -> Option<Option<Endpoint>> {
     let (host, port) = std::str::from_utf8(text).ok()?.rsplit_once(':')?;
-    // A server that does not know its name in the eyes of its clients.
-    let host = if host == "?" { "" } else { host };
-    Some(Endpoint { host: host.to_owned(), port: port.parse().ok()? })
+    let port = port.parse().ok()?;
+    Some((host != "?").then(|| Endpoint { host: host.to_owned(), port }))
 }
 
 /// Hands on the replies to commands about keys of one slot, up to the first that says to go elsewhere.
@@ -402,7 +405,7 @@ impl Redirect {
             Redirect::Later => "its keys are on their way from one server to another".into(),
             Redirect::Primary => "it is a replica that cannot answer at the moment".into(),
             Redirect::NotPrimary => "it is a replica by now, and no primary".into(),
-            Redirect::Down => "it has lost its cluster, or the cluster some of its servers (CLUSTERDOWN)".into(),
+            Redirect::Down(said) => format!("it cannot answer at the moment: {said}"),
         };
         Error::new(ErrorKind::Connection, message)
     }
@@ -466,19 +469,19 @@ mod tests {
         let host = |host: &str| Some(Redirect::Moved(Endpoint { host: host.into(), port: 1 }));
         assert_eq!(of("MOVED 1 ::1:1"), host("::1"));
         assert_eq!(of("MOVED 1 cache.example:1"), host("cache.example"));
-        assert_eq!((of("MOVED 1 :1"), of("MOVED 1 ?:1")), (host(""), host("")));
+        assert_eq!((of("MOVED 1 :1"), of("MOVED 1 ?:1")), (host(""), Some(Redirect::Later)));
         assert_eq!(of("MOVED 1 :1").map(|redirect| redirect.said_by("h")), host("h"));
         assert_eq!(of("MOVED 1 g:1").map(|redirect| redirect.said_by("h")), host("g"));
         for none in
-            ["MOVED", "MOVED 1", "MOVED 1 h", "MOVED 1 h:x", "MOVED 1 h:99999", "ERR MOVED 1 h:1", "", "LOADING"]
+            ["MOVED", "MOVED 1", "MOVED 1 h", "MOVED 1 h:x", "MOVED 1 ?:x", "MOVED 1 h:99999", "ERR MOVED 1 h:1", ""]
         {
             assert_eq!(of(none), None, "{none}");
         }
         assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
         assert_eq!(of("READONLY You can't write"), Some(Redirect::NotPrimary));
-        assert_eq!(of("CLUSTERDOWN Hash slot not served"), Some(Redirect::Down));
-        for of_replica in ["LOADING data", "MASTERDOWN Link", "CLUSTERDOWN The cluster is down"] {
-            assert_eq!(Redirect::of(of_replica.as_bytes(), true), Some(Redirect::Primary));
+        for down in ["LOADING data", "MASTERDOWN Link", "CLUSTERDOWN The cluster is down"] {
+            assert_eq!(of(down), Some(Redirect::Down(down.into())));
+            assert_eq!(Redirect::of(down.as_bytes(), true), Some(Redirect::Primary));
         }
     }
 

@@ -1,17 +1,16 @@
 //! What is known of the servers turns out to be wrong: it is put in doubt, and put right.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::net::TcpListener;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dogpile::{AsyncBackend, Backend, Cluster, Error, ErrorKind, Found, Key, ReadFrom, Redis, Sentinel};
+use dogpile::{
+    AsyncBackend, Backend, Cluster, Error, ErrorKind, Found, Key, ReadFrom, Redis, RedisLock, Region, Sentinel,
+};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;
-use crate::support::{Server, eventually, free_port};
+use crate::support::{eventually, free_port};
 
 fn names(count: usize) -> Vec<String> {
     (0..count).map(|at| format!("key{at}")).collect()
@@ -132,151 +131,23 @@ fn tasks_without_a_runtime_are_told() {
     assert_eq!(poll(Sentinel::open([url.as_str()], "name").unwrap().get_async(Key::from("k"))), ErrorKind::Config);
 }
 
-/// Says what no real server says when it is wanted: answers each command, its words with spaces between, by `answer`.
-fn says(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let answer = Arc::new(answer);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let answer = Arc::clone(&answer);
-            std::thread::spawn(move || talk(stream, |command| answer(command)));
-        }
-    });
-    port
-}
-
-/// Requests are small, and come in one piece each.
-fn talk(mut stream: TcpStream, answer: impl Fn(&str) -> String) {
-    let mut input = [0; 1 << 16];
-    while let Ok(read @ 1..) = stream.read(&mut input) {
-        let text = String::from_utf8_lossy(&input[..read]).into_owned();
-        let mut lines = text.split("\r\n");
-        let mut answers = String::new();
-        while let Some(count) = lines.next().and_then(|line| line.strip_prefix('*')) {
-            let words: Vec<_> = lines.by_ref().take(2 * count.parse::<usize>().unwrap()).skip(1).step_by(2).collect();
-            answers.push_str(&answer(&words.join(" ")));
-        }
-        if stream.write_all(answers.as_bytes()).is_err() {
-            return;
-        }
+#[test]
+fn reading_from_replicas_puts_nothing_in_doubt() {
+    let servers = ClusterServers::start();
+    let cluster = Cluster::builder(servers.urls()).read_from(ReadFrom::Replicas).build().unwrap();
+    let region = Region::builder(cluster).lock(RedisLock::new()).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let releases = || ["evalsha", "eval"].iter().flat_map(|command| servers.calls(command)).sum::<u64>();
+    let fail =
+        || runtime.block_on(region.get_or_create_async("k", async || Err::<u64, _>(std::io::Error::other("no"))));
+    // Each server learns the script first. Then what is known is old enough to be asked for again, by each of these.
+    fail().unwrap_err();
+    std::thread::sleep(Duration::from_secs(6));
+    let before = releases();
+    for _ in 0..100 {
+        fail().unwrap_err();
     }
-}
-
-fn hello(mode: &str) -> String {
-    format!("%4\r\n+server\r\n+redis\r\n+version\r\n+7.0.15\r\n+proto\r\n:3\r\n+mode\r\n+{mode}\r\n")
-}
-
-/// `CLUSTER SLOTS`: of each range its first slot, its last, and its servers.
-fn slots(ranges: &[(u16, u16, &[u16])]) -> String {
-    let server = |port: &u16| format!("*3\r\n$9\r\n127.0.0.1\r\n:{port}\r\n$2\r\nid\r\n");
-    let range = |(first, last, servers): &(u16, u16, &[u16])| {
-        let servers: Vec<_> = servers.iter().map(server).collect();
-        format!("*{}\r\n:{first}\r\n:{last}\r\n{}", 2 + servers.len(), servers.concat())
-    };
-    format!("*{}\r\n{}", ranges.len(), ranges.iter().map(range).collect::<String>())
-}
-
-fn info(epoch: u64) -> String {
-    let text = format!("cluster_state:ok\r\ncluster_current_epoch:{epoch}\r\n");
-    format!("${}\r\n{text}\r\n", text.len())
-}
-
-/// A node that answers as one, with a map and its epoch, and otherwise with a line.
-fn node(port: &Arc<AtomicU16>, epoch: u64, map: impl Fn(u16) -> String + Send + Sync + 'static, line: &str) -> u16 {
-    let (own, line) = (Arc::clone(port), line.to_string());
-    let started = says(move |command| match command.split(' ').next().unwrap() {
-        "HELLO" => hello("cluster"),
-        "CLUSTER" if command.ends_with("INFO") => info(epoch),
-        "CLUSTER" => map(own.load(Ordering::SeqCst)),
-        "READONLY" => "+OK\r\n".into(),
-        _ => line.clone(),
-    });
-    port.store(started, Ordering::SeqCst);
-    started
-}
-
-const ENTRY: &str = "$1\r\nv\r\n";
-
-#[test]
-fn one_that_is_cut_off_from_the_others_is_not_believed() {
-    let dead = free_port();
-    let (old, new) = (Arc::new(AtomicU16::new(0)), Arc::new(AtomicU16::new(0)));
-    // The upper half was at the dead one, which `old` does not know yet. The slot of "foo" is 12182.
-    let stale = node(&old, 3, move |own| slots(&[(0, 8191, &[own]), (8192, 16383, &[dead])]), ENTRY);
-    let fresh = node(&new, 4, move |own| slots(&[(0, 8191, &[stale]), (8192, 16383, &[own])]), ENTRY);
-    let cluster = Cluster::open([stale, fresh].map(|port| format!("redis://127.0.0.1:{port}"))).unwrap();
-    eventually("the other one is asked", || cluster.get(Key::from("foo")).is_ok());
-    // From now on `stale` is asked too, and would be believed if it was not behind.
-    for _ in 0..200 {
-        cluster.get(Key::from("foo")).unwrap();
-        let _ = cluster.ping();
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-#[test]
-fn a_sentinel_that_is_behind_is_not_believed() {
-    let (good, dead) = (Server::start(), free_port());
-    let sentinel = |port: u16, epoch: u32| {
-        says(move |command| match command.split(' ').nth(1) {
-            Some("GET-MASTER-ADDR-BY-NAME") => {
-                let port = port.to_string();
-                format!("*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n", port.len())
-            }
-            Some("MASTER") => format!("*2\r\n$12\r\nconfig-epoch\r\n$1\r\n{epoch}\r\n"),
-            Some("REPLICAS") => "*0\r\n".into(),
-            _ => hello("sentinel"),
-        })
-    };
-    let sentinels = [sentinel(dead, 1), sentinel(good.port, 2), sentinel(good.port, 2)];
-    let servers = Sentinel::open(sentinels.map(|port| format!("redis://127.0.0.1:{port}")), "name").unwrap();
-    eventually("another one is asked", || servers.get(Key::from("k")).is_ok());
-}
-
-#[test]
-fn an_address_that_is_another_servers_by_now() {
-    let other = Server::start();
-    assert_eq!(other.ask(&["SET", "foo", "of somebody else"]), "+OK");
-    let (own, foreign) = (Arc::new(AtomicU16::new(0)), other.port);
-    let port = node(&own, 1, move |own| slots(&[(0, 8191, &[own]), (8192, 16383, &[foreign])]), ENTRY);
-    let cluster = Cluster::open([format!("redis://127.0.0.1:{port}")]).unwrap();
-    let error = cluster.get(Key::from("foo")).unwrap_err();
-    assert!(error.kind() == ErrorKind::Connection && error.to_string().contains("not part of a cluster"), "{error}");
-}
-
-#[test]
-fn a_replica_that_has_lost_its_cluster() {
-    let (primary, replica) = (Arc::new(AtomicU16::new(0)), Arc::new(AtomicU16::new(0)));
-    let at = node(&replica, 1, |_| unreachable!("it is not asked"), "-CLUSTERDOWN The cluster is down\r\n");
-    let port = node(&primary, 1, move |own| slots(&[(0, 16383, &[own, at])]), ENTRY);
-    let urls = [format!("redis://127.0.0.1:{port}")];
-    let cluster = Cluster::builder(urls).read_from(ReadFrom::Replicas).build().unwrap();
-    for _ in 0..3 {
-        assert_eq!(cluster.get(Key::from("foo")).unwrap().unwrap(), "v");
-        let mut found = Found::new();
-        cluster.get_many(&[Key::from("foo"), Key::from("bar")], &mut found).unwrap();
-        assert!(found.iter().all(|entry| entry.is_some()));
-    }
-}
-
-#[test]
-fn moved_to_and_fro_ends_in_an_error() {
-    let own = Arc::new(AtomicU16::new(0));
-    let port = node(&own, 1, |own| slots(&[(0, 16383, &[own])]), "-MOVED 12182 :1\r\n");
-    let cluster = Cluster::open([format!("redis://127.0.0.1:{port}")]).unwrap();
-    // To a port where nobody is, on the same host.
-    assert_eq!(cluster.get(Key::from("foo")).unwrap_err().kind(), ErrorKind::Connection);
-    let own = Arc::new(AtomicU16::new(0));
-    let sent = Arc::clone(&own);
-    let port = says(move |command| match command.split(' ').next().unwrap() {
-        "HELLO" => hello("cluster"),
-        "CLUSTER" if command.ends_with("INFO") => info(1),
-        "CLUSTER" => slots(&[(0, 16383, &[sent.load(Ordering::SeqCst)])]),
-        _ => format!("-MOVED 12182 127.0.0.1:{}\r\n", sent.load(Ordering::SeqCst)),
-    });
-    own.store(port, Ordering::SeqCst);
-    let cluster = Cluster::open([format!("redis://127.0.0.1:{port}")]).unwrap();
-    let error = cluster.get(Key::from("foo")).unwrap_err();
-    assert!(error.to_string().contains("from one to the other"), "{error}");
+    eventually("all leases are released", || releases() - before >= 100);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(releases() - before, 100, "each once");
 }

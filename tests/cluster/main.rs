@@ -11,6 +11,7 @@ mod failover;
 mod load;
 mod redirects;
 mod routing;
+mod scripted;
 #[allow(dead_code)]
 mod sentinel_servers;
 #[allow(dead_code)]

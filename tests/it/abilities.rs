@@ -294,3 +294,52 @@ fn who_waits_is_woken_where_the_server_does_not_tell() {
         }
     }
 }
+
+#[test]
+fn who_is_refused_does_not_knock_each_time() {
+    let server = Server::with(&["--requirepass", "s3cret"]);
+    let redis = Redis::open(&format!("redis://:wr0ng@127.0.0.1:{}", server.port)).unwrap();
+    let connections = || {
+        let info = server.ask(&["INFO", "stats"]);
+        let received = info.lines().find_map(|line| line.strip_prefix("total_connections_received:")).unwrap();
+        received.trim().parse::<u64>().unwrap()
+    };
+    let before = connections();
+    for _ in 0..1000 {
+        let error = redis.get(Key::from("k")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    }
+    let knocked = connections() - before;
+    assert!(knocked < 20, "{knocked} connections for 1000 calls");
+    // From now on it is let in.
+    assert_eq!(server.ask(&["CONFIG", "SET", "requirepass", "wr0ng"]), "+OK");
+    eventually("it is used", || redis.get(Key::from("k")).is_ok());
+}
+
+/// Of Redis 7.0, which repeats what it does not know, with what it was told.
+#[test]
+#[cfg(feature = "driver")]
+fn no_password_in_what_drivers_are_told() {
+    let server = Server::with(&RESP2);
+    let client = redis::Client::open(format!("redis://:s3cret@127.0.0.1:{}/?protocol=resp3", server.port)).unwrap();
+    let mut errors = vec![
+        dogpile::Driver::new(1, {
+            let client = client.clone();
+            move || client.get_connection()
+        })
+        .get(Key::from("k"))
+        .unwrap_err(),
+    ];
+    let urls = [format!("redis://:s3cret@127.0.0.1:{}/?protocol=resp3", server.port)];
+    let cluster = redis::cluster::ClusterClient::new(urls).unwrap();
+    errors.push(dogpile::ClusterDriver::new(1, cluster.clone()).get(Key::from("k")).unwrap_err());
+    #[cfg(feature = "tokio")]
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        errors.push(runtime.block_on(dogpile::AsyncClusterDriver::connect(cluster)).err().unwrap());
+    }
+    for error in errors {
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("HELLO") && !shown.contains("s3cret"), "{shown}");
+    }
+}

@@ -1,9 +1,13 @@
 //! Encrypted connections: of threads, of tasks, and of those who listen; certificates of both sides.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{Backend, Cluster, ErrorKind, Key, Redis, RedisBuilder, RedisLock, Region, Tls, testing};
+use dogpile::{Backend, Cluster, ErrorKind, Key, Redis, RedisBuilder, RedisLock, Region, Sentinel, Tls, testing};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::{Server, eventually, free_port, speak_resp3};
@@ -212,7 +216,8 @@ fn settings_that_cannot_work() {
     let other = Certificates::new("another key");
     let kind = |made: Result<Tls, dogpile::Error>| {
         let error = made.unwrap_err();
-        assert!(!error.to_string().contains("BEGIN"), "{error}");
+        // Neither as it is, nor as a list of its bytes.
+        assert!(!error.to_string().contains("BEGIN") && !error.to_string().contains("45, 45"), "{error}");
         error.kind()
     };
     assert_eq!(kind(Tls::trusting("")), ErrorKind::Config);
@@ -222,6 +227,14 @@ fn settings_that_cannot_work() {
     assert_eq!(kind(certificates.trust().client("", key)), ErrorKind::Config);
     assert_eq!(kind(certificates.trust().client(chain, "no key")), ErrorKind::Config);
     assert_eq!(kind(certificates.trust().client(chain, &other.client[1])), ErrorKind::Config);
+    // A key in the wrong place, whose lines were lost, or whose end.
+    let lost = format!("{chain}{}", key.replace('\n', " "));
+    let cut = format!("{chain}{}", &key[..key.len() / 2]);
+    for pem in [&lost, &cut, &key.replace('\n', "\\n")] {
+        assert_eq!(kind(Tls::trusting(pem)), ErrorKind::Config);
+        assert_eq!(kind(certificates.trust().client(pem, key)), ErrorKind::Config);
+        assert_eq!(kind(certificates.trust().client(chain, pem)), ErrorKind::Config);
+    }
     assert_eq!(kind(certificates.trust().server_name("no name at all")), ErrorKind::Config);
     let plain = Redis::builder("redis://127.0.0.1").tls(certificates.trust()).build().unwrap_err();
     assert_eq!(plain.kind(), ErrorKind::Config);
@@ -230,19 +243,107 @@ fn settings_that_cannot_work() {
 }
 
 #[test]
+fn who_sends_one_byte_after_the_other_is_late() {
+    let certificates = Certificates::new("drip");
+    let (_server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    let is_slow = Arc::new(AtomicBool::new(false));
+    let slow = Arc::clone(&is_slow);
+    let between = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = between.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in between.incoming().flatten() {
+            let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            let (slow, mut client) = (Arc::clone(&slow), client);
+            std::thread::spawn(move || {
+                for byte in std::io::BufReader::new(server).bytes().map_while(Result::ok) {
+                    if slow.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                    if client.write_all(&[byte]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let timeout = Duration::from_millis(300);
+    let redis = at(own).tls(certificates.trust()).response_timeout(timeout).connect_timeout(3 * timeout);
+    let redis = redis.build().unwrap();
+    redis.set(Key::from("k"), &[b'v'; 1000], None).unwrap();
+    is_slow.store(true, Ordering::SeqCst);
+    // Over a connection that is there, and over one that has to be made.
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let error = redis.get(Key::from("k")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(begun.elapsed() < 5 * timeout, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
 fn a_cluster() {
     let certificates = Certificates::new("cluster");
-    let (server, port) =
-        certificates.serve(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--tls-auth-clients", "yes"]);
-    assert_eq!(server.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "+OK");
-    eventually("the cluster is one", || server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
-    // It tells that its servers are where they are encrypted.
-    let cluster = |tls| Cluster::builder([format!("rediss://127.0.0.1:{port}")]).tls(tls).build().unwrap();
+    let node =
+        || certificates.serve(&["--cluster-enabled", "yes", "--tls-cluster", "yes", "--tls-auth-clients", "yes"]);
+    let nodes = [node(), node()];
+    for ((server, _), slots) in nodes.iter().zip([["0", "8191"], ["8192", "16383"]]) {
+        assert_eq!(server.ask(&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]]), "+OK");
+    }
+    // Each has its place in the cluster by its encrypted port.
+    assert_eq!(nodes[0].0.ask(&["CLUSTER", "MEET", "127.0.0.1", &nodes[1].1.to_string()]), "+OK");
+    let is_whole = |server: &Server| server.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok");
+    eventually("the cluster is one", || nodes.iter().all(|(server, _)| is_whole(server)));
+    let cluster = |tls| Cluster::builder([format!("rediss://127.0.0.1:{}", nodes[0].1)]).tls(tls).build().unwrap();
     for tls in [certificates.with_client(), certificates.with_client().server_name("cache.example").unwrap()] {
         let cluster = cluster(tls);
         cluster.ping().unwrap();
-        cluster.set(Key::from("k"), b"v", None).unwrap();
-        assert_eq!(cluster.get(Key::from("k")).unwrap().unwrap(), "v");
+        testing::backend(&cluster, "suite:");
+        testing::lock(&cluster, &RedisLock::new(), &RedisLock::new(), "lock:");
     }
     assert_eq!(cluster(certificates.trust()).ping().unwrap_err().kind(), ErrorKind::Connection);
+    // A slot that moves is told of by an encrypted address. That of "foo" is 12182.
+    let cluster = cluster(certificates.with_client());
+    cluster.set(Key::from("foo"), b"before", None).unwrap();
+    nodes[1].0.ask(&["DEL", "foo"]);
+    let id = nodes[0].0.ask(&["CLUSTER", "MYID"]).lines().last().unwrap().to_string();
+    for (server, _) in &nodes {
+        assert_eq!(server.ask(&["CLUSTER", "SETSLOT", "12182", "NODE", &id]), "+OK");
+    }
+    assert!(cluster.get(Key::from("foo")).unwrap().is_none());
+    cluster.set(Key::from("foo"), b"after", None).unwrap();
+    assert!(nodes[0].0.ask(&["GET", "foo"]).ends_with("after"));
+}
+
+#[test]
+fn sentinels_and_servers_each_encrypted_or_not() {
+    let certificates = Certificates::new("sentinels");
+    let (server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    let (sentinel, sentinel_port) =
+        certificates.serve(&["--sentinel", "--tls-replication", "yes", "--tls-auth-clients", "no"]);
+    for (name, port) in [("encrypted", port), ("plain", server.port)] {
+        assert_eq!(sentinel.ask(&["SENTINEL", "MONITOR", name, "127.0.0.1", &port.to_string(), "1"]), "+OK");
+    }
+    let builder = |is_encrypted: bool, name: &str| match is_encrypted {
+        true => Sentinel::builder([format!("rediss://127.0.0.1:{sentinel_port}")], name).tls(certificates.trust()),
+        false => Sentinel::builder([sentinel.url()], name),
+    };
+    for servers in [
+        builder(true, "encrypted"),
+        builder(true, "plain").server_tls(None),
+        builder(false, "encrypted").server_tls(certificates.trust()),
+        builder(false, "plain"),
+    ] {
+        let servers = servers.build().unwrap();
+        servers.ping().unwrap();
+        testing::backend(&servers, "suite:");
+    }
+    // A server that is asked in the clear and answers in TLS, and the other way around.
+    let timeout = Duration::from_millis(500);
+    for servers in [builder(true, "plain"), builder(false, "encrypted")] {
+        let servers = servers.response_timeout(timeout).connect_timeout(timeout).build().unwrap();
+        let error = servers.ping().unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout), "{error}");
+    }
 }

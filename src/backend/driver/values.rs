@@ -9,6 +9,7 @@ use redis::{RedisError, ServerErrorKind, Value};
 
 #[cfg(feature = "tokio")]
 use crate::engine::batch::unexpected;
+use crate::engine::batch::without_arguments;
 use crate::engine::chunk::Chunk;
 #[cfg(feature = "tokio")]
 use crate::engine::replies::Replies;
@@ -91,10 +92,11 @@ pub(super) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Er
     receive.token(simple, &mut Chunk::sharing(&Bytes::new()))
 }
 
-/// The `redis` crate's error as ours. Its text names no password.
+/// The `redis` crate's error as ours. What a server repeats of what it was told, which may be the password, is cut off.
 #[cold]
 pub(super) fn driver_error(error: &RedisError) -> Error {
-    let said = error.to_string();
+    let mut said = error.to_string();
+    said.truncate(without_arguments(said.as_bytes()).len());
     let is = |kind: redis::ErrorKind| error.kind() == kind;
     if error.is_timeout() {
         Error::new(ErrorKind::Timeout, said).during("no answer in time")

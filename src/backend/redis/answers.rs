@@ -80,6 +80,14 @@ pub(super) fn pairs(reply: &[Said]) -> impl Iterator<Item = (&[u8], &Said)> {
     })
 }
 
+/// The text that is said under a name, unless it is empty.
+pub(super) fn text<'s>(reply: &'s [Said], wanted: &[u8]) -> Option<&'s [u8]> {
+    match pairs(reply).find(|(name, _)| *name == wanted) {
+        Some((_, Said::Text(text))) if !text.is_empty() => Some(text),
+        _ => None,
+    }
+}
+
 /// The members of an array; none of anything else.
 pub(super) fn members(reply: &[Said]) -> impl Iterator<Item = &[Said]> {
     let mut rest = if let [Said::Array(_), rest @ ..] = reply { rest } else { &[] };

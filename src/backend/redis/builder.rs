@@ -52,6 +52,14 @@ impl Settings {
         Ok(Server { needs_hsetex: self.hash_expiry == HashExpiry::PerField, ..server })
     }
 
+    /// Servers that are asked in turn: user, password and TLS are those of the first.
+    pub(super) fn servers(&self, urls: &[String]) -> Result<Vec<Server>, Error> {
+        let Some((first, others)) = urls.split_first() else { return Ok(Vec::new()) };
+        let first = self.server(first)?;
+        let others = others.iter().map(|url| first.alike(url)).collect::<Result<Vec<_>, _>>()?;
+        Ok([first].into_iter().chain(others).collect())
+    }
+
     pub(super) fn check(&self) -> Result<(), Error> {
         let zero = |what| Err(Error::new(ErrorKind::Config, format!("the {what} of a Redis backend must not be zero")));
         if self.connections == 0 {

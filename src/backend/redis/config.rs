@@ -67,36 +67,78 @@ impl fmt::Debug for Server {
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("db", &self.db)
             .field("role", &self.role)
+            .field("encrypted", &self.is_encrypted())
             .finish_non_exhaustive()
     }
 }
 
 impl Server {
     /// Reads `redis://[user][:password]@host[:port][/db]` and `unix:///path[?db=…&user=…&pass=…]`.
+    #[cfg(any(test, not(feature = "tls")))]
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
-        // The URL may hold a password, so what is wrong with it is said without showing it.
-        let url = Url::parse(text).map_err(|error| config(format_args!("it cannot be read: {error}")))?;
-        match url.scheme() {
-            "redis" => Self::tcp(&url),
-            "unix" | "redis+unix" => Self::unix(&url),
-            "rediss" => Err(config("rediss:// is TLS, which needs the feature `tls`")),
-            other => Err(config(format_args!("its scheme is {other}, not redis, rediss or unix"))),
+        match Self::read(text)? {
+            (server, false) => Ok(server),
+            (_, true) => Err(config("rediss:// is TLS, which needs the feature `tls`")),
         }
     }
 
     /// The same, and `rediss://` with these settings, or the system's. Settings for what is not encrypted are an error.
     #[cfg(feature = "tls")]
     pub(super) fn parse_secure(text: &str, tls: Option<&Tls>) -> Result<Self, Error> {
-        let mut server = match text.strip_prefix("rediss://") {
-            None if tls.is_some() => return Err(config("it has settings of TLS, and is not rediss://")),
-            None => return Self::parse(text),
-            Some(rest) => Self::parse(&format!("redis://{rest}"))?,
-        };
-        if let Address::Tcp(host, _) = &server.address {
+        let (mut server, is_encrypted) = Self::read(text)?;
+        if !is_encrypted && tls.is_some() {
+            return Err(config("it has settings of TLS, and is not rediss://"));
+        }
+        if let (Address::Tcp(host, _), true) = (&server.address, is_encrypted) {
             let tls = tls.map_or_else(Tls::system, |tls| Ok(tls.clone()))?;
             server.secure = Some(tls.for_host(host)?);
         }
         Ok(server)
+    }
+
+    /// Another server, of which no more is told than where it is: user, password and encryption are the same. Its URL must
+    /// not say otherwise, so that nothing is sent in the clear that was meant not to be.
+    pub(super) fn alike(&self, text: &str) -> Result<Self, Error> {
+        let (other, is_encrypted) = Self::read(text)?;
+        if is_encrypted != self.is_encrypted() {
+            return Err(config("it is encrypted and the first one is not, or the other way around"));
+        }
+        let names_another = (other.user.is_some() || other.password.is_some())
+            && (&other.user, &other.password) != (&self.user, &self.password);
+        if names_another {
+            return Err(config("its user and password are not those of the first one, which are those of all"));
+        }
+        let alike = match &other.address {
+            Address::Tcp(host, port) => self.at_host(host, *port)?,
+            Address::Unix(_) => Server { address: other.address, ..self.clone() },
+        };
+        Ok(Server { db: other.db, ..alike })
+    }
+
+    #[cfg(feature = "tls")]
+    fn is_encrypted(&self) -> bool {
+        self.secure.is_some()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unused_self, reason = "as with TLS")]
+    fn is_encrypted(&self) -> bool {
+        false
+    }
+
+    /// What a URL says, and whether it is to be encrypted.
+    fn read(text: &str) -> Result<(Self, bool), Error> {
+        // The URL may hold a password, also in the wrong place, so what is wrong with it is said without showing it.
+        let url = Url::parse(text).map_err(|error| config(format_args!("it cannot be read: {error}")))?;
+        if url.fragment().is_some() {
+            return Err(config("there is a # in it, which is written %23 in a password"));
+        }
+        match url.scheme() {
+            "redis" => Ok((Self::tcp(&url, text)?, false)),
+            "rediss" => Ok((Self::tcp(&url, text)?, true)),
+            "unix" | "redis+unix" => Ok((Self::unix(&url)?, false)),
+            other => Err(config(format_args!("its scheme is {other}, not redis, rediss or unix"))),
+        }
     }
 
     fn at(address: Address) -> Self {
@@ -130,7 +172,7 @@ impl Server {
         })
     }
 
-    fn tcp(url: &Url) -> Result<Self, Error> {
+    fn tcp(url: &Url, text: &str) -> Result<Self, Error> {
         let host = match url.host() {
             // Hosts of schemes that browsers do not know keep their escapes.
             Some(Host::Domain(host)) if !host.is_empty() => decode(host, "host")?,
@@ -139,15 +181,17 @@ impl Server {
             // Another guess than the writer's would talk to another server without a word.
             _ => return Err(config("it names no host")),
         };
-        if let Some((name, _)) = url.query_pairs().next() {
-            return Err(config(format_args!("redis:// has no parameter {name}")));
+        if url.query().is_some() {
+            return Err(config("redis:// has no parameters, and a ? in a password is written %3F"));
         }
         let db = match url.path().trim_start_matches('/') {
             "" => 0,
             db => number(db)?,
         };
         let user = Some(url.username()).filter(|user| !user.is_empty()).map(|user| decode(user, "user")).transpose()?;
-        let password = url.password().map(|password| decode(password, "password")).transpose()?;
+        // One that is empty is not told from none.
+        let password = url.password().or_else(|| text.contains(":@").then_some(""));
+        let password = password.map(|password| decode(password, "password")).transpose()?;
         Self { user, password, db, ..Self::at(Address::Tcp(host, url.port().unwrap_or(6379))) }.checked()
     }
 
@@ -162,7 +206,7 @@ impl Server {
                 "db" => server.db = number(&value)?,
                 "user" => server.user = Some(value.into_owned()),
                 "pass" => server.password = Some(value.into_owned()),
-                other => return Err(config(format_args!("unix:// has no parameter {other}"))),
+                _ => return Err(config("unix:// has no parameters but db, user and pass; a & in one is written %26")),
             }
         }
         server.checked()
@@ -207,6 +251,8 @@ mod tests {
         assert_eq!(tcp("redis://[::1]:7000/"), ("[::1]:7000".into(), None, None, 0));
         assert_eq!(tcp("redis://:p%40ss@h"), ("h:6379".into(), None, some("p@ss"), 0));
         assert_eq!(tcp("redis://ann:pw@h"), ("h:6379".into(), some("ann"), some("pw"), 0));
+        assert_eq!(tcp("redis://ann:@h"), ("h:6379".into(), some("ann"), some(""), 0));
+        assert_eq!(tcp("REDIS://:@h"), ("h:6379".into(), None, some(""), 0));
         assert_eq!(tcp("unix:///run/redis.sock"), ("/run/redis.sock".into(), None, None, 0));
         assert_eq!(
             tcp("unix:///run/re%20dis.sock?db=2&user=ann&pass=a%2Bb"),
@@ -232,11 +278,17 @@ mod tests {
             ("redis://:secret@h/-1", "not a number"),
             ("redis://:secret@h/1/2", "not a number"),
             ("redis://ann@h", "no password"),
-            ("redis://h?timeout=1", "no parameter timeout"),
+            ("redis://h?timeout=1", "no parameters"),
+            ("redis://ann:12?secret@h", "%3F"),
+            ("redis://ann:#secret@h", "%23"),
+            ("redis://ann:4711#secret@h", "%23"),
+            ("unix:///s?pass=a#secret", "%23"),
+            ("unix:///s?pass=a&secret=1", "%26"),
+            ("REDISS://:secret@h", "TLS"),
             ("redis://:%ff@h", "not UTF-8"),
             ("unix://run/redis.sock", "three slashes"),
             ("unix:///", "three slashes"),
-            ("unix:///run/redis.sock?pass=secret&x=1", "no parameter x"),
+            ("unix:///run/redis.sock?pass=secret&x=1", "no parameters but"),
             ("unix:///run/redis.sock?db=x", "not a number"),
         ] {
             let error = Server::parse(bad).unwrap_err();
@@ -244,6 +296,23 @@ mod tests {
             assert!(error.to_string().contains(says), "{bad}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn others_are_told_no_more_than_the_first() {
+        let first = Server::parse("redis://ann:secret@a:1").unwrap();
+        for same in ["redis://b:2", "redis://ann:secret@b:2"] {
+            let other = first.alike(same).unwrap();
+            assert_eq!(
+                (other.address.to_string().as_str(), &other.user, &other.password),
+                ("b:2", &first.user, &first.password)
+            );
+        }
+        for bad in ["redis://ann:other-secret@b", "redis://:secret@b", "rediss://b", "REDISS://b", "redis://b?secret"] {
+            let error = first.alike(bad).unwrap_err();
+            assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
+        }
+        assert_eq!(first.alike("redis://b/3").unwrap().db, 3);
     }
 
     #[test]

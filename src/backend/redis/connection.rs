@@ -6,14 +6,12 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-#[cfg(feature = "tls")]
-use rustls::{ClientConnection, StreamOwned};
 
 use super::answers::Answers;
 use super::config::{Address, Server};
 use super::handshake::{self, Ask, Introduced, introduce};
 #[cfg(feature = "tls")]
-use super::tls::Secure;
+use super::secured::Secured;
 use crate::backend::pool::{Failed, Wire, from_now};
 use crate::engine::batch::server_error;
 use crate::engine::chunk::Chunk;
@@ -34,6 +32,10 @@ pub(super) struct Limits {
     #[cfg(feature = "tokio")]
     pub(super) shared: super::link::Sharing,
 }
+
+/// What is being done, for errors.
+pub(super) const READING: &str = "waiting for the server's answer";
+pub(super) const SENDING: &str = "sending the request";
 
 /// How much is read at once, unless a string is larger.
 pub(super) const PIECE: usize = 16 * 1024;
@@ -61,7 +63,7 @@ pub(super) enum Stream {
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixStream),
     #[cfg(feature = "tls")]
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Tls(Box<Secured>),
 }
 
 impl Connection {
@@ -220,7 +222,7 @@ impl Input {
             return self.read_large(stream, needed, patience, response);
         }
         loop {
-            self.filled += check_read(stream.read(&mut self.piece[self.filled..]), patience, response)?;
+            self.filled += stream.read(&mut self.piece[self.filled..], patience, response)?;
             if self.filled >= needed {
                 return Ok(());
             }
@@ -246,7 +248,7 @@ impl Input {
                 came.reserve_exact(room - filled);
                 came.resize(room, 0);
             }
-            filled += check_read(stream.read(&mut came[filled..]), patience, response)?;
+            filled += stream.read(&mut came[filled..], patience, response)?;
         }
         came.truncate(filled);
         self.large = Some(came.into());
@@ -286,21 +288,13 @@ impl Input {
     }
 }
 
-/// How much was read, if anything was and it is not too late.
-#[inline]
-fn check_read(read: io::Result<usize>, patience: &mut Patience, response: &Duration) -> Result<usize, Error> {
-    match read {
-        Ok(0) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
-        Ok(read) => {
-            patience.check(read, response).map_err(|error| error.during("waiting for the server's answer"))?;
-            Ok(read)
-        }
-        Err(error) => Err(io_error(&error, "waiting for the server's answer")),
-    }
+#[cold]
+fn closed() -> Error {
+    Error::new(ErrorKind::Connection, "the server closed the connection")
 }
 
 /// How long a request or a reply that has begun may still take.
-struct Patience {
+pub(super) struct Patience {
     /// Told from the second piece on.
     until: Option<Instant>,
     /// Nothing before the first piece.
@@ -309,14 +303,14 @@ struct Patience {
 
 impl Patience {
     #[inline]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Patience { until: None, moved: 0 }
     }
 
     /// Looks at the clock from the second piece on: the first is bounded by the socket's own timeout, and most requests
     /// and replies need no second one.
     #[inline]
-    fn check(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
+    pub(super) fn check(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
         if self.moved == 0 {
             self.moved = moved as u64;
             return Ok(());
@@ -343,15 +337,19 @@ impl Stream {
     fn connect(server: &Server, limits: Limits) -> io::Result<Self> {
         match &server.address {
             Address::Tcp(host, port) => {
-                let stream = connect_tcp(host, *port, limits.connect)?;
+                let (stream, deadline) = connect_tcp(host, *port, limits.connect)?;
                 stream.set_nodelay(true)?;
                 keep_alive(socket2::SockRef::from(&stream))?;
-                stream.set_read_timeout(Some(limits.response))?;
-                stream.set_write_timeout(Some(limits.response))?;
                 #[cfg(feature = "tls")]
                 if let Some(secure) = &server.secure {
-                    return shake_hands(stream, secure, limits);
+                    let secured = Secured::shake_hands(stream, secure, deadline)?;
+                    secured.socket.set_read_timeout(Some(limits.response))?;
+                    secured.socket.set_write_timeout(Some(limits.response))?;
+                    return Ok(Stream::Tls(Box::new(secured)));
                 }
+                let _ = deadline;
+                stream.set_read_timeout(Some(limits.response))?;
+                stream.set_write_timeout(Some(limits.response))?;
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
@@ -373,26 +371,35 @@ impl Stream {
             #[cfg(unix)]
             Stream::Unix(stream) => socket2::SockRef::from(stream),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => socket2::SockRef::from(&stream.sock),
+            Stream::Tls(stream) => socket2::SockRef::from(&stream.socket),
         };
         let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
         let nothing_there = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         !nothing_there || socket.set_nonblocking(false).is_err()
     }
 
+    /// Reads something, unless that is too late.
     #[inline]
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, into: &mut [u8], patience: &mut Patience, response: &Duration) -> Result<usize, Error> {
         loop {
             let read = match self {
                 Stream::Tcp(stream) => stream.read(into),
                 #[cfg(unix)]
                 Stream::Unix(stream) => stream.read(into),
                 #[cfg(feature = "tls")]
-                Stream::Tls(stream) => stream.read(into),
+                Stream::Tls(stream) => {
+                    let read = stream.read(into, patience, response)?;
+                    return if read == 0 { Err(closed()) } else { Ok(read) };
+                }
             };
             match read {
+                Ok(0) => return Err(closed()),
+                Ok(read) => {
+                    patience.check(read, response).map_err(|error| error.during(READING))?;
+                    return Ok(read);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => return read,
+                Err(error) => return Err(io_error(&error, READING)),
             }
         }
     }
@@ -405,51 +412,22 @@ impl Stream {
                 Stream::Tcp(stream) => stream.write(bytes),
                 #[cfg(unix)]
                 Stream::Unix(stream) => stream.write(bytes),
-                // It takes what it is given, and sends what it can of that; reading sends the rest.
                 #[cfg(feature = "tls")]
-                Stream::Tls(stream) => stream.write(bytes),
+                Stream::Tls(stream) => return stream.write_all(bytes, response),
             };
             match written {
                 Ok(written) if written == bytes.len() => return Ok(()),
-                Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), "sending the request")),
+                Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), SENDING)),
                 Ok(written) => {
                     bytes = &bytes[written..];
                     let patience = patience.get_or_insert_with(Patience::new);
-                    patience.check(written, response).map_err(|error| error.during("sending the request"))?;
+                    patience.check(written, response).map_err(|error| error.during(SENDING))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_error(&error, "sending the request")),
+                Err(error) => return Err(io_error(&error, SENDING)),
             }
         }
     }
-}
-
-/// Makes a connection an encrypted one, within the time that connecting may take.
-#[cfg(feature = "tls")]
-fn shake_hands(mut socket: TcpStream, secure: &Secure, limits: Limits) -> io::Result<Stream> {
-    let mut session =
-        ClientConnection::new(std::sync::Arc::clone(&secure.config), secure.name.clone()).map_err(io::Error::other)?;
-    let deadline = from_now(limits.connect);
-    while session.is_handshaking() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
-        socket.set_write_timeout(Some(left))?;
-        if session.wants_write() {
-            session.write_tls(&mut socket)?;
-        } else if session.read_tls(&mut socket)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        } else if let Err(error) = session.process_new_packets() {
-            // The server is told why, if it still listens.
-            let _ = session.write_tls(&mut socket);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-        }
-    }
-    socket.set_read_timeout(Some(limits.response))?;
-    socket.set_write_timeout(Some(limits.response))?;
-    Ok(Stream::Tls(Box::new(StreamOwned::new(session, socket))))
 }
 
 /// Finds out about an idle connection whose other end is gone without a word.
@@ -478,8 +456,8 @@ fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<std::os
 }
 
 /// Tries the host's addresses in turn, all within `timeout`: each gets its share of the time that is left. Looking the
-/// host up takes as long as the system's resolver does.
-fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream> {
+/// host up takes as long as the system's resolver does. Also until when connecting may take.
+fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<(TcpStream, Instant)> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
     let deadline = from_now(timeout);
@@ -489,7 +467,7 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<TcpStream
             return Err(io::ErrorKind::TimedOut.into());
         }
         match TcpStream::connect_timeout(address, left) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, deadline)),
             Err(error) => last = error,
         }
     }

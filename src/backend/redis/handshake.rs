@@ -55,7 +55,7 @@ pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
     // A server that has no room for us says so, and closes the connection: the error comes before that of reading.
     if let Some(refused) = answers.refusal() {
         if !speaks_resp2(refused, server) {
-            return Err(refusal_of_hello(refused));
+            return Err(refusal_of_hello(refused, server));
         }
         asked?;
         introduced.resp3 = false;
@@ -66,7 +66,7 @@ pub(super) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
         asked = connection.ask(|out| write(out, &questions, server), &mut answers).await;
     }
     for (question, answer) in questions.iter().zip(answers.iter()) {
-        introduced.hear(*question, answer)?;
+        introduced.hear(*question, answer, server)?;
         introduced.check(server)?;
     }
     asked.map(|()| introduced)
@@ -122,14 +122,14 @@ fn speaks_resp2(refused: &[u8], server: &Server) -> bool {
 
 impl Introduced {
     /// Takes the answer to a question. Who answers little, or does not let us ask, is taken as he is.
-    fn hear(&mut self, question: Question<'_>, answer: &[Said]) -> Result<(), Error> {
+    fn hear(&mut self, question: Question<'_>, answer: &[Said], server: &Server) -> Result<(), Error> {
         match (question, answer) {
-            (Question::Auth(_), [Said::Error(refused)]) => return Err(refusal(refused, "user and password")),
+            (Question::Auth(_), [Said::Error(refused)]) => return Err(refusal(refused, "user and password", server)),
             // Nothing was said of a password, and one is wanted.
             (Question::Info, [Said::Error(refused)]) if refused.starts_with(b"NOAUTH") => {
-                return Err(refusal(refused, "user and password"));
+                return Err(refusal(refused, "user and password", server));
             }
-            (Question::Select, [Said::Error(refused)]) => return Err(refusal(refused, "database")),
+            (Question::Select, [Said::Error(refused)]) => return Err(refusal(refused, "database", server)),
             (Question::ReadOnly, [Said::Error(refused)]) => {
                 return Err(server_error(refused).during("asking to read from a replica"));
             }
@@ -227,24 +227,25 @@ fn is_primary(role: &[u8]) -> Option<bool> {
 }
 
 #[cold]
-fn refusal_of_hello(refused: &[u8]) -> Error {
+fn refusal_of_hello(refused: &[u8], server: &Server) -> Error {
     if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
-        return refusal(refused, "user and password");
+        return refusal(refused, "user and password", server);
     }
-    server_error(without_arguments(refused))
+    server_error(&without_secrets(refused, server))
 }
 
 #[cold]
-fn refusal(answer: &[u8], what: &str) -> Error {
-    let answer = server_error(without_arguments(answer));
+fn refusal(answer: &[u8], what: &str, server: &Server) -> Error {
+    let answer = server_error(&without_secrets(answer, server));
     Error::new(ErrorKind::Refused, format!("the server refused the {what}: {answer}"))
 }
 
-/// A server that does not know a command repeats what it was told with it, which may be the password.
-fn without_arguments(answer: &[u8]) -> &[u8] {
-    const BEFORE: &[u8] = b", with args";
-    let end = answer.windows(BEFORE.len()).position(|part| part.eq_ignore_ascii_case(BEFORE));
-    &answer[..end.unwrap_or(answer.len())]
+/// A server may repeat what it was told.
+fn without_secrets(answer: &[u8], server: &Server) -> Vec<u8> {
+    match server.password.as_deref().filter(|password| !password.is_empty()) {
+        Some(password) => String::from_utf8_lossy(answer).replace(password, "***").into_bytes(),
+        None => answer.to_vec(),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use rustls::{ClientConnection, StreamOwned};
 
 use super::config::Server;
-use super::connection::{self, Connection, Limits, io_error};
+use super::connection::{self, Connection, Limits, READING, io_error};
+#[cfg(feature = "tls")]
+use super::secured::Secured;
 use super::watches::{Keeps, Name, Watches, Watching};
 use crate::backend::pool::from_now;
 use crate::backend::{Watch, pause};
@@ -181,7 +183,7 @@ impl Ears {
             drop(state);
             woken.wake();
             if answer_due.is_some_and(|due| due <= now) {
-                return Err(Error::new(ErrorKind::Timeout, "waiting for the server's answer: the time for it is over"));
+                return Err(Error::new(ErrorKind::Timeout, format!("{READING}: the time for it is over")));
             }
             self.send()?;
             let due = answer_due.into_iter().chain(next_end).min();
@@ -265,9 +267,9 @@ impl Stream {
             }
             #[cfg(feature = "tls")]
             connection::Stream::Tls(stream) => {
-                let StreamOwned { conn, sock, .. } = *stream;
-                sock.set_nonblocking(true)?;
-                Stream::Tls(Box::new(StreamOwned::new(conn, mio::net::TcpStream::from_std(sock))))
+                let Secured { session, socket } = *stream;
+                socket.set_nonblocking(true)?;
+                Stream::Tls(Box::new(StreamOwned::new(session, mio::net::TcpStream::from_std(socket))))
             }
         })
     }

@@ -16,6 +16,8 @@ mod node;
 mod nodes;
 #[cfg(feature = "tokio")]
 mod pipeline;
+#[cfg(feature = "tls")]
+mod secured;
 mod sentinel;
 #[cfg(feature = "tokio")]
 mod serving;

@@ -10,7 +10,7 @@ use super::config::{Role, Server};
 use super::node::Node;
 use super::shard::{ReadFrom, Shard};
 use crate::engine::route::Endpoint;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Servers by where they are, and the connections to them.
 pub(super) struct Nodes {
@@ -31,7 +31,9 @@ impl Nodes {
         if let Some(node) = self.open.lock().get(&(at.clone(), role)) {
             return Ok(Arc::clone(node));
         }
-        let server = Server { role, ..self.template.at_host(&at.host, at.port)? };
+        // Where it is was told by another server, whose fault it is when that cannot be.
+        let told = |error: Error| Error::new(ErrorKind::Connection, format!("a server was told of: {error}"));
+        let server = Server { role, ..self.template.at_host(&at.host, at.port).map_err(told)? };
         let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
         Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
     }

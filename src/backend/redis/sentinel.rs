@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use super::answers::{Said, members, pairs};
+use super::answers::{Said, members, text};
 use super::builder::RedisBuilder;
 use super::config::{Address, Role, Server};
 use super::connection::Connection;
@@ -12,6 +12,8 @@ use super::fleet::Fleet;
 use super::node::Node;
 use super::nodes::Nodes;
 use super::shard::{ReadFrom, Shard, Target};
+#[cfg(feature = "tls")]
+use super::tls::Tls;
 use super::topology::{Discover, Topology};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncExchange;
@@ -28,7 +30,8 @@ use crate::request::HashExpiry;
 /// [`Redis`](crate::Redis), whose promises hold here too: a hit is one round trip and allocates nothing.
 ///
 /// Sentinels are asked which server is the primary when that is first needed, and again, by a thread that is there only
-/// for that, when it cannot be reached or has become a replica. Until they have made another one the primary, requests
+/// for that, when it cannot be reached, or tells that it has become a replica. Sentinels close its connections when they
+/// make it one; whoever does that by hand without `CLIENT KILL` has it read from until something is written. Until they have made another one the primary, requests
 /// fail at once, as with one server that is down, and a region creates by itself. A server that is no primary any more is
 /// not connected to.
 ///
@@ -58,17 +61,22 @@ pub struct SentinelServers {
     /// User and password of the servers.
     credentials: Option<(Option<String>, String)>,
     db: u32,
+    /// How the servers are encrypted, where that is not as the sentinels are.
+    #[cfg(feature = "tls")]
+    tls: Option<Option<Tls>>,
 }
 
 impl Sentinel {
     /// The servers that these sentinels know by a name, with everything else at its default. URLs are as in
     /// [`Redis::open`](crate::Redis::open), but not of sockets, and without a database; their default port is 26379. User
-    /// and password in them are for the sentinels. With `rediss://` sentinels and servers are encrypted.
+    /// and password in the first are for all sentinels; the others name the same or none. With `rediss://` in all of them
+    /// sentinels and servers are encrypted.
     ///
     /// Nothing is connected yet; [`Sentinel::ping`] does that.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when a URL is of no use, or there is none; the message does not repeat it.
+    /// [`ErrorKind::Config`] when a URL is of no use, or not like the first, or there is none; the message does not repeat
+    /// it.
     pub fn open<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> Result<Self, Error> {
         Self::builder(urls, name).build()
     }
@@ -77,7 +85,15 @@ impl Sentinel {
     pub fn builder<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> RedisBuilder<SentinelServers> {
         let urls = urls.into_iter().map(Into::into).collect();
         let read_from = ReadFrom::default();
-        RedisBuilder::over(SentinelServers { urls, name: name.into(), read_from, credentials: None, db: 0 })
+        RedisBuilder::over(SentinelServers {
+            urls,
+            name: name.into(),
+            read_from,
+            credentials: None,
+            db: 0,
+            #[cfg(feature = "tls")]
+            tls: None,
+        })
     }
 
     /// Asks every server that requests go to whether it is there.
@@ -247,14 +263,6 @@ fn endpoint(host: &[u8], port: &[u8]) -> Option<Endpoint> {
     Some(Endpoint { host: text(host)?.to_owned(), port: text(port)?.parse().ok()? })
 }
 
-/// What is said under a name.
-fn text<'s>(said: &'s [Said], wanted: &[u8]) -> Option<&'s [u8]> {
-    match pairs(said).find(|(name, _)| *name == wanted) {
-        Some((_, Said::Text(text))) => Some(text),
-        _ => None,
-    }
-}
-
 /// A replica that is up, of what a sentinel says about it.
 fn replica(said: &[Said]) -> Option<Endpoint> {
     let text = |name: &[u8]| text(said, name);
@@ -291,6 +299,14 @@ impl RedisBuilder<SentinelServers> {
         self
     }
 
+    /// How the servers are encrypted, or `None` where they are not. Default: as the sentinels are, by their URLs and
+    /// [`RedisBuilder::tls`].
+    #[cfg(feature = "tls")]
+    pub fn server_tls(mut self, tls: impl Into<Option<Tls>>) -> Self {
+        self.to.tls = Some(tls.into());
+        self
+    }
+
     /// The database of the servers. Default: 0.
     pub fn database(mut self, db: u32) -> Self {
         self.to.db = db;
@@ -305,11 +321,12 @@ impl RedisBuilder<SentinelServers> {
         let RedisBuilder { to, settings } = self;
         settings.check()?;
         let config = |what| Error::new(ErrorKind::Config, format!("sentinels cannot be used: {what}"));
-        let sentinel = |url: &String| {
-            let server = settings.server(url)?.with_default_port(url, 26_379);
-            Ok(Server { role: Role::Sentinel, needs_hsetex: false, ..server })
+        let sentinel = |(server, url): (Server, &String)| Server {
+            role: Role::Sentinel,
+            needs_hsetex: false,
+            ..server.with_default_port(url, 26_379)
         };
-        let sentinels = to.urls.iter().map(sentinel).collect::<Result<Vec<_>, Error>>()?;
+        let sentinels: Vec<_> = settings.servers(&to.urls)?.into_iter().zip(&to.urls).map(sentinel).collect();
         let Some(first) = sentinels.first() else { return Err(config("none of them is named")) };
         if sentinels.iter().any(|sentinel| matches!(sentinel.address, Address::Unix(_))) {
             return Err(config("they are reached by TCP, and one of their URLs is of a socket"));
@@ -321,7 +338,12 @@ impl RedisBuilder<SentinelServers> {
         }
         let (user, password) = to.credentials.map_or((None, None), |(user, password)| (user, Some(password)));
         let needs_hsetex = settings.hash_expiry == HashExpiry::PerField;
-        let server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
+        #[cfg_attr(not(feature = "tls"), expect(unused_mut))]
+        let mut server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
+        #[cfg(feature = "tls")]
+        if let (Some(tls), Address::Tcp(host, _)) = (to.tls, &first.address) {
+            server.secure = tls.map(|tls| tls.for_host(host)).transpose()?;
+        }
         let nodes = Nodes::new(server, settings.clone(), to.read_from);
         let sentinels = Sentinels { sentinels, name: to.name, nodes };
         Ok(Sentinel(Arc::new(Fleet::new(sentinels, settings, to.read_from))))

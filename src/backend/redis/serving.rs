@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::connection::{KEEP, PROGRESS, io_error};
+use super::connection::{KEEP, PROGRESS, READING, io_error};
 use super::incoming::Incoming;
 use super::link::{Link, YEAR, ended};
 use super::pipeline::{Mark, Moved, Replied, Sent};
@@ -192,7 +192,7 @@ impl<'l> Serving<'l> {
                 self.portion = PORTION.max(self.answered.len() / PORTION);
                 Ok(bytes)
             }
-            Poll::Ready(Err(error)) => Err(io_error(&error, "waiting for the server's answer")),
+            Poll::Ready(Err(error)) => Err(io_error(&error, READING)),
             Poll::Pending => Ok(0),
         }
     }
@@ -214,7 +214,7 @@ impl<'l> Serving<'l> {
             let is_being_sent = self.sending_since == Some(oldest.at) && self.written < self.output.len();
             let sent = if is_being_sent { self.moved.sent - from.moved.sent } else { 0 };
             if sent + self.moved.read - from.moved.read < PROGRESS {
-                let message = "waiting for the server's answer: the time for it is over";
+                let message = format!("{READING}: the time for it is over");
                 return Poll::Ready(Error::new(ErrorKind::Timeout, message));
             }
             from = Mark { at: now, moved: self.moved };

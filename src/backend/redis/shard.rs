@@ -87,11 +87,15 @@ impl Target<'_> {
                 }
                 topology.doubt();
                 match redirect {
-                    Redirect::Down => Err(redirect.into_error().during(format_args!("asking {address}"))),
+                    Redirect::Down(_) => Err(redirect.into_error().during(format_args!("asking {address}"))),
                     redirect => Ok(redirect.said_by(self.host())),
                 }
             }
-            Err(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
+            // A replica may refuse us, or what we ask of it, where its primary does not.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+                    || (error.kind() == ErrorKind::Refused && self.is_replica()) =>
+            {
                 topology.doubt();
                 if let Target::Replica(replica) = self {
                     replica.shun(topology.max_pause());
@@ -133,7 +137,7 @@ impl Shard {
     }
 
     /// A replica in its turn, or the primary where none can be asked.
-    #[cold]
+    #[inline(never)]
     fn to_read(&self) -> Target<'_> {
         let (turn, count) = (self.turn.fetch_add(1, Ordering::Relaxed), self.replicas.len());
         let mut in_turn = (0..count).map(|at| &self.replicas[turn.wrapping_add(at) % count]);

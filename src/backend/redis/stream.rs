@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::config::{Address, Server};
-use super::connection::{Limits, io_error, keep_alive};
+use super::connection::{Limits, READING, SENDING, io_error, keep_alive};
 use super::handshake::{Ask, LONGEST, introduce};
 use super::incoming::Incoming;
 use super::link::from_now;
@@ -35,7 +35,7 @@ pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
     let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry) };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
-        .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), "waiting for the server's answer")))
+        .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), READING)))
         .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
     Ok((greeting.stream, greeting.incoming))
 }
@@ -44,15 +44,17 @@ impl Stream {
     async fn connect(server: &Server, within: Duration) -> io::Result<Self> {
         match &server.address {
             Address::Tcp(host, port) => {
-                let stream = connect_tcp(host, *port, within).await?;
+                let (stream, deadline) = connect_tcp(host, *port, within).await?;
                 stream.set_nodelay(true)?;
                 keep_alive(socket2::SockRef::from(&stream))?;
                 #[cfg(feature = "tls")]
                 if let Some(secure) = &server.secure {
                     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::clone(&secure.config));
-                    let stream = in_time(within, connector.connect(secure.name.clone(), stream)).await?;
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let stream = in_time(left, connector.connect(secure.name.clone(), stream)).await?;
                     return Ok(Stream::Tls(Box::new(stream)));
                 }
+                let _ = deadline;
                 Ok(Stream::Tcp(stream))
             }
             #[cfg(unix)]
@@ -67,15 +69,16 @@ async fn in_time<T>(within: Duration, connect: impl Future<Output = io::Result<T
     timeout(within, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Tries the host's addresses in turn, as threads do: each gets its share of the time that is left.
-async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<TcpStream> {
+/// Tries the host's addresses in turn, as threads do: each gets its share of the time that is left. Also until when
+/// connecting may take.
+async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<(TcpStream, Instant)> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
     let deadline = from_now(within);
     for (address, others) in addresses.iter().zip((1..=addresses.len()).rev()) {
         let left = deadline.saturating_duration_since(Instant::now()) / u32::try_from(others).unwrap_or(u32::MAX);
         match in_time(left, TcpStream::connect(address)).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, deadline)),
             Err(error) => last = error,
         }
     }
@@ -166,11 +169,11 @@ impl Ask for Greeting {
             self.stream.write_all(&output).await?;
             self.stream.flush().await
         };
-        sent.await.map_err(|error| io_error(&error, "sending the request"))?;
+        sent.await.map_err(|error| io_error(&error, SENDING))?;
         let mut answered = VecDeque::new();
         while left > 0 {
             let came = self.stream.read_buf(self.incoming.room()).await;
-            if came.map_err(|error| io_error(&error, "waiting for the server's answer"))? == 0 {
+            if came.map_err(|error| io_error(&error, READING))? == 0 {
                 return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
             }
             self.incoming.cut(&mut answered)?;

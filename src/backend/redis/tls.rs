@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -141,7 +141,16 @@ impl Secure {
 
 fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let read = read.map_err(|error| config(format_args!("a certificate {whose} is not in PEM: {error}")))?;
+    // The parser's words repeat the text, which may hold a key beside the certificates.
+    let read = read.map_err(|error| {
+        let what = match error {
+            pem::Error::MissingSectionEnd { .. } => "one of its sections has no end",
+            pem::Error::IllegalSectionStart { .. } => "a line that begins with dashes begins no section",
+            pem::Error::Base64Decode(_) => "one of its sections is not in base64",
+            _ => "it cannot be read",
+        };
+        config(format_args!("a certificate {whose} is not in PEM: {what}"))
+    })?;
     if read.is_empty() {
         return Err(config(format_args!("there is no certificate {whose} in the PEM")));
     }

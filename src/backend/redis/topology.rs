@@ -17,7 +17,7 @@ use super::config::{Address, Server};
 use super::connection::{Connection, Limits};
 use super::node::Node;
 use crate::backend::pause;
-use crate::backend::pool::from_now;
+use crate::backend::pool::{from_now, later};
 use crate::error::{Error, ErrorKind};
 
 /// Who knows where servers are, and what they say about that.
@@ -56,17 +56,22 @@ struct Shared<D: Discover> {
     uses: AtomicUsize,
 }
 
+/// The longest string that is taken of a server that says where servers are.
+const LONGEST: usize = 1 << 20;
+
 /// How long what is known may be old where nobody says so.
 const OLD: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
 struct State {
-    is_asking: bool,
+    /// Since when servers are being asked, if they are.
+    asking: Option<Instant>,
     /// How many attempts in a row have come to nothing new.
     in_vain: u32,
     /// When servers were asked last.
     asked: Option<Instant>,
     /// When what is known was in doubt last.
+    #[cfg(feature = "tokio")]
     doubted: Option<Instant>,
     /// Nobody is asked before that.
     not_before: Option<Instant>,
@@ -108,7 +113,10 @@ impl<D: Discover> Topology<D> {
     /// What is known is in doubt: asks, unless that was done just now. Does not wait for it.
     #[cold]
     pub(super) fn doubt(&self) {
-        self.0.state.lock().doubted = Some(Instant::now());
+        #[cfg(feature = "tokio")]
+        {
+            self.0.state.lock().doubted = Some(Instant::now());
+        }
         let _ = self.0.ask();
     }
 
@@ -135,7 +143,7 @@ impl<D: Discover> Topology<D> {
         if self.0.uses.fetch_add(1, Relaxed).is_multiple_of(64) {
             let asked = self.0.state.lock().asked;
             if asked.is_some_and(|asked| asked.elapsed() > OLD) {
-                self.doubt();
+                let _ = self.0.ask();
             }
         }
     }
@@ -143,7 +151,6 @@ impl<D: Discover> Topology<D> {
     /// What is known; waits for the first that is told.
     #[cold]
     pub(super) fn known(&self) -> Result<Arc<D::View>, Error> {
-        let until = from_now(self.0.limits.connect.saturating_add(self.0.limits.response));
         let mut state = loop {
             if let Some(view) = self.0.view.load_full() {
                 return Ok(view);
@@ -151,11 +158,12 @@ impl<D: Discover> Topology<D> {
             self.0.ask()?;
             let state = self.0.state.lock();
             state.known_to_fail()?;
-            if state.is_asking {
+            if state.asking.is_some() {
                 break state;
             }
         };
-        while state.is_asking {
+        let until = state.patient_until(self.0.limits);
+        while state.asking.is_some() {
             if self.0.asked.wait_until(&mut state, until).timed_out() {
                 return Err(late());
             }
@@ -170,7 +178,6 @@ impl<D: Discover> Topology<D> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(super::link::no_runtime());
         }
-        let patience = self.0.limits.connect.saturating_add(self.0.limits.response);
         let wait = async {
             loop {
                 let mut told = std::pin::pin!(self.0.told.notified());
@@ -179,23 +186,43 @@ impl<D: Discover> Topology<D> {
                     return Ok(view);
                 }
                 self.0.ask()?;
-                self.0.state.lock().known_to_fail()?;
-                told.await;
+                let until = {
+                    let state = self.0.state.lock();
+                    state.known_to_fail()?;
+                    state.patient_until(self.0.limits)
+                };
+                // Clocks of tokio cannot tell any time.
+                let until = until.min(from_now(super::link::YEAR));
+                tokio::time::timeout_at(until.into(), told).await.map_err(|_| late())?;
                 let state = self.0.state.lock();
-                if !state.is_asking {
+                if state.asking.is_none() {
                     return self.0.outcome(&state);
                 }
             }
         };
-        tokio::time::timeout(patience.min(super::link::YEAR), wait).await.unwrap_or_else(|_| Err(late()))
+        wait.await
     }
 }
 
 impl State {
     /// Of those who come while servers are asked again that could not be asked before, nobody waits for that.
     fn known_to_fail(&self) -> Result<(), Error> {
-        self.failed.as_ref().filter(|_| self.is_asking).map_or(Ok(()), |failed| Err(failed.copy()))
+        self.failed.as_ref().filter(|_| self.asking.is_some()).map_or(Ok(()), |failed| Err(failed.copy()))
     }
+
+    /// Until when callers wait for those who are being asked: together no longer than one of them would.
+    fn patient_until(&self, limits: Limits) -> Instant {
+        let patience = limits.connect.saturating_add(limits.response);
+        self.asking.map_or_else(Instant::now, |begun| later(begun, patience))
+    }
+}
+
+/// What all said who were asked. A setting is wrong where all say so; else those that cannot be reached may know better.
+fn all_failed(errors: &[Error]) -> Error {
+    let is_setting = |error: &Error| error.kind() == ErrorKind::Config;
+    let telling = errors.iter().find(|error| !is_setting(error)).or(errors.first());
+    let said: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    Error::new(telling.map_or(ErrorKind::Config, Error::kind), said.join("; "))
 }
 
 #[cold]
@@ -207,7 +234,7 @@ impl<D: Discover> Shared<D> {
     /// Has a thread ask, unless one does, or it is too soon. Why nothing is known, if that is so.
     fn ask(self: &Arc<Self>) -> Result<(), Error> {
         let mut state = self.state.lock();
-        if state.is_asking {
+        if state.asking.is_some() {
             return Ok(());
         }
         if state.not_before.is_some_and(|moment| Instant::now() < moment) {
@@ -217,7 +244,7 @@ impl<D: Discover> Shared<D> {
         }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("dogpile-topology".into()).spawn(move || shared.find_out());
-        state.is_asking = thread.is_ok();
+        state.asking = thread.is_ok().then(Instant::now);
         thread.map(drop).map_err(|error| {
             Error::new(ErrorKind::Connection, format!("starting a thread that asks where servers are: {error}"))
         })
@@ -240,7 +267,7 @@ impl<D: Discover> Shared<D> {
                 state.not_before = Some(from_now(pause::after(state.in_vain.max(1), self.0.limits.max_pause)));
                 state.failed = outcome.err();
                 state.asked = Some(Instant::now());
-                state.is_asking = false;
+                state.asking = None;
                 drop(state);
                 self.0.asked.notify_all();
                 #[cfg(feature = "tokio")]
@@ -265,9 +292,8 @@ impl<D: Discover> Shared<D> {
         let mut whom = self.discover.whom(known.as_deref());
         let first = self.first(&whom);
         whom.rotate_left(first);
-        // What servers say of themselves is short.
-        let limits = Limits { max_entry: self.limits.max_entry.min(1 << 20), ..self.limits };
-        let (mut failed, mut older) = (None, None);
+        let limits = Limits { max_entry: LONGEST, ..self.limits };
+        let (mut failed, mut older) = (Vec::new(), None);
         for server in whom {
             let told = Connection::open(&server, limits)
                 .and_then(|mut connection| self.discover.ask(&mut connection, &server))
@@ -275,7 +301,7 @@ impl<D: Discover> Shared<D> {
             let told = match told {
                 Ok(told) => told,
                 Err(error) => {
-                    failed = failed.or(Some(error));
+                    failed.push(error);
                     continue;
                 }
             };
@@ -294,7 +320,7 @@ impl<D: Discover> Shared<D> {
             self.learn(older);
             return Ok(true);
         }
-        Err(failed.unwrap_or_else(|| Error::new(ErrorKind::Config, "there is no server to ask")))
+        Err(all_failed(&failed))
     }
 
     fn learn(&self, told: D::View) {

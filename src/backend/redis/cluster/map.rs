@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::super::answers::{Said, members};
+use super::super::answers::{Said, members, text};
 use super::super::config::{Address, Role, Server};
 use super::super::connection::Connection;
 use super::super::node::Node;
@@ -188,16 +188,21 @@ fn read_range(range: &[Said], asked: &Server) -> Option<Range> {
 /// The host, the port, and more.
 fn read_server(server: &[Said], asked: &Server) -> Option<Endpoint> {
     let mut parts = members(server);
-    let host = match parts.next()? {
-        // One that does not know its name, or shall not tell it, has the name that it was asked by.
-        [Said::Nil] => "",
-        [Said::Text(host)] => std::str::from_utf8(host).ok()?,
+    let (host, port, _id, more) = (parts.next()?, parts.next()?, parts.next(), parts.next().unwrap_or_default());
+    let host = match host {
+        // One that is where the one that was asked is, or shall not tell where.
+        [Said::Nil] => None,
+        [Said::Text(host)] if host.is_empty() => None,
+        // One that has no name of the kind that is preferred; it may have another one.
+        [Said::Text(host)] if host == b"?" => Some([b"ip", &b"hostname"[..]].iter().find_map(|kind| text(more, kind))?),
+        [Said::Text(host)] => Some(&host[..]),
         _ => return None,
     };
     let host = match (host, &asked.address) {
-        ("" | "?", Address::Tcp(host, _)) => host,
-        (host, _) => host,
+        (Some(host), _) => std::str::from_utf8(host).ok()?.to_owned(),
+        (None, Address::Tcp(host, _)) => host.clone(),
+        (None, Address::Unix(_)) => return None,
     };
-    let [Said::Int(port)] = parts.next()? else { return None };
-    Some(Endpoint { host: host.to_owned(), port: u16::try_from(*port).ok()? })
+    let [Said::Int(port)] = port else { return None };
+    Some(Endpoint { host, port: u16::try_from(*port).ok()? })
 }

@@ -71,12 +71,15 @@ pub struct ClusterNodes {
 impl Cluster {
     /// The cluster that these servers are part of, with everything else at its default. One that can be reached is
     /// enough; the others are asked when it is down. URLs are as in [`Redis::open`](crate::Redis::open), but without a
-    /// database and not of sockets; user, password and TLS are those of the first for all servers.
+    /// database and not of sockets; user, password and TLS are those of the first for all servers, so the others name
+    /// the same, or no user and no password. A server that announces its address and not its name needs a certificate
+    /// for that, or [`Tls::server_name`](crate::Tls::server_name).
     ///
     /// Nothing is connected yet; [`Cluster::ping`] does that.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when a URL is of no use, or there is none; the message does not repeat it.
+    /// [`ErrorKind::Config`] when a URL is of no use, or not like the first, or there is none; the message does not repeat
+    /// it.
     pub fn open<U: Into<String>>(urls: impl IntoIterator<Item = U>) -> Result<Self, Error> {
         Self::builder(urls).build()
     }
@@ -248,7 +251,7 @@ impl RedisBuilder<ClusterNodes> {
         let RedisBuilder { to: ClusterNodes { urls, read_from }, settings } = self;
         settings.check()?;
         let config = |what| Error::new(ErrorKind::Config, format!("a cluster cannot be used: {what}"));
-        let mut seeds = urls.iter().map(|url| settings.server(url)).collect::<Result<Vec<_>, _>>()?;
+        let mut seeds = settings.servers(&urls)?;
         if seeds.is_empty() {
             return Err(config("none of its servers is named"));
         }

@@ -212,7 +212,7 @@ fn assign<'m>(
             None => of_slot(access)?,
             Some(Redirect::Moved(to) | Redirect::Ask(to)) => fleet.topology.discover().told_of(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
-            Some(Redirect::Down) => return Err(Redirect::Down.into_error()),
+            Some(down @ Redirect::Down(_)) => return Err(down.clone().into_error()),
             Some(Redirect::Later | Redirect::NotPrimary) => {
                 is_waiting = true;
                 of_slot(access)?
