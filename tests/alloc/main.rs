@@ -1,5 +1,9 @@
 //! Promises on allocations, counted on the thread that makes the call: tables of what each operation allocates.
 
+#[cfg(feature = "tls")]
+#[path = "../it/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]
 mod support;
@@ -176,6 +180,19 @@ fn redis_over_a_unix_socket_and_resp2() {
     let server = Server::with(&["--rename-command", "HELLO", ""]);
     let redis = dogpile::Redis::open(&format!("unix://{}", server.socket().display())).unwrap();
     nothing_on(&Region::builder(redis).keys(Prefix::new("app:")).build().unwrap());
+}
+
+/// What rustls allocates: a record that is sent, and one that came.
+#[test]
+#[cfg(feature = "tls")]
+fn encrypted() {
+    let certificates = certificates::Certificates::new("allocations");
+    let (_server, port) = certificates.serve(&["--tls-auth-clients", "no"]);
+    let redis = dogpile::Redis::builder(&format!("rediss://127.0.0.1:{port}")).tls(certificates.trust());
+    let region = Region::builder(redis.build().unwrap()).build().unwrap();
+    region.set("k", &15_u64).unwrap();
+    assert!(allocations(|| assert_eq!(region.get("k").unwrap(), Some(15_u64))) <= 2000);
+    assert!(allocations(|| region.set("k", &15_u64).unwrap()) <= 2000);
 }
 
 // ---- Tables: a row for each operation, a column for each backend, kind of key or type of value. ----

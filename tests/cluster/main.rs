@@ -19,3 +19,4 @@ mod servers;
 #[allow(dead_code)]
 #[path = "../it/support.rs"]
 mod support;
+mod users;

@@ -5,6 +5,8 @@ mod batches;
 mod buckets;
 #[cfg(feature = "tokio")]
 mod cancellation;
+#[cfg(all(feature = "tls", feature = "testing"))]
+mod certificates;
 mod conformance;
 mod creation;
 mod faults;
