@@ -379,7 +379,7 @@ impl Stream {
     }
 
     /// Reads something, unless that is too late.
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, into: &mut [u8], patience: &mut Patience, response: &Duration) -> Result<usize, Error> {
         loop {
             let read = match self {
