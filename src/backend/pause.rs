@@ -1,6 +1,8 @@
-//! How long a server is left alone that could not be reached.
+//! How long a server is left alone that could not be reached, and what is said to those who come meanwhile.
 
 use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
 
 /// How long after the first attempt that failed. Doubled with each.
 const FIRST: Duration = Duration::from_millis(10);
@@ -11,6 +13,13 @@ pub(super) fn after(failures: u32, longest: Duration) -> Duration {
     let pause = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(longest);
     let random = getrandom::u32().unwrap_or(0);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// The error for who comes in a pause, and so has waited for nothing.
+#[cold]
+pub(super) fn left_alone(failed: &Error) -> Error {
+    let kind = if failed.kind() == ErrorKind::Timeout { ErrorKind::Connection } else { failed.kind() };
+    Error::new(kind, format!("the server is left alone for a moment, since it failed before: {failed}"))
 }
 
 #[cfg(test)]

@@ -146,12 +146,7 @@ impl<C> Pool<C> {
             if let Health::Down(_, error, until) = &state.health
                 && (state.is_tried || Instant::now() < *until)
             {
-                // Nobody waited for it now.
-                let kind = if error.kind() == ErrorKind::Timeout { ErrorKind::Connection } else { error.kind() };
-                return Err(Error::new(
-                    kind,
-                    format!("the server is left alone for a moment, since it failed before: {error}"),
-                ));
+                return Err(pause::left_alone(error));
             }
             if state.open < self.max && !state.is_tried {
                 state.open += 1;

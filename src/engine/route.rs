@@ -50,8 +50,12 @@ impl Redirect {
     pub(crate) fn of(error: &[u8], by_replica: bool) -> Option<Self> {
         let mut words = error.split(|&byte| byte == b' ');
         match words.next()? {
-            b"MOVED" => endpoint(words.nth(1)?).map(|to| to.map_or(Redirect::Later, Redirect::Moved)),
-            b"ASK" => endpoint(words.nth(1)?).map(|to| to.map_or(Redirect::Later, Redirect::Ask)),
+            // Without a name it has to be looked up.
+            b"MOVED" => match words.nth(1)? {
+                unnamed if unnamed.starts_with(b"?:") => endpoint(unnamed).map(|_| Redirect::Later),
+                named => endpoint(named).map(Redirect::Moved),
+            },
+            b"ASK" => endpoint(words.nth(1)?).map(Redirect::Ask),
             b"TRYAGAIN" => Some(Redirect::Later),
             b"READONLY" => Some(Redirect::NotPrimary),
             b"LOADING" | b"MASTERDOWN" | b"CLUSTERDOWN" if by_replica => Some(Redirect::Primary),
@@ -63,12 +67,12 @@ impl Redirect {
     }
 }
 
-/// `host:port`; addresses of IPv6 stand there as they are. `Some(None)` is a server whose name is not known, and which has
-/// to be looked up.
-fn endpoint(text: &[u8]) -> Option<Option<Endpoint>> {
+/// `host:port`; addresses of IPv6 stand there as they are.
+fn endpoint(text: &[u8]) -> Option<Endpoint> {
     let (host, port) = std::str::from_utf8(text).ok()?.rsplit_once(':')?;
-    let port = port.parse().ok()?;
-    Some((host != "?").then(|| Endpoint { host: host.to_owned(), port }))
+    // A server that has no name of the kind that is preferred: most likely it is on the host of whoever says so.
+    let host = if host == "?" { "" } else { host };
+    Some(Endpoint { host: host.to_owned(), port: port.parse().ok()? })
 }
 
 /// Hands on the replies to commands about keys of one slot, up to the first that says to go elsewhere.
@@ -470,6 +474,7 @@ mod tests {
         assert_eq!(of("MOVED 1 ::1:1"), host("::1"));
         assert_eq!(of("MOVED 1 cache.example:1"), host("cache.example"));
         assert_eq!((of("MOVED 1 :1"), of("MOVED 1 ?:1")), (host(""), Some(Redirect::Later)));
+        assert_eq!(of("ASK 1 ?:1"), Some(Redirect::Ask(Endpoint { host: String::new(), port: 1 })));
         assert_eq!(of("MOVED 1 :1").map(|redirect| redirect.said_by("h")), host("h"));
         assert_eq!(of("MOVED 1 g:1").map(|redirect| redirect.said_by("h")), host("g"));
         for none in

@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use dogpile::{Backend, Cluster, ErrorKind, Found, Key, ReadFrom, Sentinel};
+use dogpile::{AsyncBackend, Backend, Cluster, ErrorKind, Found, Key, ReadFrom, Sentinel};
 
 use crate::support::{Server, eventually, free_port};
 
@@ -242,19 +242,69 @@ fn a_name_that_nobody_knows_is_a_setting_where_all_say_so() {
 
 #[test]
 fn the_first_answer_of_all_is_waited_for_once() {
-    let silent: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let of_threads = |cluster: &Cluster| cluster.get(Key::from("foo"));
+    let of_tasks = |cluster: &Cluster| runtime.block_on(cluster.get_async(Key::from("foo")));
+    for get in [&of_threads as &dyn Fn(&Cluster) -> _, &of_tasks] {
+        let silent: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let own = Arc::new(AtomicU16::new(0));
+        let port = node(&own, 1, |own| slots(&[(0, 16383, &[own])]), ENTRY);
+        let ports = silent.iter().map(|seed| seed.local_addr().unwrap().port()).chain([port]);
+        let timeout = Duration::from_millis(200);
+        let cluster = Cluster::builder(ports.map(|port| format!("redis://127.0.0.1:{port}")));
+        let cluster = cluster.connect_timeout(timeout).response_timeout(timeout).build().unwrap();
+        let mut late = 0;
+        eventually("the one that answers is asked", || match get(&cluster) {
+            Ok(entry) => entry.is_some_and(|entry| entry == "v"),
+            // Who has not waited says so.
+            Err(error) => {
+                late += u32::from(error.kind() == ErrorKind::Timeout);
+                false
+            }
+        });
+        assert!(late <= 1, "{late} calls waited, one after the other");
+    }
+}
+
+#[test]
+fn a_first_answer_that_has_come_is_given_to_all() {
     let own = Arc::new(AtomicU16::new(0));
     let port = node(&own, 1, |own| slots(&[(0, 16383, &[own])]), ENTRY);
-    let ports = silent.iter().map(|seed| seed.local_addr().unwrap().port()).chain([port]);
-    let timeout = Duration::from_millis(200);
-    let cluster = Cluster::builder(ports.map(|port| format!("redis://127.0.0.1:{port}")));
-    let cluster = cluster.connect_timeout(timeout).response_timeout(timeout).build().unwrap();
-    let mut slow = 0;
-    eventually("the one that answers is asked", || {
-        let begun = Instant::now();
-        let is_there = cluster.get(Key::from("foo")).is_ok();
-        slow += u32::from(begun.elapsed() > timeout);
-        is_there
-    });
-    assert!(slow <= 1, "{slow} calls waited, one after the other");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for _ in 0..200 {
+        let cluster = Cluster::open([format!("redis://127.0.0.1:{port}")]).unwrap();
+        let tasks: Vec<_> = (0..20)
+            .map(|_| {
+                let cluster = cluster.clone();
+                runtime.spawn(async move { cluster.get_async(Key::from("foo")).await.unwrap().is_some() })
+            })
+            .collect();
+        assert!(tasks.into_iter().all(|task| runtime.block_on(task).unwrap()));
+    }
+}
+
+#[test]
+fn a_replica_that_turns_us_away_is_not_needed() {
+    let primary = Arc::new(AtomicU16::new(0));
+    for answer in ["-ERR max number of clients + cluster connections reached\r\n", "-NOPERM no\r\n"] {
+        let at = says(move |_| answer.into());
+        let port = node(&primary, 1, move |own| slots(&[(0, 16383, &[own, at])]), ENTRY);
+        let urls = [format!("redis://127.0.0.1:{port}")];
+        let cluster = Cluster::builder(urls).read_from(ReadFrom::Replicas).build().unwrap();
+        for _ in 0..10 {
+            assert_eq!(cluster.get(Key::from("foo")).unwrap().unwrap(), "v", "{answer}");
+        }
+    }
+}
+
+#[test]
+fn of_a_map_that_is_not_understood_the_rest_is() {
+    let own = Arc::new(AtomicU16::new(0));
+    // The second range has no server at all; the slot of "foo" is 12182, that of "bar" 5061.
+    let map = |own: u16| format!("*2\r\n*3\r\n:0\r\n:8191\r\n*3\r\n+?\r\n:{own}\r\n+id\r\n*2\r\n:8192\r\n:16383\r\n");
+    let port = node(&own, 1, map, ENTRY);
+    let cluster = Cluster::open([format!("redis://127.0.0.1:{port}")]).unwrap();
+    assert_eq!(cluster.get(Key::from("bar")).unwrap().unwrap(), "v");
+    let error = cluster.get(Key::from("foo")).unwrap_err();
+    assert!(error.to_string().contains("12182"), "{error}");
 }

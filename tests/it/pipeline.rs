@@ -183,7 +183,11 @@ fn a_server_that_freezes_and_comes_back() {
             // Once it is known to be down, nobody waits.
             sleep(Duration::from_millis(500)).await;
             let begun = Instant::now();
-            assert_eq!(soon("a read", region.get_async::<u64>(1)).await.unwrap_err().kind(), ErrorKind::Timeout);
+            let error = soon("a read", region.get_async::<u64>(1)).await.unwrap_err();
+            assert!(
+                error.kind() == ErrorKind::Connection && error.to_string().contains("the time for it is over"),
+                "{error}"
+            );
             assert!(begun.elapsed() < Duration::from_millis(150), "{:?}", begun.elapsed());
             server.signal("CONT");
             let begun = Instant::now();
@@ -213,7 +217,7 @@ fn a_server_that_dies_and_comes_back() {
             for _ in 0..5 {
                 let error = soon("a read", fails.get_async::<u64>("k")).await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
-                assert!(error.to_string().starts_with("reading k: connecting to 127.0.0.1"), "{error}");
+                assert!(error.to_string().contains("connecting to 127.0.0.1"), "{error}");
             }
             let waiters: Vec<_> = (0..50_u64)
                 .map(|key| {

@@ -103,8 +103,9 @@ impl Server {
         if is_encrypted != self.is_encrypted() {
             return Err(config("it is encrypted and the first one is not, or the other way around"));
         }
+        let user = |server: &Self| server.user.clone().unwrap_or_else(|| "default".into());
         let names_another = (other.user.is_some() || other.password.is_some())
-            && (&other.user, &other.password) != (&self.user, &self.password);
+            && (user(&other), &other.password) != (user(self), &self.password);
         if names_another {
             return Err(config("its user and password are not those of the first one, which are those of all"));
         }
@@ -189,8 +190,8 @@ impl Server {
             db => number(db)?,
         };
         let user = Some(url.username()).filter(|user| !user.is_empty()).map(|user| decode(user, "user")).transpose()?;
-        // One that is empty is not told from none.
-        let password = url.password().or_else(|| text.contains(":@").then_some(""));
+        // One that is empty is not told from none; a user may have it.
+        let password = url.password().or_else(|| (user.is_some() && text.contains(":@")).then_some(""));
         let password = password.map(|password| decode(password, "password")).transpose()?;
         Self { user, password, db, ..Self::at(Address::Tcp(host, url.port().unwrap_or(6379))) }.checked()
     }
@@ -252,7 +253,8 @@ mod tests {
         assert_eq!(tcp("redis://:p%40ss@h"), ("h:6379".into(), None, some("p@ss"), 0));
         assert_eq!(tcp("redis://ann:pw@h"), ("h:6379".into(), some("ann"), some("pw"), 0));
         assert_eq!(tcp("redis://ann:@h"), ("h:6379".into(), some("ann"), some(""), 0));
-        assert_eq!(tcp("REDIS://:@h"), ("h:6379".into(), None, some(""), 0));
+        assert_eq!(tcp("REDIS://:@h"), ("h:6379".into(), None, None, 0));
+        assert_eq!(tcp("redis://:a:@h"), ("h:6379".into(), None, some("a:"), 0));
         assert_eq!(tcp("unix:///run/redis.sock"), ("/run/redis.sock".into(), None, None, 0));
         assert_eq!(
             tcp("unix:///run/re%20dis.sock?db=2&user=ann&pass=a%2Bb"),
@@ -313,6 +315,8 @@ mod tests {
             assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
         }
         assert_eq!(first.alike("redis://b/3").unwrap().db, 3);
+        Server::parse("redis://default:secret@a").unwrap().alike("redis://:secret@b").unwrap();
+        Server::parse("redis://a").unwrap().alike("redis://:@b").unwrap();
     }
 
     #[test]

@@ -371,6 +371,8 @@ impl Stream {
             #[cfg(unix)]
             Stream::Unix(stream) => socket2::SockRef::from(stream),
             #[cfg(feature = "tls")]
+            Stream::Tls(stream) if stream.has_more() => return true,
+            #[cfg(feature = "tls")]
             Stream::Tls(stream) => socket2::SockRef::from(&stream.socket),
         };
         let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));

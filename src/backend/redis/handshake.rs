@@ -337,6 +337,22 @@ mod tests {
     }
 
     #[test]
+    fn what_servers_repeat_is_not_told() {
+        let server = server("redis://ann:s3cret@h");
+        for answer in [
+            "-WRONGPASS s3cret is wrong\r\n",
+            "-ERR I know no 'AUTH ann s3cret'\r\n",
+            "-NOAUTH s3cret\r\n-ERR s3cret\r\n",
+        ] {
+            let (_, told) = error(&server, &[answer, answer]);
+            assert!(told.contains("***") && !told.contains("s3cret"), "{told}");
+        }
+        // An empty one is everywhere.
+        let (_, told) = error(&self::server("redis://ann:@h"), &["-WRONGPASS no\r\n"]);
+        assert!(told.ends_with("WRONGPASS no\""), "{told}");
+    }
+
+    #[test]
     fn without_resp3_a_second_write_says_and_asks_the_same() {
         let info = info("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\n");
         let (introduced, asked) = talk(&server("redis://h"), &[UNKNOWN, &info]);

@@ -121,7 +121,7 @@ impl Link {
     /// Waits until there is a connection, or it is known that there is none.
     #[cold]
     async fn connected(self: &Arc<Self>, until: Instant) -> Result<(), Error> {
-        let mut begun = false;
+        let (mut begun, mut has_waited) = (false, false);
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -136,8 +136,9 @@ impl Link {
             if let Some(known) = self.want()
                 && (self.limits.shared.while_down == WhileDown::Fail || known.kind() == ErrorKind::Config)
             {
-                return Err(known);
+                return Err(if has_waited { known } else { pause::left_alone(&known) });
             }
+            has_waited = true;
             if timeout_at(until, changed).await.is_err() {
                 let message = format!("connecting to {}: the time for it is over", self.server.address);
                 let known = self.want();

@@ -33,7 +33,10 @@ impl Nodes {
         }
         // Where it is was told by another server, whose fault it is when that cannot be.
         let told = |error: Error| Error::new(ErrorKind::Connection, format!("a server was told of: {error}"));
-        let server = Server { role, ..self.template.at_host(&at.host, at.port).map_err(told)? };
+        let server = self.template.at_host(&at.host, at.port).map_err(told)?;
+        // What is only read from needs to be able to do less.
+        let is_replica = matches!(role, Role::Replica | Role::ClusterNode { reads_replicas: true });
+        let server = Server { role, needs_hsetex: server.needs_hsetex && !is_replica, ..server };
         let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
         Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
     }

@@ -40,6 +40,11 @@ impl Secured {
         Ok(secured)
     }
 
+    /// Whether something was read that nobody asked for: bytes, or the end.
+    pub(super) fn has_more(&self) -> bool {
+        !self.session.wants_read()
+    }
+
     /// Reads what was decrypted, and from the socket until something is.
     pub(super) fn read(
         &mut self,

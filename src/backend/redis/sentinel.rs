@@ -316,7 +316,8 @@ impl RedisBuilder<SentinelServers> {
     /// The backend. Connects to nothing yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use, and for zero URLs, connections, requests under way or timeouts.
+    /// [`ErrorKind::Config`] for a URL of no use or not like the first, and for zero URLs, connections, requests under way
+    /// or timeouts.
     pub fn build(self) -> Result<Sentinel, Error> {
         let RedisBuilder { to, settings } = self;
         settings.check()?;

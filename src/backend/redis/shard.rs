@@ -91,10 +91,10 @@ impl Target<'_> {
                     redirect => Ok(redirect.said_by(self.host())),
                 }
             }
-            // A replica may refuse us, or what we ask of it, where its primary does not.
+            // A replica may also turn us away where its primary does not.
             Err(error)
                 if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
-                    || (error.kind() == ErrorKind::Refused && self.is_replica()) =>
+                    || (self.is_replica() && error.kind() != ErrorKind::TooLarge) =>
             {
                 topology.doubt();
                 if let Target::Replica(replica) = self {

@@ -151,18 +151,17 @@ impl<D: Discover> Topology<D> {
     /// What is known; waits for the first that is told.
     #[cold]
     pub(super) fn known(&self) -> Result<Arc<D::View>, Error> {
-        let mut state = loop {
+        let (mut state, until) = loop {
             if let Some(view) = self.0.view.load_full() {
                 return Ok(view);
             }
             self.0.ask()?;
             let state = self.0.state.lock();
             state.known_to_fail()?;
-            if state.asking.is_some() {
-                break state;
+            if let Some(until) = state.patient_until(self.0.limits)? {
+                break (state, until);
             }
         };
-        let until = state.patient_until(self.0.limits);
         while state.asking.is_some() {
             if self.0.asked.wait_until(&mut state, until).timed_out() {
                 return Err(late());
@@ -189,8 +188,10 @@ impl<D: Discover> Topology<D> {
                 let until = {
                     let state = self.0.state.lock();
                     state.known_to_fail()?;
-                    state.patient_until(self.0.limits)
+                    state.patient_until(self.0.limits)?
                 };
+                // They have answered just now.
+                let Some(until) = until else { continue };
                 // Clocks of tokio cannot tell any time.
                 let until = until.min(from_now(super::link::YEAR));
                 tokio::time::timeout_at(until.into(), told).await.map_err(|_| late())?;
@@ -207,13 +208,24 @@ impl<D: Discover> Topology<D> {
 impl State {
     /// Of those who come while servers are asked again that could not be asked before, nobody waits for that.
     fn known_to_fail(&self) -> Result<(), Error> {
-        self.failed.as_ref().filter(|_| self.asking.is_some()).map_or(Ok(()), |failed| Err(failed.copy()))
+        self.failed.as_ref().filter(|_| self.asking.is_some()).map_or(Ok(()), |failed| Err(pause::left_alone(failed)))
     }
 
-    /// Until when callers wait for those who are being asked: together no longer than one of them would.
-    fn patient_until(&self, limits: Limits) -> Instant {
+    /// Until when callers wait for those who are being asked, if somebody is: together no longer than for one server.
+    ///
+    /// # Errors
+    /// When that is over.
+    fn patient_until(&self, limits: Limits) -> Result<Option<Instant>, Error> {
         let patience = limits.connect.saturating_add(limits.response);
-        self.asking.map_or_else(Instant::now, |begun| later(begun, patience))
+        let until = self.asking.map(|begun| later(begun, patience));
+        match until {
+            // Nobody waits for it now.
+            Some(until) if until <= Instant::now() => Err(Error::new(
+                ErrorKind::Connection,
+                "those who are asked where servers are have not answered in time",
+            )),
+            until => Ok(until),
+        }
     }
 }
 
@@ -238,9 +250,7 @@ impl<D: Discover> Shared<D> {
             return Ok(());
         }
         if state.not_before.is_some_and(|moment| Instant::now() < moment) {
-            return state.failed.as_ref().map_or(Ok(()), |failed| {
-                Err(failed.copy().during("the servers are left alone for a moment, since asking them failed before"))
-            });
+            return state.failed.as_ref().map_or(Ok(()), |failed| Err(pause::left_alone(failed)));
         }
         let shared = Arc::clone(self);
         let thread = thread::Builder::new().name("dogpile-topology".into()).spawn(move || shared.find_out());

@@ -132,12 +132,14 @@ impl Discover for Servers {
                 said => said,
             });
         }
-        let ranges: Option<Vec<_>> = members(answer).map(|range| read_range(range, server)).collect();
-        let Some(mut ranges) = ranges.filter(|_| matches!(answer, [Said::Array(_), ..])) else {
-            return Err(Error::new(ErrorKind::Protocol, "its answer to CLUSTER SLOTS is none"));
-        };
-        if ranges.is_empty() {
-            return Err(Error::new(ErrorKind::Server, "it knows of no slots"));
+        // What is not understood of one range says nothing of the others.
+        let mut ranges: Vec<_> = members(answer).filter_map(|range| read_range(range, server)).collect();
+        match answer {
+            [Said::Array(0)] => return Err(Error::new(ErrorKind::Server, "it knows of no slots")),
+            _ if ranges.is_empty() => {
+                return Err(Error::new(ErrorKind::Protocol, "its answer to CLUSTER SLOTS is none"));
+            }
+            _ => {}
         }
         ranges.sort_unstable_by_key(|range| range.first);
         let epoch = match answers.iter().nth(1) {
@@ -193,8 +195,8 @@ fn read_server(server: &[Said], asked: &Server) -> Option<Endpoint> {
         // One that is where the one that was asked is, or shall not tell where.
         [Said::Nil] => None,
         [Said::Text(host)] if host.is_empty() => None,
-        // One that has no name of the kind that is preferred; it may have another one.
-        [Said::Text(host)] if host == b"?" => Some([b"ip", &b"hostname"[..]].iter().find_map(|kind| text(more, kind))?),
+        // One that has no name of the kind that is preferred, and may have another one.
+        [Said::Text(host)] if host == b"?" => [b"ip", &b"hostname"[..]].iter().find_map(|kind| text(more, kind)),
         [Said::Text(host)] => Some(&host[..]),
         _ => return None,
     };

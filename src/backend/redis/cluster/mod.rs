@@ -246,7 +246,8 @@ impl RedisBuilder<ClusterNodes> {
     /// The backend. Connects to nothing yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use, and for zero URLs, connections, requests under way or timeouts.
+    /// [`ErrorKind::Config`] for a URL of no use or not like the first, and for zero URLs, connections, requests under way
+    /// or timeouts.
     pub fn build(self) -> Result<Cluster, Error> {
         let RedisBuilder { to: ClusterNodes { urls, read_from }, settings } = self;
         settings.check()?;
