@@ -9,6 +9,9 @@ pub const SLOTS: u16 = 16384;
 
 const PRIMARIES: usize = 3;
 
+/// A primary that does not answer for so many milliseconds is replaced.
+pub const HASTY: [&str; 2] = ["--cluster-node-timeout", "1000"];
+
 /// Three primaries and a replica of each, all on 127.0.0.1.
 ///
 /// At first the node `n` is a primary of a third of the slots, in order, and `n + 3` its replica.
@@ -41,12 +44,18 @@ impl ClusterServers {
         Self::with(&[])
     }
 
-    /// A cluster of servers with more arguments, such as `--cluster-node-timeout 5000`.
+    /// One whose replicas take over within seconds.
+    pub fn hasty() -> Self {
+        Self::with(&HASTY)
+    }
+
+    /// A cluster of servers with more arguments, such as [`HASTY`].
     pub fn with(arguments: &[&str]) -> Self {
         let own = [
             ["--cluster-enabled", "yes"],
             ["--cluster-announce-ip", "127.0.0.1"],
-            ["--cluster-node-timeout", "1000"],
+            // A machine with other work is not taken for a server that died.
+            ["--cluster-node-timeout", "5000"],
             // A replica may take over however long it heard nothing from its primary.
             ["--cluster-replica-validity-factor", "0"],
             ["--repl-diskless-sync-delay", "0"],
@@ -306,7 +315,7 @@ fn a_key_moves_to_another_node() {
 
 #[test]
 fn a_replica_takes_over_from_a_primary_that_is_killed_or_frozen() {
-    let mut cluster = ClusterServers::with(&["--requirepass", "pw", "--masterauth", "pw"]);
+    let mut cluster = ClusterServers::with(&[&HASTY[..], &["--requirepass", "pw", "--masterauth", "pw"]].concat());
     let slot = cluster.slot_of("k");
     let killed = cluster.kill_primary_of(slot);
     let took = cluster.wait_until_recovered(LONG);

@@ -50,7 +50,7 @@ fn a_slot_that_nobody_had() {
 
 #[test]
 fn a_ping_finds_the_new_primary() {
-    let mut servers = ClusterServers::start();
+    let mut servers = ClusterServers::hasty();
     let cluster = Cluster::open(servers.urls()).unwrap();
     cluster.ping().unwrap();
     servers.kill_primary_of(0);

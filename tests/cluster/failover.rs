@@ -168,7 +168,7 @@ fn under_load<B: Leases + AsyncLeases>(what: &str, backend: B, fail: impl FnOnce
 
 #[test]
 fn a_primary_of_a_cluster_that_is_killed() {
-    let mut servers = ClusterServers::start();
+    let mut servers = ClusterServers::hasty();
     let cluster = hurried(Cluster::builder(servers.urls())).build().unwrap();
     under_load("a cluster's primary was killed", cluster, || {
         servers.kill_primary_of(0);
@@ -178,7 +178,7 @@ fn a_primary_of_a_cluster_that_is_killed() {
 
 #[test]
 fn a_primary_of_a_cluster_that_is_killed_while_replicas_are_read() {
-    let mut servers = ClusterServers::start();
+    let mut servers = ClusterServers::hasty();
     let cluster = hurried(Cluster::builder(servers.urls())).read_from(ReadFrom::Replicas).build().unwrap();
     under_load("a cluster's primary was killed, replicas are read", cluster, || {
         servers.kill_primary_of(0);
@@ -188,7 +188,7 @@ fn a_primary_of_a_cluster_that_is_killed_while_replicas_are_read() {
 
 #[test]
 fn a_primary_of_a_cluster_that_freezes() {
-    let servers = ClusterServers::start();
+    let servers = ClusterServers::hasty();
     let cluster = hurried(Cluster::builder(servers.urls())).build().unwrap();
     let frozen = servers.primary_of_slot(0);
     under_load("a cluster's primary froze", cluster, || {
@@ -199,7 +199,7 @@ fn a_primary_of_a_cluster_that_freezes() {
 
 #[test]
 fn a_primary_of_a_cluster_that_makes_way() {
-    let servers = ClusterServers::start();
+    let servers = ClusterServers::hasty();
     let cluster = hurried(Cluster::builder(servers.urls())).build().unwrap();
     let replica = servers.replicas_of(servers.primary_of_slot(0))[0];
     under_load("a cluster's replica took over in peace", cluster, || {

@@ -9,7 +9,7 @@ use super::{
     InTasks, RESPONSE, batch, client, driver, driver_of_tasks, get_many, over_both, runtime, under_load,
     wait_for_replicas,
 };
-use crate::cluster_servers::ClusterServers;
+use crate::cluster_servers::{ClusterServers, HASTY};
 use crate::servers::LONG;
 
 #[test]
@@ -23,7 +23,7 @@ fn a_primary_freezes_under_load() {
 }
 
 fn a_primary_fails_under_load(fail: impl FnOnce(&mut ClusterServers, u16)) {
-    let mut servers = ClusterServers::with(&["--cluster-require-full-coverage", "no"]);
+    let mut servers = ClusterServers::with(&[&HASTY[..], &["--cluster-require-full-coverage", "no"]].concat());
     let slot = servers.slot_of("k0");
     let dead = servers.primary_of_slot(slot);
     let of_dead: Vec<bool> =

@@ -16,8 +16,9 @@ pub const SETTLING: u64 = 2000;
 /// longer than this waits for a lease that nobody holds.
 const LONGEST: Duration = LEASE.saturating_sub(Duration::from_millis(1500));
 
-/// How much a process may grow after the first fifth of the time: a quarter, and so many KiB, threads and files.
-const MORE: Size = Size { memory: 8 << 10, threads: 24, files: 24 };
+/// How much a process may grow after the first fifth of the time: a quarter, and so many KiB, threads and files. The
+/// busier a machine is, the more connections to each of six servers its threads need at once.
+const MORE: Size = Size { memory: 8 << 10, threads: 24, files: 48 };
 
 /// When what happened, in milliseconds since 1970.
 pub struct Times {
