@@ -3,7 +3,7 @@
 //!
 //! `DOGPILE_LOAD_SECONDS` says for how long, and callers then make as many calls as two cores allow; else they leave room
 //! for other tests. Figures of use, and leaks if there are any, show with
-//! `DOGPILE_LOAD_SECONDS=180 cargo test --release --all-features --test cluster load -- --nocapture`.
+//! `DOGPILE_LOAD_SECONDS=180 cargo test --release --all-features --test cluster load:: -- --nocapture`.
 
 #[path = "../fire/dice.rs"]
 mod dice;

@@ -196,7 +196,7 @@ impl Connection {
         match answered.map(|mut replies| replies.pop()) {
             Ok(Some(Value::Array(replies))) => Ok(Some(replies)),
             Ok(_) => Ok(None),
-            Err(error) if error.kind() == ServerErrorKind::ExecAbort.into() => Ok(None),
+            Err(error) if is_refused(&error) => Ok(None),
             Err(error) => Err(failed(error)),
         }
     }
@@ -230,6 +230,11 @@ fn failed(error: RedisError) -> Failed {
 /// What another connection would not help.
 fn refused(error: Error) -> Failed {
     Failed { error, broke_early: false }
+}
+
+/// Whether a server did nothing of a transaction, since some of its keys are elsewhere. Valkey 9.1 says so in other words.
+fn is_refused(error: &RedisError) -> bool {
+    [ServerErrorKind::ExecAbort, ServerErrorKind::TryAgain].iter().any(|kind| error.kind() == (*kind).into())
 }
 
 /// Whether a server sent a request elsewhere until it was sent too often.

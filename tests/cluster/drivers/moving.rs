@@ -59,7 +59,8 @@ fn a_slot_moves() {
                 assert_eq!(made.unwrap(), 1);
             }
             let new: Vec<String> = new.into_iter().chain((0..3).map(more)).collect();
-            assert_eq!(region.get_many(&new).unwrap(), [Some(1_u64); 13], "{what}, {name}");
+            let stats = [region.stats(), region_of_tasks.stats()];
+            assert_eq!(region.get_many(&new).unwrap(), [Some(1_u64); 13], "{what}, {name}: {stats:?}");
             assert!(new.iter().all(|key| !region.is_locked(key).unwrap()), "{what}, {name}");
             println!("{what}, {name}: {:?}", begun.elapsed());
         }
