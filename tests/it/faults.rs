@@ -365,3 +365,22 @@ fn one_answer_that_does_not_come_is_no_outage() {
         assert_eq!(get("slow").unwrap_err().kind(), ErrorKind::Timeout);
     });
 }
+
+#[test]
+fn who_waits_for_another_does_not_wait_for_a_server_that_freezes() {
+    let server = Server::start();
+    let timeout = Duration::from_millis(300);
+    let region = Region::builder(quick(&server)).lock(RedisLock::new()).build().unwrap();
+    server.ask(&["SET", "_lok.k", "another", "PX", "60000"]);
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| region.get_or_create("k", || Ok::<_, std::io::Error>(1_u64)).unwrap());
+        // It was told how long the lease lives, and all is silent.
+        std::thread::sleep(2 * timeout);
+        assert!(!waiter.is_finished());
+        server.signal("STOP");
+        let begun = Instant::now();
+        assert_eq!(waiter.join().unwrap(), 1);
+        assert!(begun.elapsed() < 10 * timeout, "{:?}", begun.elapsed());
+    });
+    server.signal("CONT");
+}

@@ -168,6 +168,7 @@ impl Ears {
     /// Asks and listens, until the connection breaks or the listener is dropped.
     fn listen(&mut self, shared: &Shared) -> Result<(), Error> {
         let mut events = Events::with_capacity(4);
+        let every = shared.limits.response.clamp(MOST_OFTEN, LEAST_OFTEN);
         // What came with the introduction is in no event any more where it was encrypted.
         self.hear(shared)?;
         loop {
@@ -177,16 +178,17 @@ impl Ears {
                 return Ok(());
             }
             let woken = state.watches.pass(now);
+            state.watches.ask_again(now, every);
             state.watches.ask(now, &mut self.output);
             let answer_due = state.watches.asked_since().map(|asked| asked + shared.limits.response.min(YEAR));
-            let next_end = state.watches.next_end();
+            let (next_end, asks_again) = (state.watches.next_end(), state.watches.asks_again_at(every));
             drop(state);
             woken.wake();
             if answer_due.is_some_and(|due| due <= now) {
                 return Err(Error::new(ErrorKind::Timeout, format!("{READING}: the time for it is over")));
             }
             self.send()?;
-            let due = answer_due.into_iter().chain(next_end).min();
+            let due = [answer_due, next_end, asks_again].into_iter().flatten().min();
             match self.poller.poll(&mut events, due.map(|due| due.saturating_duration_since(Instant::now()))) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     return Err(io_error(&error, "listening to the server"));
@@ -240,6 +242,11 @@ impl Ears {
         }
     }
 }
+
+/// How often a server is asked again for what is watched: when it did not answer for as long as it may take, but not more
+/// often than the first of these, nor more seldom than the second.
+const MOST_OFTEN: Duration = Duration::from_millis(100);
+const LEAST_OFTEN: Duration = Duration::from_secs(5);
 
 /// Longer than any timer needs to tell.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);

@@ -34,6 +34,8 @@ pub(crate) struct Watches {
     to_ask: Vec<Name>,
     /// Those that were asked for, in that order, and when.
     asked: VecDeque<(Name, Instant)>,
+    /// When something was asked last.
+    asked_last: Option<Instant>,
     /// When leases end that are watched.
     ends: BTreeSet<(Instant, Name)>,
 }
@@ -145,8 +147,23 @@ impl Watches {
             if self.locks.contains_key(&lock) {
                 plan::remaining(out, &lock);
                 self.asked.push_back((lock, now));
+                self.asked_last = Some(now);
             }
         }
+    }
+
+    /// Has all watched leases asked for once more, when nothing was for so long: a server that is there no more tells
+    /// nobody, and does not say so either.
+    pub(crate) fn ask_again(&mut self, now: Instant, every: Duration) {
+        if self.asks_again_at(every).is_some_and(|at| at <= now) {
+            self.to_ask.extend(self.locks.keys().cloned());
+        }
+    }
+
+    /// When that is, if somebody watches and no answer is awaited.
+    pub(crate) fn asks_again_at(&self, every: Duration) -> Option<Instant> {
+        let is_silent = self.asked.is_empty() && self.to_ask.is_empty() && !self.locks.is_empty();
+        self.asked_last.filter(|_| is_silent).and_then(|asked| asked.checked_add(every))
     }
 
     /// When the oldest question was asked that was not answered.
@@ -281,6 +298,34 @@ mod tests {
     }
 
     const PUSH: &str = ">2\r\n$10\r\ninvalidate\r\n";
+
+    #[test]
+    fn what_is_watched_for_long_is_asked_for_again() {
+        const EVERY: Duration = Duration::from_secs(1);
+        let mut ear = Ear::new();
+        let asks_again = |ear: &mut Ear| {
+            ear.watches.ask_again(ear.now, EVERY);
+            ear.asks()
+        };
+        assert_eq!((asks_again(&mut ear), ear.watches.asks_again_at(EVERY)), (0, None), "nobody watches");
+        let (long, gone) = (ear.watch("a"), ear.watch("b"));
+        assert_eq!(asks_again(&mut ear), 2);
+        ear.now += EVERY;
+        assert_eq!(asks_again(&mut ear), 0, "the answers are awaited");
+        ear.hears(":9000\r\n").unwrap();
+        ear.hears(":-1\r\n").unwrap();
+        assert_eq!(ear.watches.asks_again_at(EVERY), Some(ear.now));
+        assert_eq!((asks_again(&mut ear), asks_again(&mut ear)), (2, 0));
+        assert!(!ear.is_woken(&long) && !ear.is_woken(&gone));
+        ear.hears(":8000\r\n").unwrap();
+        // It was not told of.
+        ear.hears(":-2\r\n").unwrap();
+        assert!(!ear.is_woken(&long) && ear.is_woken(&gone));
+        assert_eq!(ear.watches.next_end(), Some(ear.now + Duration::from_millis(8001)));
+        assert_eq!(asks_again(&mut ear), 0, "it is too soon");
+        ear.now += EVERY;
+        assert_eq!(asks_again(&mut ear), 1);
+    }
 
     #[test]
     fn who_watches_is_woken_by_a_push_a_free_lease_or_its_end() {
