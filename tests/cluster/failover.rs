@@ -6,10 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{AsyncLeases, Cluster, Leases, ReadFrom, RedisBuilder, RedisLock, Region, Sentinel};
+use dogpile::{
+    AsyncLeases, AsyncLock, Cluster, Key, Leases, Lock, ReadFrom, RedisBuilder, RedisLock, Region, Sentinel,
+};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;
+use crate::support::{Server, eventually, within};
 
 /// To connect, and to answer.
 const TIMEOUT: Duration = Duration::from_millis(250);
@@ -227,4 +230,27 @@ fn a_primary_that_sentinels_watch_makes_way() {
         servers.fail_over();
         servers.wait_for_new_primary(old, Duration::from_secs(30))
     });
+}
+
+/// Of a task, which sends word when it drops its lease, and does not wait for an answer.
+#[test]
+fn a_lease_whose_release_was_sent_to_a_server_that_froze() {
+    let (cluster_servers, sentinel_servers) = (ClusterServers::hasty(), SentinelServers::start());
+    let cluster = hurried(Cluster::builder(cluster_servers.urls())).build().unwrap();
+    let sentinels = Sentinel::builder(sentinel_servers.sentinel_urls(), sentinel_servers.name());
+    let primary = &cluster_servers.nodes[cluster_servers.primary_of_slot(cluster_servers.slot_of("k"))];
+    released_by_the_successor(cluster, primary);
+    released_by_the_successor(hurried(sentinels).build().unwrap(), &sentinel_servers.nodes[sentinel_servers.primary()]);
+}
+
+fn released_by_the_successor<B: Leases + AsyncLeases>(backend: B, primary: &Server) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // Far longer than the test waits.
+    let lock = RedisLock::new().lease(Duration::from_secs(600));
+    let guard = runtime.block_on(lock.try_lock_async(&backend, Key::from("k"))).unwrap().unwrap();
+    eventually("its replicas have it", || primary.ask_int(&["WAIT", "1", "100"]) > 0);
+    primary.signal("STOP");
+    runtime.block_on(async { drop(guard) });
+    let is_free = || matches!(Lock::is_locked(&lock, &backend, Key::from("k")), Ok(false));
+    within(Duration::from_secs(30), "the successor releases it", is_free);
 }

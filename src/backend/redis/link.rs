@@ -283,6 +283,10 @@ impl Links {
     }
 }
 
+/// How often word is sent to servers that do not answer, and how long after the last time: for longer than failovers take.
+const TRIES: usize = 100;
+const RETRY: Duration = Duration::from_millis(200);
+
 /// Commands that may have to be sent over several connections.
 pub(super) struct Written {
     commands: Vec<u8>,
@@ -301,13 +305,20 @@ impl Written {
         self.replies
     }
 
-    /// Sends it by a task of its own to where it belongs by then. Nobody waits for the answers.
+    /// Sends it by a task of its own to where it belongs by then, until somebody answers. Nobody waits for that.
     pub(super) fn send_to<X: AsyncExchange + Clone + 'static>(self, servers: &X) {
         let servers = servers.clone();
         tokio::spawn(async move {
-            let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-            let write = |out: &mut Vec<u8>| self.again(out);
-            let _ = servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await;
+            for _ in 0..TRIES {
+                let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
+                let write = |out: &mut Vec<u8>| self.again(out);
+                match servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await {
+                    Err(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
+                        sleep(RETRY).await;
+                    }
+                    _ => return,
+                }
+            }
         });
     }
 }

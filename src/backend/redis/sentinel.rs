@@ -9,6 +9,8 @@ use super::builder::RedisBuilder;
 use super::config::{Address, Role, Server};
 use super::connection::Connection;
 use super::fleet::Fleet;
+#[cfg(feature = "tokio")]
+use super::link::Written;
 use super::node::Node;
 use super::nodes::Nodes;
 use super::shard::{ReadFrom, Shard, Target};
@@ -170,9 +172,12 @@ impl AsyncExchange for Sentinel {
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         let view = self.0.topology.view();
         // Who knows of no servers has asked none of them for anything.
-        let Some(written) = view.as_ref().and_then(|roles| roles.shard.primary().send(write)) else { return };
-        // The connection broke, which is no reason for a lease to stay.
-        written.send_to(self);
+        let Some(roles) = &*view else { return };
+        // As a cluster does: the server's successor has its leases.
+        match tokio::runtime::Handle::try_current() {
+            Ok(_) => Written::by(write).send_to(self),
+            Err(_) => drop(roles.shard.primary().send(write)),
+        }
     }
 }
 

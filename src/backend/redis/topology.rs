@@ -70,9 +70,6 @@ struct State {
     in_vain: u32,
     /// When servers were asked last.
     asked: Option<Instant>,
-    /// When what is known was in doubt last.
-    #[cfg(feature = "tokio")]
-    doubted: Option<Instant>,
     /// Nobody is asked before that.
     not_before: Option<Instant>,
     /// Who told last, and so could be asked.
@@ -113,10 +110,6 @@ impl<D: Discover> Topology<D> {
     /// What is known is in doubt: asks, unless that was done just now. Does not wait for it.
     #[cold]
     pub(super) fn doubt(&self) {
-        #[cfg(feature = "tokio")]
-        {
-            self.0.state.lock().doubted = Some(Instant::now());
-        }
         let _ = self.0.ask();
     }
 
@@ -130,12 +123,6 @@ impl<D: Discover> Topology<D> {
         asked
     }
 
-    /// Whether what is known was in doubt lately.
-    #[cfg(feature = "tokio")]
-    pub(super) fn is_in_doubt(&self) -> bool {
-        self.0.state.lock().doubted.is_some_and(|doubted| doubted.elapsed() < OLD)
-    }
-
     /// Asks when that was done a while ago. That a replica is there again, or a new one, is told by nobody.
     #[cold]
     pub(super) fn recheck(&self) {
@@ -143,7 +130,7 @@ impl<D: Discover> Topology<D> {
         if self.0.uses.fetch_add(1, Relaxed).is_multiple_of(64) {
             let asked = self.0.state.lock().asked;
             if asked.is_some_and(|asked| asked.elapsed() > OLD) {
-                let _ = self.0.ask();
+                self.doubt();
             }
         }
     }

@@ -182,16 +182,14 @@ impl AsyncExchange for Cluster {
         let view = self.0.topology.view();
         // Who knows of no servers has asked none of them for anything.
         let (Some(map), Some(errands)) = (&*view, Errands::once(write)) else { return };
-        // Nobody reads the answers, which may say that a slot has moved.
-        let is_moving = self.0.topology.is_in_doubt();
         for (node, numbers) in split::parts(map, &errands) {
-            let mut written = node.send(|out| errands.write(out, &numbers));
-            if let (None, true, Ok(_)) = (&written, is_moving, tokio::runtime::Handle::try_current()) {
-                written = Some(Written::by(|out| errands.write(out, &numbers)));
+            let write = |out: &mut Vec<u8>| errands.write(out, &numbers);
+            // A slot may have moved, and a server that does not answer may be replaced by one that has its leases too: the
+            // answers are looked at, where there is a runtime for that.
+            match tokio::runtime::Handle::try_current() {
+                Ok(_) => Written::by(write).send_to(self),
+                Err(_) => drop(node.send(write)),
             }
-            let Some(written) = written else { continue };
-            // The connection broke, or it was another server's, which is no reason for a lease to stay.
-            written.send_to(self);
         }
     }
 }
