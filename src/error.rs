@@ -60,6 +60,11 @@ impl Error {
         Error::new(self.0.kind, self.0.message.clone())
     }
 
+    /// Whether the server did not answer, or there is no connection to it: it is in vain to ask again at once.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
+    }
+
     /// The same error with what was being done put before it.
     #[cold]
     #[must_use]

@@ -281,7 +281,7 @@ impl<C> Pool<C> {
         let was_new = broken.is_new();
         drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
-        if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
+        if failed.error.is_out_of_reach() {
             self.close_idle(failed.error.kind() == ErrorKind::Timeout);
         }
         // A connection that was opened just now says something about the server; one that had been idle does not.

@@ -249,7 +249,7 @@ impl<B: Leases> Face<B> for Thread {
     }
 
     fn release(backend: &B, held: &[Lease<'_>]) -> bool {
-        !matches!(backend.release(held), Err(error) if is_out_of_reach(&error))
+        !matches!(backend.release(held), Err(error) if error.is_out_of_reach())
     }
 
     fn keep(asked: &Arc<Asked<B>>, period: Duration) -> Option<Kept> {
@@ -319,11 +319,6 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// How soon a server is asked again to release what it may have taken.
 const SOON: Duration = Duration::from_millis(200);
 
-/// Whether it is in vain to ask the server again at once.
-pub(super) fn is_out_of_reach(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
-}
-
 /// Locks that were asked for, and may be held.
 pub(super) struct Guards<B> {
     asked: Arc<Asked<B>>,
@@ -386,7 +381,7 @@ impl<B: Clone> Guards<B> {
             Err(error) => {
                 // Some may have been taken before the server refused the rest. One that is out of reach is not asked
                 // again now: nobody should wait for that. But it may take them as soon as it has time.
-                if is_out_of_reach(&error) {
+                if error.is_out_of_reach() {
                     release_later::<A, B>(&guards);
                 }
                 release_all::<A, B>(guards);

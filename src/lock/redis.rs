@@ -4,7 +4,7 @@ use std::time::Duration;
 
 #[cfg(feature = "tokio")]
 use super::AsyncLock;
-use super::lease::{Face, Guards, RedisGuard, is_out_of_reach, release_all, release_later};
+use super::lease::{Face, Guards, RedisGuard, release_all, release_later};
 use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncLeases;
@@ -143,7 +143,7 @@ impl<P: LostLease> RedisLock<P> {
             }
             // Nobody should wait until it is in reach again. By then its replica may have taken its place, and the locks
             // with it.
-            Err(error) if is_out_of_reach(&error) => {
+            Err(error) if error.is_out_of_reach() => {
                 release_later::<A, B>(&guards);
                 return Err(error);
             }

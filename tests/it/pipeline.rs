@@ -217,7 +217,8 @@ fn a_server_that_dies_and_comes_back() {
             for _ in 0..5 {
                 let error = soon("a read", fails.get_async::<u64>("k")).await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
-                assert!(error.to_string().contains("connecting to 127.0.0.1"), "{error}");
+                let told = error.to_string();
+                assert!(told.starts_with("reading k: ") && told.contains("connecting to 127.0.0.1"), "{error}");
             }
             let waiters: Vec<_> = (0..50_u64)
                 .map(|key| {

@@ -20,7 +20,7 @@ use crate::backend::pool::Failed;
 use crate::backend::{Access, AsyncExchange, ExchangeSettings, Route};
 use crate::engine::replies::Receive;
 use crate::engine::route::cut;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::request::HashExpiry;
 
 /// Entries in a Redis or Valkey cluster over an asynchronous connection of the `redis` crate, which all tasks share. As
@@ -275,7 +275,7 @@ impl AsyncExchange for AsyncClusterDriver {
                 continue;
             }
             // Another server may have taken its place.
-            if matches!(failed.error.kind(), ErrorKind::Connection | ErrorKind::Timeout) {
+            if failed.error.is_out_of_reach() {
                 shared.renew_later(&connection);
             }
             return Err(failed.error);

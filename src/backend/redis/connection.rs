@@ -289,7 +289,7 @@ impl Input {
 }
 
 #[cold]
-fn closed() -> Error {
+pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Connection, "the server closed the connection")
 }
 
@@ -474,6 +474,12 @@ fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<(TcpStrea
         }
     }
     Err(last)
+}
+
+/// The answer did not come in time.
+#[cold]
+pub(super) fn late() -> Error {
+    io_error(&io::ErrorKind::TimedOut.into(), READING)
 }
 
 #[cold]

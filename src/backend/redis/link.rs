@@ -313,9 +313,7 @@ impl Written {
                 let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
                 let write = |out: &mut Vec<u8>| self.again(out);
                 match servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await {
-                    Err(error) if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout) => {
-                        sleep(RETRY).await;
-                    }
+                    Err(error) if error.is_out_of_reach() => sleep(RETRY).await,
                     _ => return,
                 }
             }

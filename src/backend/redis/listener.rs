@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rustls::{ClientConnection, StreamOwned};
 
 use super::config::Server;
-use super::connection::{self, Connection, Limits, READING, io_error};
+use super::connection::{self, Connection, Limits, closed, io_error, late};
 #[cfg(feature = "tls")]
 use super::secured::Secured;
 use super::watches::{Keeps, Name, Watches, Watching};
@@ -185,7 +185,7 @@ impl Ears {
             drop(state);
             woken.wake();
             if answer_due.is_some_and(|due| due <= now) {
-                return Err(Error::new(ErrorKind::Timeout, format!("{READING}: the time for it is over")));
+                return Err(late());
             }
             self.send()?;
             let due = [answer_due, next_end, asks_again].into_iter().flatten().min();
@@ -222,7 +222,7 @@ impl Ears {
         let mut piece = [0; 4096];
         loop {
             let read = match self.stream.read(&mut piece) {
-                Ok(0) => return Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
+                Ok(0) => return Err(closed()),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -33,9 +33,9 @@ use crate::request::HashExpiry;
 ///
 /// Sentinels are asked which server is the primary when that is first needed, and again, by a thread that is there only
 /// for that, when it cannot be reached, or tells that it has become a replica. Sentinels close its connections when they
-/// make it one; whoever does that by hand without `CLIENT KILL` has it read from until something is written. Until they have made another one the primary, requests
-/// fail at once, as with one server that is down, and a region creates by itself. A server that is no primary any more is
-/// not connected to.
+/// make it one; whoever does that by hand without `CLIENT KILL` has it read from until something is written. Until they
+/// have made another one the primary, requests fail at once, as with one server that is down, and a region creates by
+/// itself. A server that is no primary any more is not connected to.
 ///
 /// ```no_run
 /// use dogpile::{ReadFrom, RedisLock, Region, Sentinel};
@@ -174,10 +174,10 @@ impl AsyncExchange for Sentinel {
         // Who knows of no servers has asked none of them for anything.
         let Some(roles) = &*view else { return };
         // As a cluster does: the server's successor has its leases.
-        match tokio::runtime::Handle::try_current() {
-            Ok(_) => Written::by(write).send_to(self),
-            Err(_) => drop(roles.shard.primary().send(write)),
+        if tokio::runtime::Handle::try_current().is_ok() {
+            return Written::by(write).send_to(self);
         }
+        roles.shard.primary().send(write);
     }
 }
 

@@ -10,12 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::connection::{KEEP, PROGRESS, READING, io_error};
+use super::connection::{KEEP, PROGRESS, READING, closed, io_error, late};
 use super::incoming::Incoming;
 use super::link::{Link, YEAR, ended};
 use super::pipeline::{Mark, Moved, Replied, Sent};
 use super::stream::Stream;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 /// Replies are handed on in portions of so many at least, and in so many portions at most.
 const PORTION: usize = 8;
@@ -186,7 +186,7 @@ impl<'l> Serving<'l> {
             return Ok(0);
         }
         match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
-            Poll::Ready(Ok(0)) => Err(Error::new(ErrorKind::Connection, "the server closed the connection")),
+            Poll::Ready(Ok(0)) => Err(closed()),
             Poll::Ready(Ok(bytes)) => {
                 self.incoming.cut(&mut self.answered)?;
                 self.portion = PORTION.max(self.answered.len() / PORTION);
@@ -214,8 +214,7 @@ impl<'l> Serving<'l> {
             let is_being_sent = self.sending_since == Some(oldest.at) && self.written < self.output.len();
             let sent = if is_being_sent { self.moved.sent - from.moved.sent } else { 0 };
             if sent + self.moved.read - from.moved.read < PROGRESS {
-                let message = format!("{READING}: the time for it is over");
-                return Poll::Ready(Error::new(ErrorKind::Timeout, message));
+                return Poll::Ready(late());
             }
             from = Mark { at: now, moved: self.moved };
             self.extended = Some((oldest.at, from));

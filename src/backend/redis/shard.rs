@@ -92,10 +92,7 @@ impl Target<'_> {
                 }
             }
             // A replica may also turn us away where its primary does not.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
-                    || (self.is_replica() && error.kind() != ErrorKind::TooLarge) =>
-            {
+            Err(error) if error.is_out_of_reach() || (self.is_replica() && error.kind() != ErrorKind::TooLarge) => {
                 topology.doubt();
                 if let Target::Replica(replica) = self {
                     replica.shun(topology.max_pause());

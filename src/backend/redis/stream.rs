@@ -12,13 +12,13 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 
 use super::config::{Address, Server};
-use super::connection::{Limits, READING, SENDING, io_error, keep_alive};
+use super::connection::{Limits, READING, SENDING, closed, io_error, keep_alive, late};
 use super::handshake::{Ask, LONGEST, introduce};
 use super::incoming::Incoming;
 use super::link::from_now;
 use super::pipeline::{Mark, Moved, Sent};
 use crate::engine::replies::Receive;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 pub(super) enum Stream {
     Tcp(TcpStream),
@@ -35,7 +35,7 @@ pub(super) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
     let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry) };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
-        .unwrap_or_else(|_| Err(io_error(&io::ErrorKind::TimedOut.into(), READING)))
+        .unwrap_or_else(|_| Err(late()))
         .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
     Ok((greeting.stream, greeting.incoming))
 }
@@ -174,7 +174,7 @@ impl Ask for Greeting {
         while left > 0 {
             let came = self.stream.read_buf(self.incoming.room()).await;
             if came.map_err(|error| io_error(&error, READING))? == 0 {
-                return Err(Error::new(ErrorKind::Connection, "the server closed the connection"));
+                return Err(closed());
             }
             self.incoming.cut(&mut answered)?;
             for (_, replied) in answered.drain(..) {

@@ -116,7 +116,7 @@ impl<D: Discover> Topology<D> {
     /// Doubts what is known if a server that it names could not be asked.
     pub(super) fn doubt_after<T>(&self, asked: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &asked
-            && matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+            && error.is_out_of_reach()
         {
             self.doubt();
         }
@@ -164,31 +164,28 @@ impl<D: Discover> Topology<D> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(super::link::no_runtime());
         }
-        let wait = async {
-            loop {
-                let mut told = std::pin::pin!(self.0.told.notified());
-                told.as_mut().enable();
-                if let Some(view) = self.0.view.load_full() {
-                    return Ok(view);
-                }
-                self.0.ask()?;
-                let until = {
-                    let state = self.0.state.lock();
-                    state.known_to_fail()?;
-                    state.patient_until(self.0.limits)?
-                };
-                // They have answered just now.
-                let Some(until) = until else { continue };
-                // Clocks of tokio cannot tell any time.
-                let until = until.min(from_now(super::link::YEAR));
-                tokio::time::timeout_at(until.into(), told).await.map_err(|_| late())?;
-                let state = self.0.state.lock();
-                if state.asking.is_none() {
-                    return self.0.outcome(&state);
-                }
+        loop {
+            let mut told = std::pin::pin!(self.0.told.notified());
+            told.as_mut().enable();
+            if let Some(view) = self.0.view.load_full() {
+                return Ok(view);
             }
-        };
-        wait.await
+            self.0.ask()?;
+            let until = {
+                let state = self.0.state.lock();
+                state.known_to_fail()?;
+                state.patient_until(self.0.limits)?
+            };
+            // They have answered just now.
+            let Some(until) = until else { continue };
+            // Clocks of tokio cannot tell any time.
+            let until = until.min(from_now(super::link::YEAR));
+            tokio::time::timeout_at(until.into(), told).await.map_err(|_| late())?;
+            let state = self.0.state.lock();
+            if state.asking.is_none() {
+                return self.0.outcome(&state);
+            }
+        }
     }
 }
 

@@ -134,12 +134,11 @@ impl Discover for Servers {
         }
         // What is not understood of one range says nothing of the others.
         let mut ranges: Vec<_> = members(answer).filter_map(|range| read_range(range, server)).collect();
-        match answer {
-            [Said::Array(0)] => return Err(Error::new(ErrorKind::Server, "it knows of no slots")),
-            _ if ranges.is_empty() => {
-                return Err(Error::new(ErrorKind::Protocol, "its answer to CLUSTER SLOTS is none"));
-            }
-            _ => {}
+        if let [Said::Array(0)] = answer {
+            return Err(Error::new(ErrorKind::Server, "it knows of no slots"));
+        }
+        if ranges.is_empty() {
+            return Err(Error::new(ErrorKind::Protocol, "its answer to CLUSTER SLOTS is none"));
         }
         ranges.sort_unstable_by_key(|range| range.first);
         let epoch = match answers.iter().nth(1) {

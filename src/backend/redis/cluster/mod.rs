@@ -181,15 +181,15 @@ impl AsyncExchange for Cluster {
     fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
         let view = self.0.topology.view();
         // Who knows of no servers has asked none of them for anything.
-        let (Some(map), Some(errands)) = (&*view, Errands::once(write)) else { return };
+        let Some(map) = &*view else { return };
+        // A slot may have moved, and a server that does not answer may be replaced by one that has its leases too: the
+        // answers are looked at, where there is a runtime for that.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            return Written::by(write).send_to(self);
+        }
+        let Some(errands) = Errands::once(write) else { return };
         for (node, numbers) in split::parts(map, &errands) {
-            let write = |out: &mut Vec<u8>| errands.write(out, &numbers);
-            // A slot may have moved, and a server that does not answer may be replaced by one that has its leases too: the
-            // answers are looked at, where there is a runtime for that.
-            match tokio::runtime::Handle::try_current() {
-                Ok(_) => Written::by(write).send_to(self),
-                Err(_) => drop(node.send(write)),
-            }
+            node.send(|out| errands.write(out, &numbers));
         }
     }
 }
