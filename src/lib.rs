@@ -43,9 +43,9 @@ pub use backend::{
 #[cfg(feature = "tokio")]
 pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};
 #[cfg(all(feature = "driver", feature = "tokio"))]
-pub use backend::{AsyncClusterDriver, AsyncDriver};
+pub use backend::AsyncDriver;
 #[cfg(feature = "driver")]
-pub use backend::{ClusterDriver, Driver};
+pub use backend::Driver;
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]

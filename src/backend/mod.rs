@@ -25,9 +25,9 @@ use crate::key::{Key, KeyBuf};
 use crate::request::{Batch, Found, Lease};
 
 #[cfg(all(feature = "driver", feature = "tokio"))]
-pub use self::driver::{AsyncClusterDriver, AsyncDriver};
+pub use self::driver::AsyncDriver;
 #[cfg(feature = "driver")]
-pub use self::driver::{ClusterDriver, Driver};
+pub use self::driver::Driver;
 #[cfg(feature = "tokio")]
 pub use self::exchange::AsyncExchange;
 pub use self::exchange::{Access, Exchange, ExchangeSettings, Route};

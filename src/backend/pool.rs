@@ -230,27 +230,6 @@ impl<C> Pool<C> {
         Ok(begun)
     }
 
-    /// Does something over one connection; and once more over a new one, when an idle connection turns out to be broken.
-    #[cfg(feature = "driver")]
-    pub(super) fn with<T>(
-        &self,
-        access: Access,
-        connect: impl Fn() -> Result<C, Error>,
-        mut work: impl FnMut(&mut C) -> Result<T, Failed>,
-    ) -> Result<T, Error> {
-        let mut taken = self.take(&connect)?;
-        let mut twice = access != Access::Once;
-        loop {
-            match work(taken.get()) {
-                Ok(done) => {
-                    taken.give_back();
-                    return Ok(done);
-                }
-                Err(failed) => taken = self.another(failed, taken, std::mem::take(&mut twice), &connect)?,
-            }
-        }
-    }
-
     /// What follows a failed exchange: another connection to send the same over, if it may go twice and that may help.
     #[cold]
     fn replace(

@@ -5,8 +5,6 @@
 mod cluster_servers;
 mod conformance;
 mod doubts;
-#[cfg(all(feature = "driver", feature = "tokio"))]
-mod drivers;
 mod failover;
 mod load;
 mod redirects;

@@ -322,24 +322,7 @@ fn who_is_refused_does_not_knock_each_time() {
 fn no_password_in_what_drivers_are_told() {
     let server = Server::with(&RESP2);
     let client = redis::Client::open(format!("redis://:s3cret@127.0.0.1:{}/?protocol=resp3", server.port)).unwrap();
-    let mut errors = vec![
-        dogpile::Driver::new(1, {
-            let client = client.clone();
-            move || client.get_connection()
-        })
-        .get(Key::from("k"))
-        .unwrap_err(),
-    ];
-    let urls = [format!("redis://:s3cret@127.0.0.1:{}/?protocol=resp3", server.port)];
-    let cluster = redis::cluster::ClusterClient::new(urls).unwrap();
-    errors.push(dogpile::ClusterDriver::new(1, cluster.clone()).get(Key::from("k")).unwrap_err());
-    #[cfg(feature = "tokio")]
-    {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        errors.push(runtime.block_on(dogpile::AsyncClusterDriver::connect(cluster)).err().unwrap());
-    }
-    for error in errors {
-        let shown = format!("{error} {error:?}");
-        assert!(shown.contains("HELLO") && !shown.contains("s3cret"), "{shown}");
-    }
+    let error = dogpile::Driver::new(1, move || client.get_connection()).get(Key::from("k")).unwrap_err();
+    let shown = format!("{error} {error:?}");
+    assert!(shown.contains("HELLO") && !shown.contains("s3cret"), "{shown}");
 }

@@ -1,10 +1,5 @@
-//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate. Its clusters are by themselves.
+//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate.
 
-mod cluster;
-#[cfg(feature = "tokio")]
-mod cluster_async;
-mod node;
-mod slots;
 mod values;
 
 use std::fmt;
@@ -15,9 +10,6 @@ use redis::{ConnectionLike, RedisError};
 #[cfg(feature = "tokio")]
 use tokio::runtime::Handle;
 
-pub use self::cluster::ClusterDriver;
-#[cfg(feature = "tokio")]
-pub use self::cluster_async::AsyncClusterDriver;
 use self::values::{MAX_ENTRY, driver_error, flatten_all};
 #[cfg(feature = "tokio")]
 use self::values::{commands, pipeline};
@@ -34,7 +26,7 @@ use crate::request::HashExpiry;
 ///
 /// It sends the same commands as [`Redis`](super::Redis) and means the same by them; a hit costs the `redis` crate's
 /// copies and allocations. Timeouts are those of the connections: set them where you make them. A cluster's connection is
-/// none of these; see [`ClusterDriver`].
+/// none of these: use [`Cluster`](super::Cluster).
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -139,7 +131,7 @@ impl<C: ConnectionLike> Wire for Connection<C> {
 /// It sends the same commands as [`Redis`](super::Redis) and means the same by them; a hit costs the `redis` crate's
 /// copies and allocations, and what is said in our own RESP once more in that crate's terms. Timeouts, and whether a
 /// connection that broke is made anew, are the connection's business. A cluster's connection is none of these, though its
-/// type fits: keys would not be divided by their slots. See [`AsyncClusterDriver`]. Features `driver` and `tokio`.
+/// type fits: keys would not be divided by their slots. Use [`Cluster`](super::Cluster) there. Features `driver` and `tokio`.
 ///
 /// ```no_run
 /// use dogpile::{AsyncDriver, Region};
