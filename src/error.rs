@@ -42,7 +42,7 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of your own [backend](crate::Backend) or [lock](crate::Lock): a kind and one sentence.
+    /// An error of your own [backend](crate::backend::Backend) or [lock](crate::lock::Lock): a kind and one sentence.
     #[cold]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error(Box::new(Inner { kind, message: message.into() }))

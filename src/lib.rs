@@ -10,63 +10,48 @@
 #![deny(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod backend;
-mod bell;
+pub mod backend;
+mod batch;
 mod buffer;
 pub mod codec;
-pub mod engine;
-mod entry;
 mod error;
-mod face;
+mod exec;
 mod float;
+pub mod freshness;
 mod key;
-mod keymap;
-mod lock;
-mod policy;
-mod region;
-mod request;
+pub mod keymap;
+pub mod lock;
+pub mod redis;
+pub mod region;
 #[cfg(all(test, feature = "tokio"))]
 mod simulation;
 mod slice;
-mod stamp;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod time;
+mod wake_set;
 
+#[cfg(feature = "tokio")]
+pub use backend::AsyncBackend;
+pub use backend::Backend;
 #[cfg(feature = "memory")]
 pub use backend::Memory;
-#[cfg(feature = "tls")]
-pub use backend::Tls;
-pub use backend::{
-    Access, Backend, Cluster, ClusterNodes, Exchange, ExchangeSettings, Leases, OneServer, ReadFrom, Redis,
-    RedisBuilder, Route, Sentinel, SentinelServers, ServerInfo, ServerName, Swept, Watch, sweep,
-};
-#[cfg(feature = "tokio")]
-pub use backend::{AsyncBackend, AsyncExchange, AsyncLeases, WhileDown, sweep_async};
-#[cfg(all(feature = "driver", feature = "tokio"))]
-pub use backend::AsyncDriver;
-#[cfg(feature = "driver")]
-pub use backend::Driver;
 #[cfg(feature = "json")]
 pub use codec::Json;
 #[cfg(feature = "serde")]
 pub use codec::Serde;
-pub use codec::{Bare, Codec, Full, Msgpack, Raw, Seconds};
-pub use entry::{Clock, Entry, Timestamp};
+pub use codec::{Codec, Msgpack, Raw};
 pub use error::{Error, ErrorKind, GetError};
-pub use key::{AsKey, Digits, Key, KeyBuf, KeyPart, Scratch};
-pub use keymap::{Bucketed, Digest, KeyMap, Prefix, Unmapped};
+pub use freshness::{Expiry, Invalidate};
+pub use key::{AsKey, Key, KeyBuf};
+pub use keymap::{Bucketed, KeyMap};
 #[cfg(feature = "tokio")]
 pub use lock::AsyncLock;
-pub use lock::{AfterLoss, Attempt, Discard, LocalLock, Lock, LockSettings, LostLease, RedisGuard, RedisLock, Store};
-pub use policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation};
-#[cfg(feature = "tokio")]
-pub use region::TaskJob;
-pub use region::{
-    AfterPatience, Call, Function, FunctionMany, KeyArgs, Region, RegionBuilder, Stats, StoreAll, StoreIf, StoreRule,
-    ThreadJob,
-};
-pub use request::{Batch, Found, HashExpiry, Lease, Parts};
-pub use slice::Slice;
+pub use lock::{LocalLock, Lock, RedisLock};
+pub use region::{Function, Region, RegionBuilder, Stats};
+pub use time::{Clock, Entry, Timestamp};
+
+pub use crate::redis::{Cluster, HashExpiry, Redis, Sentinel};
 
 /// The decisions behind this crate and the measurements behind them.
 #[cfg(doc)]

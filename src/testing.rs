@@ -22,16 +22,16 @@ use tokio::runtime::Runtime;
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
 use crate::backend::Backend;
+use crate::batch::{Batch, Found};
 use crate::codec::Codec;
-use crate::entry::Timestamp;
 #[cfg(feature = "tokio")]
 use crate::error::Error;
 use crate::key::{Key, KeyBuf};
 use crate::lock::Lock;
 #[cfg(feature = "tokio")]
 use crate::lock::{AsyncLock, Attempt, LockSettings};
-use crate::request::{Batch, Found};
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// The keys of a suite: those of other suites and users stay untouched.
 struct Names<'a>(&'a str);
@@ -443,7 +443,7 @@ impl<B: AsyncBackend, L: AsyncLock<B>> Lock<Awaited<'_, B>> for Awaited<'_, L> {
         self.runtime.block_on(self.inner.store_and_release_async(backend.inner, guards, batch, ttl))
     }
 
-    fn watch(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Option<crate::backend::Watch> {
+    fn watch(&self, backend: &Awaited<'_, B>, key: Key<'_>) -> Option<crate::backend::leases::Watch> {
         self.inner.watch_async(backend.inner, key)
     }
 
@@ -482,5 +482,5 @@ impl<G> Drop for InRuntime<G> {
 /// When a step is not sound.
 #[cfg(fuzzing)]
 pub fn walk_decisions(choices: &[u8]) {
-    crate::engine::dogpile::model::walk(choices);
+    crate::region::create::machine::model::walk(choices);
 }

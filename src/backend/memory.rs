@@ -9,12 +9,12 @@ use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 
 #[cfg(feature = "tokio")]
-use super::AsyncBackend;
-use super::Backend;
-use crate::entry::{Clock, Timestamp};
+use crate::backend::AsyncBackend;
+use crate::backend::Backend;
+use crate::batch::{Batch, Found};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, KeyBuf};
-use crate::request::{Batch, Found};
+use crate::time::{Clock, Timestamp};
 
 /// Entries in this process, bounded by weight; needs no server.
 ///

@@ -1,8 +1,8 @@
 //! Envelopes: what an entry keeps beside its payload.
 
 use super::{CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// What an entry keeps beside its payload. A parameter of every format, resolved at compile time.
 pub trait Envelope: sealed::Sealed + Copy + Default + Send + Sync + 'static {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Shape, Versioned, full_meta};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// Anything `Serialize + DeserializeOwned` as JSON, by `serde_json`: for entries that people or other languages read.
 ///

@@ -146,7 +146,7 @@ mod tests {
 
     use super::*;
     use crate::codec::{Codec, CodecErrorKind, Msgpack, Seconds};
-    use crate::entry::Timestamp;
+    use crate::time::Timestamp;
 
     fn view(map: impl Into<Bytes>) -> Result<LazyMap, CodecErrorKind> {
         LazyMap::try_from(map.into()).map_err(|e| e.kind())

@@ -29,8 +29,8 @@ mod time;
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 pub use self::envelope::{Bare, Envelope, Full, Seconds, Versioned};
 #[cfg(feature = "json")]

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use super::{Codec, CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// What ends the letter that tells a value's type. A text with it would be taken for something else.
 const TAG: u8 = 0x7f;

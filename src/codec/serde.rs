@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Versioned};
 use super::msgpack::{Reader, close_entry, open_entry, write_entry};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// Anything `Serialize + DeserializeOwned` as msgpack, by `rmp-serde`: structs are maps of their fields.
 ///

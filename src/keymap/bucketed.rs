@@ -1,8 +1,8 @@
 //! [`Bucketed`]: plain keys become fields of small hashes, which take a tenth of the memory.
 
 use super::KeyMap;
-use crate::backend::ServerInfo;
 use crate::key::{Key, KeyBuf};
+use crate::redis::ServerInfo;
 
 /// Plain keys become fields of small hashes that the server keeps as listpacks, so that an entry costs its bytes and
 /// three or four more instead of a key's seventy.

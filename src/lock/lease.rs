@@ -10,21 +10,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::Attempt;
 #[cfg(feature = "tokio")]
-use super::renewal::RenewLater;
-use super::renewal::{self, Kept, RenewNow};
-#[cfg(feature = "tokio")]
-use crate::backend::AsyncLeases;
-use crate::backend::Leases;
+use crate::backend::leases::AsyncLeases;
+use crate::backend::leases::Lease;
+use crate::backend::leases::Leases;
+use crate::batch::Batch;
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
-use crate::face::Task;
-use crate::face::Thread;
+use crate::exec::Task;
+use crate::exec::Thread;
 use crate::key::{Key, KeyBuf, hex};
-use crate::request::{Batch, Lease};
+use crate::lock::Attempt;
+use crate::lock::renewal;
+#[cfg(feature = "tokio")]
+use crate::lock::renewal::RenewLater;
+use crate::lock::renewal::{Kept, RenewNow};
 
-/// Holds a [`RedisLock`](crate::RedisLock) until it is dropped, which releases it: in one round trip where its holder is a thread, and
+/// Holds a [`RedisLock`](crate::lock::RedisLock) until it is dropped, which releases it: in one round trip where its holder is a thread, and
 /// where it is a task by sending word, which nobody waits for. Until then it is renewed.
 pub struct RedisGuard<B> {
     asked: Arc<Asked<B>>,
@@ -32,7 +34,7 @@ pub struct RedisGuard<B> {
 }
 
 /// Leases that were asked for together, and are renewed together while one of them is held.
-pub(super) struct Asked<B> {
+pub(crate) struct Asked<B> {
     backend: B,
     leases: SmallVec<[Owned; 1]>,
     life: Duration,
@@ -80,7 +82,7 @@ impl<B: Leases> RenewNow for Asked<B> {
 
 /// Leases that nobody waits for any more, and that a server which did not answer may have taken, or may still take when it
 /// has time again; or that it may not have released, and its successor has.
-pub(super) struct Unsure<B> {
+pub(crate) struct Unsure<B> {
     asked: Arc<Asked<B>>,
     which: SmallVec<[usize; 1]>,
     /// How often they are still to be released: more than once, since a server need not do what it is asked over two
@@ -107,7 +109,7 @@ impl<B> Unsure<B> {
 }
 
 /// Releases these as soon as their server answers again, for as long as one of them may live.
-pub(super) fn release_later<A: Face<B>, B>(guards: &[RedisGuard<B>]) {
+pub(crate) fn release_later<A: Face<B>, B>(guards: &[RedisGuard<B>]) {
     let Some(first) = guards.first() else { return };
     guards.iter().for_each(RedisGuard::forget);
     let asked = Arc::clone(&first.asked);
@@ -148,12 +150,12 @@ impl<B> RedisGuard<B> {
         &self.asked.leases[self.at]
     }
 
-    pub(super) fn lease(&self) -> Lease<'_> {
+    pub(crate) fn lease(&self) -> Lease<'_> {
         self.owned().lease()
     }
 
     /// It need not be released.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.let_go();
     }
 
@@ -178,7 +180,7 @@ impl<B> std::fmt::Debug for RedisGuard<B> {
 }
 
 /// How a face asks for leases.
-pub(super) trait Face<B> {
+pub(crate) trait Face<B> {
     fn lease(
         backend: &B,
         wanted: &[Lease<'_>],
@@ -320,7 +322,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const SOON: Duration = Duration::from_millis(200);
 
 /// Locks that were asked for, and may be held.
-pub(super) struct Guards<B> {
+pub(crate) struct Guards<B> {
     asked: Arc<Asked<B>>,
     guards: Vec<RedisGuard<B>>,
 }
@@ -328,7 +330,7 @@ pub(super) struct Guards<B> {
 impl<B: Clone> Guards<B> {
     /// Those of locks with these names for these entries. Each may be held as soon as it is asked for: a guard that is
     /// dropped releases it.
-    pub(super) fn new<A: Face<B>>(
+    pub(crate) fn new<A: Face<B>>(
         backend: &B,
         life: Duration,
         wanted: impl ExactSizeIterator<Item = (KeyBuf, KeyBuf)>,
@@ -344,7 +346,7 @@ impl<B: Clone> Guards<B> {
     }
 
     /// Takes those that nobody has, and reads the entries after that.
-    pub(super) async fn take_and_read<A: Face<B>>(self) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
+    pub(crate) async fn take_and_read<A: Face<B>>(self) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
         let wanted: Vec<_> = self.asked.leases.iter().map(Owned::lease).collect();
         let taken = A::lease(&self.asked.backend, &wanted, self.asked.life).await;
         drop(wanted);
@@ -352,7 +354,7 @@ impl<B: Clone> Guards<B> {
     }
 
     /// Reads an entry and, where there is none, takes its lock if nobody has it.
-    pub(super) async fn read_or_take<A: Face<B>>(self) -> Result<Attempt<RedisGuard<B>>, Error> {
+    pub(crate) async fn read_or_take<A: Face<B>>(self) -> Result<Attempt<RedisGuard<B>>, Error> {
         let taken = A::read_or_lease(&self.asked.backend, self.asked.leases[0].lease(), self.asked.life).await;
         let attempt = self.answered::<A>(taken.map(std::iter::once))?.pop();
         Ok(attempt.unwrap_or(Attempt { guard: None, entry: None }))
@@ -392,7 +394,7 @@ impl<B: Clone> Guards<B> {
 }
 
 /// Releases those that are held, together.
-pub(super) fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
+pub(crate) fn release_all<A: Face<B>, B>(mut guards: Vec<RedisGuard<B>>) {
     guards.retain(RedisGuard::let_go);
     let Some(first) = guards.first() else { return };
     let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();

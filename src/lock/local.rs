@@ -1,17 +1,17 @@
 //! [`LocalLock`]: no lock among processes.
 
 #[cfg(feature = "tokio")]
-use super::AsyncLock;
-use super::{Lock, LockSettings};
-#[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::key::Key;
+#[cfg(feature = "tokio")]
+use crate::lock::AsyncLock;
+use crate::lock::{Lock, LockSettings};
 
 /// No lock among processes: one creator in each region and its clones. The default.
 ///
-/// Enough for [`Memory`](crate::Memory), and for values that each process may create once.
+/// Enough for [`Memory`](crate::backend::Memory), and for values that each process may create once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalLock;
 

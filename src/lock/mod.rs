@@ -1,15 +1,10 @@
 //! Who may create a value: one caller in this process by the line, one of all processes by a [`Lock`].
 
-#[cfg(all(test, shuttle))]
-mod explored;
 mod lease;
-pub(crate) mod line;
 mod local;
-mod lost;
-mod readings;
+mod on_lost;
 mod redis;
 mod renewal;
-mod shared;
 
 use std::time::Duration;
 
@@ -17,15 +12,16 @@ use bytes::Bytes;
 
 #[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
-use crate::backend::{Backend, Watch};
+use crate::backend::Backend;
+use crate::backend::leases::Watch;
+use crate::batch::{Batch, Found};
 use crate::error::Error;
 use crate::key::Key;
-use crate::request::{Batch, Found};
 use crate::slice::Slice;
 
 pub use self::lease::RedisGuard;
 pub use self::local::LocalLock;
-pub use self::lost::{AfterLoss, Discard, LostLease, Store};
+pub use self::on_lost::{AfterLoss, Discard, LostLease, Store};
 pub use self::redis::RedisLock;
 
 /// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
@@ -102,7 +98,7 @@ pub trait Lock<B: Backend>: LockSettings {
     }
 
     /// Stores the entries of `batch`, one for each guard, and releases the guards: how many of them had lost their lock
-    /// before, for [`Stats`](crate::Stats).
+    /// before, for [`Stats`](crate::region::stats::Stats).
     ///
     /// # Errors
     /// When some may not have been stored. The locks are released all the same.
@@ -128,7 +124,7 @@ pub trait Lock<B: Backend>: LockSettings {
     }
 
     /// Tells when the lock on `key`, which another process holds, may be free, or its value there; see
-    /// [`Leases::watch`](crate::Leases::watch). `None`, the default, where nothing tells: whoever waits then asks again
+    /// [`Leases::watch`](crate::backend::Leases::watch). `None`, the default, where nothing tells: whoever waits then asks again
     /// after pauses of 5 to 40 ms.
     fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
         let _ = (backend, key);
@@ -236,7 +232,7 @@ pub trait LockSettings: Send + Sync {
     /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a
     /// lock need not read again when it knows from the line that nobody created since it read, and is asked by
     /// [`try_lock`](Lock::try_lock) only: a miss has two round trips then, and not three. What is written meanwhile by
-    /// [`Region::set`](crate::Region::set), or by other processes, is not known from the line, and is written over.
+    /// [`Region::set`](crate::region::Region::set), or by other processes, is not known from the line, and is written over.
     /// `false`, the default, is never wrong.
     const ONLY_THIS_REGION: bool = false;
 
@@ -249,7 +245,7 @@ pub trait LockSettings: Send + Sync {
     /// Whether its settings can work; asked once, when a region is built.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when they cannot.
+    /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) when they cannot.
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 #[cfg(feature = "tokio")]
-use super::AsyncLock;
-use super::lease::{Face, Guards, RedisGuard, release_all, release_later};
-use super::{AfterLoss, Attempt, Lock, LockSettings, LostLease, Store};
-#[cfg(feature = "tokio")]
-use crate::backend::AsyncLeases;
-use crate::backend::{Leases, Watch};
+use crate::backend::leases::AsyncLeases;
+use crate::backend::leases::{Leases, Watch};
+use crate::batch::Batch;
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
-use crate::face::Task;
-use crate::face::{Thread, now};
+use crate::exec::Task;
+use crate::exec::{Thread, now};
 use crate::key::Key;
-use crate::request::Batch;
+#[cfg(feature = "tokio")]
+use crate::lock::AsyncLock;
+use crate::lock::lease::{Face, Guards, RedisGuard, release_all, release_later};
+use crate::lock::on_lost::{AfterLoss, LostLease, Store};
+use crate::lock::{Attempt, Lock, LockSettings};
 
 /// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
 /// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
@@ -28,10 +29,10 @@ use crate::request::Batch;
 ///
 /// A miss costs three round trips: read, lock and read again, store and release; [`lease_on_miss`](Self::lease_on_miss)
 /// makes it two. Who waits for another process is told by
-/// the server when the lease ends ([`Redis`](crate::Redis): over one more connection, made when it is first needed), or
-/// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::Driver), RESP2).
+/// the server when the lease ends ([`Redis`](crate::redis::Redis): over one more connection, made when it is first needed), or
+/// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::redis::driver::Driver), RESP2).
 ///
-/// In a [`Cluster`](crate::Cluster) the lock is in the slot of its entry, and named for that as
+/// In a [`Cluster`](crate::redis::topology::cluster::Cluster) the lock is in the slot of its entry, and named for that as
 /// [`Leases::lock_name`] says: `_lok.{user-15}` for the key `user-15`. Keys with a hash tag of their own keep the name that
 /// the reference has for their lock, and share it with Python. The plain keys `a` and `{a}` share a lock there.
 ///
@@ -91,7 +92,7 @@ impl<P> RedisLock<P> {
         self
     }
 
-    /// What to do with a value whose lease was lost: [`Store`], [`Discard`](super::Discard), or your own.
+    /// What to do with a value whose lease was lost: [`Store`], [`Discard`](crate::lock::on_lost::Discard), or your own.
     #[must_use]
     pub fn when_lost<Q: LostLease>(self, policy: Q) -> RedisLock<Q> {
         RedisLock { prefix: self.prefix, life: self.life, reads: self.reads, policy }

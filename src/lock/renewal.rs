@@ -15,18 +15,18 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 /// What is to be done for leases every so often, over a backend that blocks: whether it is to be done again.
-pub(super) trait RenewNow: Send + Sync {
+pub(crate) trait RenewNow: Send + Sync {
     fn renew(&self) -> bool;
 }
 
 /// The same by a task.
 #[cfg(feature = "tokio")]
-pub(super) trait RenewLater: Send + Sync {
+pub(crate) trait RenewLater: Send + Sync {
     fn renew(self: Arc<Self>) -> Pin<Box<dyn Future<Output = bool> + Send>>;
 }
 
 /// Leases: those that somebody holds, as long as he does; or those that belong to nobody any more.
-pub(super) enum Leases<L: ?Sized> {
+pub(crate) enum Leases<L: ?Sized> {
     Held(Weak<L>),
     Left(Arc<L>),
 }
@@ -51,7 +51,7 @@ impl<L: ?Sized> Clone for Leases<L> {
 }
 
 /// As long as this is there, leases are renewed.
-pub(super) struct Kept {
+pub(crate) struct Kept {
     by: Arc<dyn End>,
     number: u64,
 }
@@ -195,13 +195,13 @@ impl<J: Clone + Send, W: Send + Sync> End for Renewals<J, W> {
 type ByThread = Renewals<Leases<dyn RenewNow>, Condvar>;
 
 /// Renews leases by the thread of this process, as long as what is returned is there.
-pub(super) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept {
+pub(crate) fn keep_by_thread(period: Duration, what: Weak<dyn RenewNow>) -> Kept {
     let (renewals, number) = schedule_by_thread(period, Leases::Held(what));
     renewals.kept(number)
 }
 
 /// Lets the thread of this process do something for leases until that is done.
-pub(super) fn finish_by_thread(period: Duration, what: Arc<dyn RenewNow>) {
+pub(crate) fn finish_by_thread(period: Duration, what: Arc<dyn RenewNow>) {
     schedule_by_thread(period, Leases::Left(what));
 }
 
@@ -315,14 +315,14 @@ type ByTask = Renewals<Leases<dyn RenewLater>, Notify>;
 
 /// Renews leases by the task of this runtime, as long as what is returned is there. `None` outside of one.
 #[cfg(feature = "tokio")]
-pub(super) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Option<Kept> {
+pub(crate) fn keep_by_task(period: Duration, what: Weak<dyn RenewLater>) -> Option<Kept> {
     let (renewals, number) = schedule_by_task(period, Leases::Held(what))?;
     Some(renewals.kept(number))
 }
 
 /// Lets the task of this runtime do something for leases until that is done.
 #[cfg(feature = "tokio")]
-pub(super) fn finish_by_task(period: Duration, what: Arc<dyn RenewLater>) {
+pub(crate) fn finish_by_task(period: Duration, what: Arc<dyn RenewLater>) {
     schedule_by_task(period, Leases::Left(what));
 }
 

@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use async_lock::Semaphore;
 
-#[cfg(feature = "tokio")]
-use super::refresh::TaskJob;
-use super::refresh::{Runner, ThreadJob};
-use super::stats::Counters;
-use super::{Region, Shared};
-use crate::codec::{Msgpack, Seconds};
-use crate::entry::Clock;
+use crate::codec::Msgpack;
+use crate::codec::Seconds;
 use crate::error::{Error, ErrorKind};
+use crate::freshness::{Expiry, Invalidation, LocalInvalidation};
 use crate::keymap::{KeyMap, Unmapped};
-use crate::lock::line::Line;
-use crate::lock::{LocalLock, LockSettings};
-use crate::policy::{Expiry, Invalidation, LocalInvalidation};
+use crate::lock::LocalLock;
+use crate::lock::LockSettings;
+#[cfg(feature = "tokio")]
+use crate::region::create::background::TaskJob;
+use crate::region::create::background::{Runner, ThreadJob};
+use crate::region::create::single_flight::Line;
+use crate::region::stats::Counters;
+use crate::region::{Region, Shared};
+use crate::time::Clock;
 
 /// Settings of a [`Region`], from [`Region::builder`].
 #[must_use]
@@ -52,7 +54,7 @@ pub enum AfterPatience {
 }
 
 impl<B> RegionBuilder<B> {
-    pub(super) fn new(backend: B) -> Self {
+    pub(crate) fn new(backend: B) -> Self {
         RegionBuilder {
             backend,
             codec: Msgpack::new(),
@@ -127,7 +129,7 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
 
     /// How long the backend keeps an entry, to the millisecond and at least one. Default: as long as it has room. For
     /// stale values to be served it must be longer than the expiry. In a hash see
-    /// [`HashExpiry`](crate::HashExpiry).
+    /// [`HashExpiry`](crate::redis::HashExpiry).
     pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.ttl = ttl.into();
         self
@@ -157,7 +159,7 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
     }
 
     /// Makes `get_or_create` fail when the backend or the lock does. By default the creator runs, its value is returned
-    /// and the trouble counted in [`Stats`](crate::Stats).
+    /// and the trouble counted in [`Stats`](crate::region::stats::Stats).
     pub fn fail_closed(mut self) -> Self {
         self.fail_closed = true;
         self

@@ -6,25 +6,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::drive::Drive;
-use super::face::Face;
-use super::flight::Flight;
-use super::keys::{KeyRoom, Room};
-use super::{Begun, Reading, Region, Shared, Understood};
 use crate::backend::Backend;
+use crate::batch::{Batch, Found};
 use crate::buffer::Buffer;
 use crate::codec::{Codec, CodecError};
-use crate::engine::dogpile::Step;
-use crate::entry::{Entry, Now};
 use crate::error::{Error, ErrorKind, GetError};
-use crate::face::{Thread, now};
+use crate::exec::{Thread, now};
+use crate::freshness::{Expiry, Freshness, Invalidation, MaxAge};
 use crate::key::{AsKey, Key};
 use crate::keymap::KeyMap;
-use crate::lock::line::Waiter;
 use crate::lock::{Attempt, Lock, LockSettings};
-use crate::policy::{Expiry, Freshness, Invalidation, MaxAge};
-use crate::request::{Batch, Found};
+use crate::region::create::Drive;
+use crate::region::create::exec::Face;
+use crate::region::create::flight::Flight;
+use crate::region::create::machine::Step;
+use crate::region::create::single_flight::Waiter;
+use crate::region::keys::{KeyRoom, Room};
+use crate::region::{Begun, Reading, Region, Shared, Understood};
 use crate::slice::Slice;
+use crate::time::{Entry, Now};
 
 /// A region with settings for single calls, made by [`Region::with_expiry`] and its like.
 ///
@@ -45,20 +45,20 @@ use crate::slice::Slice;
 #[derive(Debug)]
 pub struct Call<'r, B, S, L, M, I, F = StoreAll> {
     region: &'r Region<B, S, L, M, I>,
-    pub(super) settings: Settings<F>,
+    pub(crate) settings: Settings<F>,
 }
 
 /// What a call may have another way than its region.
 #[derive(Clone, Debug)]
-pub(super) struct Settings<F> {
+pub(crate) struct Settings<F> {
     /// `None`: entries of any age.
-    pub(super) max_age: Option<MaxAge>,
-    pub(super) ttl: Option<Duration>,
-    pub(super) rule: F,
+    pub(crate) max_age: Option<MaxAge>,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) rule: F,
 }
 
 impl<F> Settings<F> {
-    pub(super) fn by_ref(&self) -> Settings<&F> {
+    pub(crate) fn by_ref(&self) -> Settings<&F> {
         Settings { max_age: self.max_age, ttl: self.ttl, rule: &self.rule }
     }
 }
@@ -91,7 +91,7 @@ impl<V, F: Fn(&V) -> bool> StoreRule<V> for StoreIf<F> {
 
 impl<'r, B, S, L, M, I> Call<'r, B, S, L, M, I> {
     #[inline]
-    pub(super) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
+    pub(crate) fn new(region: &'r Region<B, S, L, M, I>) -> Self {
         let settings = Settings { max_age: Some(region.shared.max_age), ttl: region.shared.ttl, rule: StoreAll };
         Call { region, settings }
     }
@@ -122,12 +122,12 @@ impl<'r, B, S, L, M, I, F> Call<'r, B, S, L, M, I, F> {
         Call { region: self.region, settings: Settings { max_age, ttl, rule: StoreIf(rule) } }
     }
 
-    pub(super) fn region(&self) -> &'r Region<B, S, L, M, I> {
+    pub(crate) fn region(&self) -> &'r Region<B, S, L, M, I> {
         self.region
     }
 
     #[inline]
-    pub(super) fn shared(&self) -> &'r Shared<B, S, L, M, I> {
+    pub(crate) fn shared(&self) -> &'r Shared<B, S, L, M, I> {
         &self.region.shared
     }
 }
@@ -210,7 +210,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     }
 
     /// Stores the values of an iterator in one round trip.
-    pub(super) fn set_all<'v, K: AsKey + 'v, V: 'v>(
+    pub(crate) fn set_all<'v, K: AsKey + 'v, V: 'v>(
         &self,
         entries: impl Iterator<Item = (&'v K, &'v V)>,
     ) -> Result<(), Error>
@@ -277,7 +277,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     }
 
     #[cold]
-    pub(super) fn create_one<V, E>(
+    pub(crate) fn create_one<V, E>(
         &self,
         key: Key<'_>,
         start: Start<'_, V, L::Guard>,
@@ -307,16 +307,16 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation, F> Call<'_, B, S, L,
     }
 
     #[inline]
-    pub(super) fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
+    pub(crate) fn with_key<R>(&self, key: &impl AsKey, then: impl FnOnce(Key<'_>) -> R) -> R {
         then(Room::new().map(key, &self.shared().map))
     }
 }
 
 /// What the first reading came to, where it is no fresh value.
-pub(super) type First<V> = Result<Option<Reading<V>>, Error>;
+pub(crate) type First<V> = Result<Option<Reading<V>>, Error>;
 
 /// How a caller begins who did not find a fresh value.
-pub(super) enum Start<'l, V, G> {
+pub(crate) enum Start<'l, V, G> {
     /// He has read.
     Read(Begun<'l>, First<V>),
     /// He has read, and tried to lock where there was nothing.
@@ -328,7 +328,7 @@ pub(super) enum Start<'l, V, G> {
 impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     /// The fresh value of an entry that was read, or what else that came to.
     #[inline(always)]
-    pub(super) fn judge<V>(&self, read: Result<Option<Bytes>, Error>) -> Result<V, First<V>>
+    pub(crate) fn judge<V>(&self, read: Result<Option<Bytes>, Error>) -> Result<V, First<V>>
     where
         S: Codec<V>,
     {
@@ -341,7 +341,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// Brings a flight to its end that goes on after the first reading.
-    pub(super) async fn create_one_on<A: Face<B, L>, V, E, R>(
+    pub(crate) async fn create_one_on<A: Face<B, L>, V, E, R>(
         &self,
         face: A,
         key: Key<'_>,
@@ -363,7 +363,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
 
     /// Brings the flights of many keys to their end. `create` is given those of `items` whose keys are missing; there are
     /// as many items as keys.
-    pub(super) async fn create_many_on<'k, A: Face<B, L>, K: AsKey, T, V: Clone, E, R>(
+    pub(crate) async fn create_many_on<'k, A: Face<B, L>, K: AsKey, T, V: Clone, E, R>(
         &self,
         face: A,
         keys: &[K],
@@ -395,7 +395,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// The fresh value of an entry that is read and, where there is none, locked in the same round trip.
-    pub(super) async fn read_or_lock<'l, A: Face<B, L>, V>(
+    pub(crate) async fn read_or_lock<'l, A: Face<B, L>, V>(
         &self,
         face: A,
         key: Key<'_>,
@@ -419,7 +419,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// A flight that goes on from there.
-    pub(super) fn begun<A: Face<B, L>, V>(
+    pub(crate) fn begun<A: Face<B, L>, V>(
         &self,
         face: A,
         key: Key<'_>,
@@ -451,7 +451,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// An entry with what is known of it, if it is fresh.
-    pub(super) fn fresh_entry<V>(&self, entry: Option<Bytes>, now: &Now<'_>) -> Option<Entry<V>>
+    pub(crate) fn fresh_entry<V>(&self, entry: Option<Bytes>, now: &Now<'_>) -> Option<Entry<V>>
     where
         S: Codec<V>,
     {
@@ -462,7 +462,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// The values of many entries, those that are fresh.
-    pub(super) fn fresh_values<V>(&self, found: &Found) -> Vec<Option<V>>
+    pub(crate) fn fresh_values<V>(&self, found: &Found) -> Vec<Option<V>>
     where
         S: Codec<V>,
     {
@@ -472,7 +472,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// The entry of a value that is written now.
-    pub(super) fn encode<V>(&self, key: Key<'_>, value: &V, entry: &mut Vec<u8>) -> Result<(), Error>
+    pub(crate) fn encode<V>(&self, key: Key<'_>, value: &V, entry: &mut Vec<u8>) -> Result<(), Error>
     where
         S: Codec<V>,
         M: KeyMap,
@@ -485,7 +485,7 @@ impl<B, S, L, M, I: Invalidation, F> Call<'_, B, S, L, M, I, F> {
     }
 
     /// The entries of values that are written now.
-    pub(super) fn encode_all<'v, K: AsKey + 'v, V: 'v>(
+    pub(crate) fn encode_all<'v, K: AsKey + 'v, V: 'v>(
         &self,
         entries: impl Iterator<Item = (&'v K, &'v V)>,
     ) -> Result<Batch, Error>
@@ -550,11 +550,11 @@ impl Distinct {
 }
 
 #[cold]
-pub(super) fn too_large(key: Key<'_>, bytes: usize) -> Error {
+pub(crate) fn too_large(key: Key<'_>, bytes: usize) -> Error {
     Error::new(ErrorKind::TooLarge, format!("writing {key}: an entry of {bytes} bytes is over the backend's limit"))
 }
 
 #[cold]
-pub(super) fn cannot_encode(key: Key<'_>, error: &CodecError) -> Error {
+pub(crate) fn cannot_encode(key: Key<'_>, error: &CodecError) -> Error {
     Error::new(ErrorKind::Codec, format!("writing {key}: {error}"))
 }

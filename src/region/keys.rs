@@ -6,17 +6,17 @@ use crate::key::{AsKey, Key, KeyBuf, Scratch};
 use crate::keymap::KeyMap;
 
 /// Room for the digits and the mapped form of the key of a call.
-pub(super) struct Room(Scratch, KeyBuf);
+pub(crate) struct Room(Scratch, KeyBuf);
 
 impl Room {
     #[inline]
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Room(Scratch::new(), KeyBuf::new())
     }
 
     /// The backend's form of a key.
     #[inline]
-    pub(super) fn map<'k>(&'k mut self, key: &'k impl AsKey, map: &impl KeyMap) -> Key<'k> {
+    pub(crate) fn map<'k>(&'k mut self, key: &'k impl AsKey, map: &impl KeyMap) -> Key<'k> {
         match key.as_borrowed_key() {
             Some(key) if map.keeps(key) => key,
             _ => map.map(key.as_key(&mut self.0), &mut self.1),
@@ -25,20 +25,20 @@ impl Room {
 }
 
 /// Room for the digits and the mapped forms of a call's keys. Keys that need neither are borrowed as they are.
-pub(super) struct KeyRoom(SmallVec<[(Scratch, KeyBuf); 1]>);
+pub(crate) struct KeyRoom(SmallVec<[(Scratch, KeyBuf); 1]>);
 
 /// The keys of a call, as the backend sees them.
-pub(super) type Keys<'k> = SmallVec<[Key<'k>; 1]>;
+pub(crate) type Keys<'k> = SmallVec<[Key<'k>; 1]>;
 
 impl KeyRoom {
     #[inline]
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         KeyRoom(SmallVec::new())
     }
 
     /// The backend's form of each key.
     #[inline]
-    pub(super) fn map_all<'k, K: AsKey>(&'k mut self, keys: &'k [K], map: &impl KeyMap) -> Keys<'k> {
+    pub(crate) fn map_all<'k, K: AsKey>(&'k mut self, keys: &'k [K], map: &impl KeyMap) -> Keys<'k> {
         let kept = |key: &'k K| key.as_borrowed_key().filter(|key| map.keeps(*key));
         // The first one most often tells for all.
         match keys.first().and_then(kept) {

@@ -4,17 +4,14 @@
 //! decision table of `engine::dogpile`, [`drive`] is the driver of flights, [`face`] what it does in another way for
 //! threads than for tasks, [`function`] makes functions cached.
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod builder;
 mod call;
-mod drive;
-mod face;
-mod flight;
+mod create;
 mod function;
 mod keys;
-mod refresh;
 mod stats;
-#[cfg(feature = "tokio")]
-mod tasks;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,27 +21,31 @@ use std::time::Duration;
 use async_lock::Semaphore;
 use bytes::Bytes;
 
-use self::keys::{KeyRoom, Room};
-use self::refresh::Runner;
-use self::stats::Counters;
 use crate::backend::Backend;
-use crate::codec::{Codec, Meta, Msgpack, Seconds};
-use crate::entry::{Clock, Entry, Now, Timestamp};
+use crate::batch::Batch;
+use crate::codec::Msgpack;
+use crate::codec::Seconds;
+use crate::codec::{Codec, Meta};
 use crate::error::{Error, ErrorKind, GetError};
+use crate::freshness::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
 use crate::key::{AsKey, Key};
 use crate::keymap::{KeyMap, Unmapped};
-use crate::lock::line::{self, Line, Waiter};
-use crate::lock::{LocalLock, Lock, LockSettings};
-use crate::policy::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
-use crate::request::Batch;
+use crate::lock::LocalLock;
+use crate::lock::{Lock, LockSettings};
+use crate::region::create::background::Runner;
+use crate::region::create::single_flight;
+use crate::region::create::single_flight::{Line, Waiter};
+use crate::region::keys::{KeyRoom, Room};
+use crate::region::stats::Counters;
 use crate::slice::Slice;
+use crate::time::{Clock, Entry, Now, Timestamp};
 
 pub use self::builder::{AfterPatience, RegionBuilder};
 pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
-pub use self::function::{Function, FunctionMany, KeyArgs};
 #[cfg(feature = "tokio")]
-pub use self::refresh::TaskJob;
-pub use self::refresh::ThreadJob;
+pub use self::create::background::TaskJob;
+pub use self::create::background::ThreadJob;
+pub use self::function::{Function, FunctionMany, KeyArgs};
 pub use self::stats::Stats;
 
 /// A cache of values: where entries live (`B`), how they are written (`S`), who holds the lock while a value is
@@ -73,7 +74,7 @@ pub struct Region<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I = Loca
 }
 
 /// What the clones of a region share.
-struct Shared<B, S, L, M, I> {
+pub(crate) struct Shared<B, S, L, M, I> {
     backend: B,
     codec: S,
     lock: L,
@@ -97,14 +98,14 @@ struct Shared<B, S, L, M, I> {
 }
 
 /// What an entry says, and what it is good for.
-struct Understood<V> {
+pub(crate) struct Understood<V> {
     value: V,
     meta: Meta,
     freshness: Freshness,
 }
 
 /// A value that was read, with its entry.
-struct Reading<V> {
+pub(crate) struct Reading<V> {
     value: V,
     entry: Bytes,
     freshness: Freshness,
@@ -198,13 +199,13 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
 
     /// The value of `key`, created if it is not there.
     ///
-    /// Of all callers, in all threads and, with a [`RedisLock`](crate::RedisLock), in all processes, one calls
+    /// Of all callers, in all threads and, with a [`RedisLock`](crate::lock::RedisLock), in all processes, one calls
     /// `create`. While a value is stale the others get it as it is; while there is none they wait for the new one. If
     /// `create` fails or panics, the lock is released and the next caller's `create` runs.
     ///
     /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. With a lock that
     /// no other process knows (the default) it is two, unless others create at the same time, and with
-    /// [`RedisLock::lease_on_miss`](crate::RedisLock::lease_on_miss) too. Who comes while another caller of this process
+    /// [`RedisLock::lease_on_miss`](crate::lock::RedisLock::lease_on_miss) too. Who comes while another caller of this process
     /// reads the key, or creates it because there was nothing, waits for him instead of reading; if there is something
     /// after all, that costs a round trip more, once for a key that was not found lately. When the backend is out
     /// of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value is
@@ -483,9 +484,9 @@ impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
 }
 
 /// A reading that has begun.
-struct Begun<'l> {
+pub(crate) struct Begun<'l> {
     /// For others who want the key.
-    claim: Option<line::Reading<'l>>,
+    claim: Option<single_flight::Reading<'l>>,
     /// How many lines of keys like this one had ended before.
     lines_ended: Option<u64>,
 }
@@ -494,7 +495,7 @@ impl Begun<'_> {
     /// The value was found.
     #[inline]
     fn found<V>(self, value: V) -> V {
-        self.claim.into_iter().for_each(line::Reading::found);
+        self.claim.into_iter().for_each(single_flight::Reading::found);
         value
     }
 }

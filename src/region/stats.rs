@@ -31,38 +31,38 @@ pub struct Stats {
     pub failed_locks: u64,
     /// Created values that could not be stored, for their size, their type or because the backend failed.
     pub failed_writes: u64,
-    /// Entries that were larger than their keys are made for ([`KeyMap::longest_entry`](crate::KeyMap::longest_entry)): in a
-    /// [bucket](crate::Bucketed) each may make the server keep a hash table, at several times the memory.
+    /// Entries that were larger than their keys are made for ([`KeyMap::longest_entry`](crate::keymap::KeyMap::longest_entry)): in a
+    /// [bucket](crate::keymap::bucketed::Bucketed) each may make the server keep a hash table, at several times the memory.
     pub oversized: u64,
 }
 
 #[derive(Default)]
-pub(super) struct Counters {
-    pub(super) created: Counter,
-    pub(super) failed_creations: Counter,
-    pub(super) shared: Counter,
-    pub(super) awaited: Counter,
-    pub(super) impatient: Counter,
-    pub(super) lost_locks: Counter,
-    pub(super) served_stale: Counter,
-    pub(super) undecodable: Counter,
-    pub(super) wrong_type: Counter,
-    pub(super) failed_reads: Counter,
-    pub(super) failed_locks: Counter,
-    pub(super) failed_writes: Counter,
-    pub(super) oversized: Counter,
+pub(crate) struct Counters {
+    pub(crate) created: Counter,
+    pub(crate) failed_creations: Counter,
+    pub(crate) shared: Counter,
+    pub(crate) awaited: Counter,
+    pub(crate) impatient: Counter,
+    pub(crate) lost_locks: Counter,
+    pub(crate) served_stale: Counter,
+    pub(crate) undecodable: Counter,
+    pub(crate) wrong_type: Counter,
+    pub(crate) failed_reads: Counter,
+    pub(crate) failed_locks: Counter,
+    pub(crate) failed_writes: Counter,
+    pub(crate) oversized: Counter,
 }
 
 #[derive(Default)]
-pub(super) struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(super) fn add(&self, more: usize) {
+    pub(crate) fn add(&self, more: usize) {
         self.0.fetch_add(more as u64, Ordering::Relaxed);
     }
 
     /// Adds one; whether it is the first.
-    pub(super) fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.0.fetch_add(1, Ordering::Relaxed) == 0
     }
 
@@ -72,7 +72,7 @@ impl Counter {
 }
 
 impl Counters {
-    pub(super) fn read(&self) -> Stats {
+    pub(crate) fn read(&self) -> Stats {
         Stats {
             created: self.created.get(),
             failed_creations: self.failed_creations.get(),

@@ -14,8 +14,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use self::server::{Handle, RESPONSE, Shared, World, lock};
-use crate::{AfterLoss, AfterPatience, ErrorKind, GetError, Key, LostLease, RedisLock, Region};
+use crate::error::{ErrorKind, GetError};
+use crate::key::Key;
+use crate::lock::RedisLock;
+use crate::lock::on_lost::{AfterLoss, LostLease};
+use crate::region::AfterPatience;
+use crate::region::Region;
+use crate::simulation::server::{Handle, RESPONSE, Shared, World, lock};
 
 /// Numbers that follow from a seed.
 #[derive(Clone)]
@@ -152,7 +157,7 @@ struct Schedule {
     over: AtomicU64,
 }
 
-type Of = Region<Handle, crate::Msgpack, RedisLock<Policy>>;
+type Of = Region<Handle, crate::codec::Msgpack, RedisLock<Policy>>;
 
 /// A creator that runs. Dropped, it runs no more.
 struct Runs<'s> {

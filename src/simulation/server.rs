@@ -9,37 +9,38 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Random;
-use crate::backend::redis::watches::{Keeps, Name, Watches, Watching};
-use crate::backend::{Access, AsyncExchange, ExchangeSettings, Route, Watch};
-use crate::engine::chunk::Chunk;
-use crate::engine::plan;
-use crate::engine::replies::{Messages, Receive, Replies, Token};
+use crate::backend::leases::Watch;
 use crate::error::{Error, ErrorKind};
-use crate::request::HashExpiry;
+use crate::redis::HashExpiry;
+use crate::redis::protocol::chunk::Chunk;
+use crate::redis::protocol::commands;
+use crate::redis::protocol::parser::{Messages, Receive, Replies, Token};
+use crate::redis::tracking::lease_watchers::{Keeps, Name, Watches, Watching};
+use crate::redis::transport::{Access, AsyncExchange, ExchangeSettings, Route};
+use crate::simulation::Random;
 
 /// How long a request waits for its answer.
-pub(super) const RESPONSE: Duration = Duration::from_secs(1);
+pub(crate) const RESPONSE: Duration = Duration::from_secs(1);
 
 /// Everything that the simulated processes share.
-pub(super) struct World {
-    pub(super) random: Random,
+pub(crate) struct World {
+    pub(crate) random: Random,
     keys: BTreeMap<Vec<u8>, Value>,
     /// Which listening connections are to be told when a key changes: process and number of its connection.
     trackers: BTreeMap<Vec<u8>, BTreeSet<(usize, u64)>>,
-    pub(super) links: Vec<Arc<Link>>,
+    pub(crate) links: Vec<Arc<Link>>,
     /// It answers nobody until then.
-    pub(super) frozen_until: Option<Instant>,
+    pub(crate) frozen_until: Option<Instant>,
     /// Nobody can connect until then.
-    pub(super) down_until: Option<Instant>,
+    pub(crate) down_until: Option<Instant>,
     /// The longest delay of a message.
-    pub(super) delay: Duration,
+    pub(crate) delay: Duration,
     /// Of a thousand requests so many break their connection.
-    pub(super) cuts: u64,
+    pub(crate) cuts: u64,
     /// Whether a process was ever told of a failure.
-    pub(super) failed: BTreeSet<usize>,
+    pub(crate) failed: BTreeSet<usize>,
     /// How many leases each process was given for a lock, and in which order.
-    pub(super) granted: BTreeMap<(usize, Vec<u8>), u64>,
+    pub(crate) granted: BTreeMap<(usize, Vec<u8>), u64>,
     leases: u64,
     /// The order of the lease under which the last value of a key was stored, and by whom, where that is conditional.
     stored_under: BTreeMap<Vec<u8>, u64>,
@@ -53,14 +54,14 @@ struct Value {
     until: Option<Instant>,
 }
 
-pub(super) type Shared = Arc<Mutex<World>>;
+pub(crate) type Shared = Arc<Mutex<World>>;
 
-pub(super) fn lock(world: &Shared) -> MutexGuard<'_, World> {
+pub(crate) fn lock(world: &Shared) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
-    pub(super) fn new(random: Random, delay: Duration, cuts: u64) -> Self {
+    pub(crate) fn new(random: Random, delay: Duration, cuts: u64) -> Self {
         World {
             random,
             keys: BTreeMap::new(),
@@ -81,11 +82,11 @@ impl World {
     }
 
     /// Notes what happened, for who looks at a schedule that failed.
-    pub(super) fn note(&mut self, what: impl std::fmt::Display) {
+    pub(crate) fn note(&mut self, what: impl std::fmt::Display) {
         let _ = writeln!(self.trace, "{:>9.3} ms  {what}", self.begun.elapsed().as_secs_f64() * 1e3);
     }
 
-    pub(super) fn trace(&self) -> &str {
+    pub(crate) fn trace(&self) -> &str {
         &self.trace
     }
 
@@ -96,7 +97,7 @@ impl World {
     }
 
     /// Locks that somebody holds.
-    pub(super) fn locks(&mut self) -> Vec<String> {
+    pub(crate) fn locks(&mut self) -> Vec<String> {
         self.expire();
         let locks = self.keys.keys().filter(|key| key.starts_with(b"_lok."));
         locks.map(|key| key.escape_ascii().to_string()).collect()
@@ -112,7 +113,7 @@ impl World {
         }
     }
 
-    pub(super) fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         self.note("FLUSHALL");
         self.keys.clear();
         self.trackers.clear();
@@ -122,7 +123,7 @@ impl World {
     }
 
     /// Evicts one lock, as servers do that have no memory left.
-    pub(super) fn evict(&mut self) {
+    pub(crate) fn evict(&mut self) {
         let locks: Vec<_> = self.keys.keys().filter(|key| key.starts_with(b"_lok.")).cloned().collect();
         if !locks.is_empty() {
             let key = &locks[self.random.below(locks.len() as u64) as usize];
@@ -201,7 +202,7 @@ impl World {
                 let deleted = keys.iter().filter(|key| self.delete(key)).count();
                 out.extend(format!(":{deleted}\r\n").bytes());
             }
-            [b"EVAL", script, _, lock, token] if script == plan::RELEASE => {
+            [b"EVAL", script, _, lock, token] if script == commands::RELEASE => {
                 let held = self.get(lock) == Some(token);
                 if held {
                     self.note(format_args!("process {process} releases {}", lock.escape_ascii()));
@@ -209,7 +210,7 @@ impl World {
                 }
                 int(out, held);
             }
-            [b"EVAL", script, _, lock, token, life] if script == plan::RENEW => {
+            [b"EVAL", script, _, lock, token, life] if script == commands::RENEW => {
                 let held = self.get(lock) == Some(token);
                 if held {
                     self.note(format_args!("process {process} renews {}", lock.escape_ascii()));
@@ -218,7 +219,7 @@ impl World {
                 }
                 int(out, held);
             }
-            [b"EVAL", script, _, lock, key, token, life, b"", b"plain"] if script == plan::READ_OR_LEASE => {
+            [b"EVAL", script, _, lock, key, token, life, b"", b"plain"] if script == commands::READ_OR_LEASE => {
                 match self.get(key) {
                     Some(entry) => bulk(out, Some(entry)),
                     None => {
@@ -230,7 +231,9 @@ impl World {
                     }
                 }
             }
-            [b"EVAL", script, _, lock, key, token, entry, life, b"", _, b"plain"] if script == plan::STORE_IF_HELD => {
+            [b"EVAL", script, _, lock, key, token, entry, life, b"", _, b"plain"]
+                if script == commands::STORE_IF_HELD =>
+            {
                 let held = self.get(lock) == Some(token);
                 if held {
                     let order = self.tokens[token];
@@ -292,7 +295,7 @@ fn commands(sent: &[u8], count: usize) -> Vec<Vec<Vec<u8>>> {
 }
 
 /// A process's connections to the server: one for requests, and one to listen.
-pub(super) struct Link {
+pub(crate) struct Link {
     process: usize,
     world: std::sync::Weak<Mutex<World>>,
     requests: mpsc::UnboundedSender<Request>,
@@ -317,11 +320,11 @@ struct Ears {
 
 /// A process's handle of the server.
 #[derive(Clone)]
-pub(super) struct Handle(pub(super) Arc<Link>);
+pub(crate) struct Handle(pub(crate) Arc<Link>);
 
 impl Handle {
     /// The handle of another process.
-    pub(super) fn new(world: &Shared) -> Self {
+    pub(crate) fn new(world: &Shared) -> Self {
         let (requests, incoming) = mpsc::unbounded_channel();
         let (questions, asked) = mpsc::unbounded_channel();
         let (heard, said) = mpsc::unbounded_channel();
@@ -447,17 +450,17 @@ async fn carry(link: Arc<Link>, world: Shared, mut incoming: mpsc::UnboundedRece
 }
 
 impl Link {
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.is_dead.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The process is gone: nothing of what it says from now on is heard.
-    pub(super) fn die(&self) {
+    pub(crate) fn die(&self) {
         self.is_dead.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// The listening connection breaks. What is on its way to it is lost; the process learns of it a while later.
-    pub(super) fn cut(self: &Arc<Self>, world: &mut World) {
+    pub(crate) fn cut(self: &Arc<Self>, world: &mut World) {
         world.note(format_args!("process {} listens no more", self.process));
         let delay = world.a_delay();
         let mut ears = self.ears.lock().unwrap();

@@ -3,8 +3,8 @@
 use super::{Pack, Reader, pack_array_header, pack_map_header, pack_str};
 use crate::codec::envelope::{Shape, full_meta};
 use crate::codec::{CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// Appends an entry whose payload, one msgpack value, is appended by `payload`.
 #[inline]
@@ -114,8 +114,8 @@ fn blame_version(version: u64, entry: Slice<'_>, error: CodecError) -> CodecErro
 mod tests {
     use super::super::Msgpack;
     use crate::codec::{Bare, Codec, CodecError, CodecErrorKind, Full, Meta, Seconds};
-    use crate::entry::Timestamp;
     use crate::slice::Slice;
+    use crate::time::Timestamp;
     use bytes::Bytes;
 
     fn full(entry: &'static [u8]) -> Result<(u8, Meta), CodecErrorKind> {

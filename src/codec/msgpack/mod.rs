@@ -14,8 +14,8 @@ pub use self::reader::{Kind, Reader};
 pub use self::structs::{__field, __key};
 use super::envelope::{DEFAULT_VERSION, Envelope, Seconds, Versioned};
 use super::{Codec, CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// Values as [MessagePack](https://msgpack.org), each in its shortest form: the default codec.
 ///

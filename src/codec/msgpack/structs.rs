@@ -146,7 +146,7 @@ fn missing(name: &'static str) -> CodecError {
 #[cfg(test)]
 mod tests {
     use crate::codec::{Bare, Codec, CodecError, CodecErrorKind, LazyMap, Msgpack, Pack, Unpack};
-    use crate::entry::Timestamp;
+    use crate::time::Timestamp;
     use bytes::Bytes;
 
     #[derive(Debug, PartialEq, Default)]

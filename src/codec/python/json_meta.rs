@@ -3,9 +3,9 @@
 use crate::codec::envelope::{Envelope, Shape, Versioned, sealed::Sealed};
 use crate::codec::json::{FullMeta, read};
 use crate::codec::{CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::float::Repr;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// `{"ct": seconds as a float, "v": version}|payload`: what `dogpile.cache` stores since 1.1, whatever its serializer.
 ///

@@ -11,8 +11,8 @@ use super::graph::{Graph, Id, Node};
 use crate::codec::envelope::{DEFAULT_VERSION, Envelope, Shape, Versioned};
 use crate::codec::json::FullMeta;
 use crate::codec::{Codec, CodecError, CodecErrorKind, Meta};
-use crate::entry::Timestamp;
 use crate::slice::Slice;
+use crate::time::Timestamp;
 
 /// Anything `Serialize + DeserializeOwned` as a pickle of plain data, which `dogpile.cache` stores by default.
 ///

@@ -1,24 +1,25 @@
 //! Cached functions: a function whose results are values of a region, under keys made from its arguments.
 
 #[cfg(feature = "tokio")]
-mod tasks;
+mod asynchronous;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::future::ready;
 use std::marker::PhantomData;
 
-use super::drive::wrong_number;
-use super::{Call, Region};
 use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
-use crate::face::{Thread, now};
+use crate::exec::{Thread, now};
 use crate::float::Repr;
+use crate::freshness::Invalidation;
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
-use crate::policy::Invalidation;
+use crate::region::Region;
+use crate::region::call::Call;
+use crate::region::create::wrong_number;
 
 /// Arguments that a key can be made from: text, integers, `f64`, `bool`, `Option`, and tuples and references of these.
 ///
