@@ -7,7 +7,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{Backend, Full, GetError, Lock, Memory, Msgpack, Redis, RedisLock, Region};
+use dogpile::codec::Full;
+use dogpile::{Backend, GetError, Lock, Memory, Msgpack, Redis, RedisLock, Region};
 use serde_json::json;
 
 const HELP: &str = "\
@@ -46,11 +47,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let redis = Redis::open(&url)?;
             redis.ping()?;
             let builder = Region::builder(redis).codec(Msgpack::<Full>::new()).lock(RedisLock::new());
-            run("Redis", &builder.expires_after(fresh).ttl(ttl).build()?, fresh, &options)
+            run("Redis", &builder.stale_after(fresh).ttl(ttl).build()?, fresh, &options)
         }
         Err(_) => {
             let builder = Region::builder(Memory::new(64 << 20)).codec(Msgpack::<Full>::new());
-            run("Memory", &builder.expires_after(fresh).ttl(ttl).build()?, fresh, &options)
+            run("Memory", &builder.stale_after(fresh).ttl(ttl).build()?, fresh, &options)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a backend is asked and what it answers, as plain data: many entries at once, leases, when hashes expire.
+//! [`Batch`] and [`Found`]: the entries that a backend writes and reads, many at a time.
 
 use std::ops::Range;
 
@@ -8,10 +8,13 @@ use smallvec::SmallVec;
 use crate::key::Key;
 use crate::slice::Slice;
 
-/// Entries to store together: one buffer and the places in it, reused from batch to batch.
+/// Entries to store together, with their keys.
+///
+/// All bytes are in one buffer, which is reused after [`clear`](Batch::clear).
 ///
 /// ```
-/// use dogpile::{Batch, Key};
+/// use dogpile::backend::Batch;
+/// use dogpile::Key;
 ///
 /// let mut batch = Batch::new();
 /// batch.push(Key::from("a"), |out| out.extend_from_slice(b"1"));
@@ -22,32 +25,42 @@ use crate::slice::Slice;
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
-    places: Vec<Place>,
+    spans: Vec<BatchSpan>,
 }
 
-/// Where a member's parts stand in a batch's buffer, one behind the other.
+/// The position of a key and its entry, which are adjacent in the buffer of a batch.
 #[derive(Clone, Debug)]
-struct Place {
+struct BatchSpan {
     start: usize,
-    /// Where the field begins; `None` for a plain key.
+    /// The offset at which the field starts; `None` for a plain key.
     field: Option<usize>,
     entry: Range<usize>,
 }
 
 impl Batch {
-    /// An empty batch.
+    /// Creates an empty batch. Does not allocate.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty batch with room for so many entries; their bytes take theirs as they come.
+    /// Creates an empty batch with capacity for the positions of `entries` entries.
+    ///
+    /// The buffer for their bytes grows as they are added.
+    ///
+    /// ```
+    /// use dogpile::backend::Batch;
+    ///
+    /// assert!(Batch::with_capacity(100).is_empty());
+    /// ```
     #[must_use]
     pub fn with_capacity(entries: usize) -> Self {
-        Batch { bytes: Vec::new(), places: Vec::with_capacity(entries) }
+        Batch { bytes: Vec::new(), spans: Vec::with_capacity(entries) }
     }
 
-    /// Adds what `write` appends to the buffer as the entry of `key`.
+    /// Adds an entry for `key`, consisting of the bytes that `write` appends to the buffer.
+    ///
+    /// `write` must not change the bytes that are already in the buffer.
     pub fn push(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let written: Result<(), std::convert::Infallible> = self.try_push(key, |out| {
             write(out);
@@ -56,10 +69,26 @@ impl Batch {
         let Ok(()) = written;
     }
 
-    /// Adds what `write` appends to the buffer as the entry of `key`, or nothing if it fails.
+    /// Adds an entry for `key`, consisting of the bytes that `write` appends, unless `write` fails.
+    ///
+    /// `write` must not change the bytes that are already in the buffer.
     ///
     /// # Errors
-    /// What `write` failed with.
+    ///
+    /// The error of `write`. The batch is then unchanged.
+    ///
+    /// ```
+    /// use dogpile::Key;
+    /// use dogpile::backend::Batch;
+    ///
+    /// let mut batch = Batch::new();
+    /// let result = batch.try_push(Key::from("user-15"), |out| {
+    ///     out.extend_from_slice(b"half of an en");
+    ///     Err("cannot encode the value")
+    /// });
+    /// assert_eq!(result, Err("cannot encode the value"));
+    /// assert!(batch.is_empty());
+    /// ```
     pub fn try_push<E>(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
         let start = self.bytes.len();
         let field = match key {
@@ -79,71 +108,113 @@ impl Batch {
             self.bytes.truncate(start);
             return Err(error);
         }
-        // A `write` that cut the buffer short wrote an empty entry.
+        // If `write` truncated the buffer into the key, pad the key with zeros; the entry is then
+        // empty.
         self.bytes.resize(self.bytes.len().max(entry), 0);
-        self.places.push(Place { start, field, entry: entry..self.bytes.len() });
+        self.spans.push(BatchSpan { start, field, entry: entry..self.bytes.len() });
         Ok(())
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.spans.len()
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the batch has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.spans.is_empty()
     }
 
-    /// The key of the entry at `index`.
+    /// Returns the key of the entry at `index`.
     ///
     /// # Panics
-    /// When there are not so many.
+    ///
+    /// If `index` is out of bounds.
     #[must_use]
     pub fn key(&self, index: usize) -> Key<'_> {
-        let Place { start, field, ref entry } = self.places[index];
+        let BatchSpan { start, field, ref entry } = self.spans[index];
         match field {
             None => Key::Plain(&self.bytes[start..entry.start]),
             Some(at) => Key::Field { hash: &self.bytes[start..at], field: &self.bytes[at..entry.start] },
         }
     }
 
-    /// The bytes of the entry at `index`.
+    /// Returns the bytes of the entry at `index`.
     ///
     /// # Panics
-    /// When there are not so many.
+    ///
+    /// If `index` is out of bounds.
     #[must_use]
     pub fn entry(&self, index: usize) -> &[u8] {
-        &self.bytes[self.places[index].entry.clone()]
+        &self.bytes[self.spans[index].entry.clone()]
     }
 
-    /// All keys and entries.
+    /// Returns an iterator over all keys and their entries, in the order in which they were added.
+    ///
+    /// ```
+    /// use dogpile::Key;
+    /// use dogpile::backend::Batch;
+    ///
+    /// let mut batch = Batch::new();
+    /// batch.push(Key::from("user-15"), |out| out.extend_from_slice(b"entry"));
+    /// for (key, entry) in batch.iter() {
+    ///     println!("{key}: {} bytes", entry.len());
+    /// }
+    /// # assert_eq!(batch.iter().len(), 1);
+    /// ```
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (Key<'_>, &[u8])> {
         (0..self.len()).map(|index| (self.key(index), self.entry(index)))
     }
 
-    /// Removes all entries but the first `len`.
+    /// Keeps the first `len` entries and removes the others.
+    ///
+    /// If the batch has no more than `len` entries, nothing changes.
+    ///
+    /// ```
+    /// use dogpile::Key;
+    /// use dogpile::backend::Batch;
+    ///
+    /// let mut batch = Batch::new();
+    /// batch.push(Key::from("a"), |out| out.push(1));
+    /// batch.push(Key::from("b"), |out| out.push(2));
+    /// batch.truncate(1);
+    /// assert_eq!((batch.len(), batch.key(0)), (1, Key::from("a")));
+    /// ```
     pub fn truncate(&mut self, len: usize) {
-        if let Some(first_gone) = self.places.get(len) {
-            self.bytes.truncate(first_gone.start);
-            self.places.truncate(len);
+        if let Some(first_removed) = self.spans.get(len) {
+            self.bytes.truncate(first_removed.start);
+            self.spans.truncate(len);
         }
     }
 
-    /// Removes all entries and keeps the memory.
+    /// Removes all entries and keeps the allocated memory.
+    ///
+    /// ```
+    /// use dogpile::Key;
+    /// use dogpile::backend::Batch;
+    ///
+    /// let mut batch = Batch::new();
+    /// batch.push(Key::from("a"), |out| out.push(1));
+    /// batch.clear();
+    /// assert!(batch.is_empty());
+    /// ```
     pub fn clear(&mut self) {
         self.bytes.clear();
-        self.places.clear();
+        self.spans.clear();
     }
 }
 
-/// The entries of many keys, in the keys' order: the buffers they arrived in, and the places in them.
+/// The result of reading many keys: for each key, in order, its entry or `None`.
+///
+/// Entries are parts of the buffers in which they arrived, and are not copied. A backend fills a
+/// `Found` that it is given: it first calls [`reset`](Found::reset), then [`put`](Found::put) for
+/// each entry with a buffer of its own, or [`parts`](Found::parts) for entries that share a buffer.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Found;
+/// use dogpile::backend::Found;
 ///
 /// let mut found = Found::new();
 /// found.reset(3);
@@ -156,19 +227,19 @@ impl Batch {
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     buffers: SmallVec<[Bytes; 2]>,
-    entries: Vec<FoundAt>,
+    entries: Vec<FoundSpan>,
 }
 
-/// Where an entry stands; that none was found is told by a buffer that there cannot be.
+/// The position of an entry; an invalid buffer index means that no entry was found.
 #[derive(Clone, Copy, Debug)]
-struct FoundAt {
+struct FoundSpan {
     buffer: u32,
     start: u32,
     end: u32,
 }
 
-impl FoundAt {
-    const NOWHERE: FoundAt = FoundAt { buffer: u32::MAX, start: 0, end: 0 };
+impl FoundSpan {
+    const NOT_FOUND: FoundSpan = FoundSpan { buffer: u32::MAX, start: 0, end: 0 };
 
     #[inline]
     fn slice(self, buffers: &[Bytes]) -> Option<Slice<'_>> {
@@ -178,26 +249,30 @@ impl FoundAt {
 }
 
 impl Found {
-    /// No entries, of no keys.
+    /// Creates an empty result, for no keys. Does not allocate.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Forgets all entries and makes place for so many; nothing is found yet.
+    /// Removes all entries and prepares for the results of `keys` keys, none of which is found yet.
+    ///
+    /// Keeps the allocated memory.
     pub fn reset(&mut self, keys: usize) {
         self.buffers.clear();
         self.entries.clear();
-        self.entries.resize(keys, FoundAt::NOWHERE);
+        self.entries.resize(keys, FoundSpan::NOT_FOUND);
     }
 
-    /// Puts the entry of the key at `index`.
+    /// Sets the entry of the key at `index`.
     ///
     /// # Panics
-    /// When there are not so many keys, or the entry has 4 GiB or more, eight times of what a server keeps.
+    ///
+    /// If `index` is out of bounds, or if the entry has 4 GiB or more, eight times the size that a
+    /// server stores.
     pub fn put(&mut self, index: usize, entry: Bytes) {
         if self.buffers.len() == self.buffers.capacity() {
-            // One buffer an entry, so there will be as many as there are keys left.
+            // A caller of `put` has one buffer per entry, so reserve one for each remaining key.
             self.buffers.reserve(self.entries.len().saturating_sub(index));
         }
         let length = entry.len();
@@ -205,13 +280,17 @@ impl Found {
         self.parts_of_last().put(index, 0..length);
     }
 
-    /// To put entries that are parts of one buffer.
+    /// Returns a handle that sets entries which are parts of `buffer`.
+    ///
+    /// The buffer is shared, not copied.
     ///
     /// # Panics
-    /// When the buffer has 4 GiB or more.
+    ///
+    /// If the buffer has 4 GiB or more.
     #[inline]
-    pub fn parts(&mut self, buffer: &Bytes) -> Parts<'_> {
-        // Entries come in the order in which they stand, so the buffer is most often the last one.
+    pub fn parts(&mut self, buffer: &Bytes) -> FoundParts<'_> {
+        // Entries usually arrive in buffer order, so comparing with the last buffer is enough to
+        // reuse it.
         if !matches!(self.buffers.last(), Some(last) if last.as_ptr() == buffer.as_ptr() && last.len() == buffer.len())
         {
             self.buffers.push(buffer.clone());
@@ -220,51 +299,84 @@ impl Found {
     }
 
     #[inline]
-    fn parts_of_last(&mut self) -> Parts<'_> {
+    fn parts_of_last(&mut self) -> FoundParts<'_> {
         let length = self.buffers.last().map_or(0, Bytes::len);
         let length = u32::try_from(length).expect("a buffer of entries has less than 4 GiB");
-        // There is no memory for so many buffers.
+        // The memory for `u32::MAX` buffers does not exist.
         #[allow(clippy::cast_possible_truncation)]
         let buffer = (self.buffers.len() - 1) as u32;
-        Parts { entries: &mut self.entries, buffer, length }
+        FoundParts { entries: &mut self.entries, buffer, length }
     }
 
-    /// The entry of the key at `index`, if one was found.
+    /// Returns the entry of the key at `index`, or `None` if it was not found.
     ///
     /// # Panics
-    /// When there are not so many keys.
+    ///
+    /// If `index` is out of bounds.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use dogpile::backend::Found;
+    ///
+    /// let mut found = Found::new();
+    /// found.reset(2);
+    /// found.put(0, Bytes::from_static(b"one"));
+    /// assert_eq!(found.get(0).as_deref(), Some(&b"one"[..]));
+    /// assert!(found.get(1).is_none());
+    /// ```
     #[inline]
     #[must_use]
     pub fn get(&self, index: usize) -> Option<Slice<'_>> {
         self.entries[index].slice(&self.buffers)
     }
 
-    /// Leaves away what `open` says each entry of these keys begins with; all of it where that says `None`.
-    pub(crate) fn open(&mut self, keys: impl Iterator<Item = usize>, open: impl Fn(&[u8]) -> Option<usize>) {
+    /// Strips a prefix from each entry of the keys at the indexes `keys`.
+    ///
+    /// `prefix_len` returns the length of the prefix, or `None` to treat the key as not found.
+    pub(crate) fn open(&mut self, keys: impl Iterator<Item = usize>, prefix_len: impl Fn(&[u8]) -> Option<usize>) {
         for index in keys {
             let Some(entry) = self.get(index) else { continue };
-            let skip = open(&entry).map(|skip| skip.min(entry.len()));
-            #[allow(clippy::cast_possible_truncation)] // no more than the entry has
+            let skip = prefix_len(&entry).map(|skip| skip.min(entry.len()));
+            #[allow(clippy::cast_possible_truncation)] // at most the length of the entry
             match skip {
                 Some(skip) => self.entries[index].start += skip as u32,
-                None => self.entries[index] = FoundAt::NOWHERE,
+                None => self.entries[index] = FoundSpan::NOT_FOUND,
             }
         }
     }
 
-    /// How many keys were asked for.
+    /// Returns the number of keys, found or not.
+    ///
+    /// ```
+    /// use dogpile::backend::Found;
+    ///
+    /// let mut found = Found::new();
+    /// found.reset(3);
+    /// assert_eq!(found.len(), 3);
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether no keys were asked for.
+    /// Returns `true` if the result is for no keys at all.
+    ///
+    /// Whether entries were found does not matter.
+    ///
+    /// ```
+    /// use dogpile::backend::Found;
+    ///
+    /// let mut found = Found::new();
+    /// assert!(found.is_empty());
+    /// found.reset(3);
+    /// assert!(!found.is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The entries in the keys' order.
+    /// Returns an iterator over the results in the order of the keys.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<Slice<'_>>> {
         let buffers = &self.buffers[..];
@@ -272,24 +384,41 @@ impl Found {
     }
 }
 
-/// Puts entries that are parts of one buffer, made by [`Found::parts`].
+/// A handle that sets entries which are parts of one buffer, created by [`Found::parts`].
 #[derive(Debug)]
-pub struct Parts<'f> {
-    entries: &'f mut [FoundAt],
+pub struct FoundParts<'f> {
+    entries: &'f mut [FoundSpan],
     buffer: u32,
     length: u32,
 }
 
-impl Parts<'_> {
-    /// Puts the entry of the key at `index`, which is this part of the buffer.
+impl FoundParts<'_> {
+    /// Sets the entry of the key at `index` to the bytes of the buffer in the range `part`.
     ///
     /// # Panics
-    /// When there are not so many keys, or the buffer does not go so far.
+    ///
+    /// If `index` is out of bounds, or if `part` is not a range within the buffer.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use dogpile::backend::Found;
+    ///
+    /// let buffer = Bytes::from_static(b"one two");
+    /// let mut found = Found::new();
+    /// found.reset(2);
+    /// let mut parts = found.parts(&buffer);
+    /// parts.put(0, 0..3);
+    /// parts.put(1, 4..7);
+    /// assert_eq!(found.get(1).as_deref(), Some(&b"two"[..]));
+    /// ```
     #[inline]
     pub fn put(&mut self, index: usize, part: Range<usize>) {
-        assert!(part.start <= part.end && part.end <= self.length as usize, "a part is inside of its buffer");
+        assert!(
+            part.start <= part.end && part.end <= self.length as usize,
+            "the part of an entry is within its buffer"
+        );
         #[allow(clippy::cast_possible_truncation)]
         let (start, end) = (part.start as u32, part.end as u32);
-        self.entries[index] = FoundAt { buffer: self.buffer, start, end };
+        self.entries[index] = FoundSpan { buffer: self.buffer, start, end };
     }
 }

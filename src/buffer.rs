@@ -1,21 +1,23 @@
-//! Buffers to encode entries into, kept for each thread and used again.
+//! [`Buffer`]: a pool of encoding buffers for each thread.
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-/// What the first of the free buffers of a thread may keep, in bytes; each further one half of that, and a sixty-fourth
-/// at least.
-const KEEP: usize = 64 * 1024;
+/// The largest capacity, in bytes, with which the first free buffer of a thread is kept.
+///
+/// The limit halves with each further free buffer, down to a sixty-fourth.
+const MAX_KEPT_CAPACITY: usize = 64 * 1024;
 
-/// How many are kept.
-const MOST: usize = 64;
+/// The largest number of free buffers that a thread keeps.
+const MAX_FREE: usize = 64;
 
 thread_local! {
-    /// The buffers that this thread does not use now: one most often; more where tasks hold some while they wait.
+    /// The free buffers of this thread: usually one, or more if tasks hold buffers across an
+    /// `await`.
     static FREE: Cell<Vec<Vec<u8>>> = const { Cell::new(Vec::new()) };
 }
 
-/// An empty buffer on loan. It goes back to the thread that drops it.
+/// A buffer that is empty when it is taken, and returns to the pool of the thread that drops it.
 pub(crate) struct Buffer(Vec<u8>);
 
 impl Buffer {
@@ -33,10 +35,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut buffer = std::mem::take(&mut self.0);
         buffer.clear();
-        // A thread that ends has no list any more.
+        // While a thread shuts down, its pool may already be destroyed; the buffer is then freed.
         let _ = FREE.try_with(|list| {
             let mut free = list.take();
-            if buffer.capacity() <= KEEP >> free.len().min(6) && free.len() < MOST {
+            if buffer.capacity() <= MAX_KEPT_CAPACITY >> free.len().min(6) && free.len() < MAX_FREE {
                 free.push(buffer);
             }
             list.set(free);

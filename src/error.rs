@@ -1,39 +1,55 @@
-//! What can go wrong: one opaque error with a kind, and the creator's own error beside it.
+//! [`Error`], an opaque cache error with a kind, and [`GetError`], which adds the creator's error.
 
 use std::fmt;
 
-/// What kind of trouble an [`Error`] is.
+/// The category of an [`Error`].
+///
+/// ```
+/// use dogpile::{Error, ErrorKind};
+///
+/// fn is_transient(error: &Error) -> bool {
+///     matches!(error.kind(), ErrorKind::Connection | ErrorKind::Timeout)
+/// }
+/// # assert!(is_transient(&Error::new(ErrorKind::Timeout, "")));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting that cannot work: a malformed URL, a limit of zero, found when the region or backend is built; or a
-    /// server that cannot do what is set, found when it is connected to. Regions pass it on also where they go on without
-    /// their backend.
+    /// A setting is invalid, or the server does not support it.
+    ///
+    /// Invalid settings, such as a malformed URL or a limit of zero, are reported when the region
+    /// or the backend is built. Missing server support is reported when a connection is
+    /// established. A region returns this error even where it otherwise continues without its
+    /// backend.
     Config,
-    /// The server could not be reached, or the connection broke.
+    /// The server could not be reached, or the connection was lost.
     Connection,
-    /// The server or a creator did not answer in time.
+    /// The server did not reply in time, or another caller did not create the value in time.
     Timeout,
-    /// The server refused the user, the password or the database.
+    /// The server rejected the user name, the password or the database.
     Refused,
-    /// The key holds another kind of data than was written to it, such as a list.
+    /// The key holds a value of another Redis type, such as a list.
     WrongType,
-    /// The server answered with another error.
+    /// The server replied with any other error.
     Server,
-    /// The server's answer is not RESP, or not an answer to what was asked.
+    /// The server's reply is not valid RESP, or does not match the command.
     Protocol,
     /// The value cannot be encoded.
     Codec,
-    /// The entry or key is larger than the backend accepts.
+    /// The entry or the key is larger than the backend accepts.
     TooLarge,
-    /// A creator broke its contract: a wrong number of values, or it asked for the key that it was creating.
+    /// A creator violated its contract.
+    ///
+    /// It returned a wrong number of values, or it requested the key that it was creating.
     Creator,
 }
 
-/// Why an operation on the cache failed: one sentence, and a [kind](ErrorKind) to match on.
+/// The error of a cache operation: a message, and a [kind](ErrorKind) to match on.
 ///
-/// The sentence names what was being done and to what, never a password. It already contains the cause's own words,
-/// so [`source`](std::error::Error::source) is empty.
+/// The message names the operation and its key or server, and never contains a password. It
+/// includes the message of the cause, so [`source`](std::error::Error::source) returns `None`.
+///
+/// The size of an `Error` is one pointer.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -42,30 +58,58 @@ struct Inner {
 }
 
 impl Error {
-    /// An error of your own [backend](crate::backend::Backend) or [lock](crate::lock::Lock): a kind and one sentence.
+    /// Creates an error for a [`Backend`](crate::Backend) or [`Lock`](crate::Lock) of your own.
+    ///
+    /// The message says what was being done, to what, and what went wrong. It should not contain
+    /// secrets.
+    ///
+    /// ```
+    /// use dogpile::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Connection, "reading user-15: the disk is offline");
+    /// assert_eq!(error.to_string(), "reading user-15: the disk is offline");
+    /// ```
     #[cold]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Error(Box::new(Inner { kind, message: message.into() }))
     }
 
-    /// What kind of error this is.
+    /// Returns the category of this error.
+    ///
+    /// ```
+    /// use dogpile::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Timeout, "reading user-15: no reply within 1s");
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// ```
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The same error for another one whom it concerns.
+    /// Clones the error, for another caller that has to report it.
+    ///
+    /// `Error` does not implement `Clone`, which would be part of the public API.
     #[cold]
     pub(crate) fn copy(&self) -> Self {
         Error::new(self.0.kind, self.0.message.clone())
     }
 
-    /// Whether the server did not answer, or there is no connection to it: it is in vain to ask again at once.
+    /// Returns `true` if the server is unreachable or does not reply.
+    ///
+    /// An immediate retry would fail as well.
     pub(crate) fn is_out_of_reach(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Connection | ErrorKind::Timeout)
     }
 
-    /// The same error with what was being done put before it.
+    /// Prepends the operation during which the error occurred to the message.
+    ///
+    /// ```
+    /// use dogpile::{Error, ErrorKind};
+    ///
+    /// let error = Error::new(ErrorKind::Timeout, "no reply within 1s").during("reading user-15");
+    /// assert_eq!(error.to_string(), "reading user-15: no reply within 1s");
+    /// ```
     #[cold]
     #[must_use]
     pub fn during(mut self, doing: impl fmt::Display) -> Self {
@@ -88,23 +132,52 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Why a value could not be had: the cache failed, or its creator did.
+/// The error of a read that may create the value: the cache failed, or the creator did.
 ///
-/// With `anyhow`, `Box<dyn Error>` and the like, `?` works as it is; [`GetError::into_create`] takes the creator's
-/// error out.
+/// In functions that return `anyhow::Error`, `Box<dyn Error>` or similar types, `?` converts it. To
+/// get the creator's error back, use [`GetError::into_create`].
+///
+/// ```
+/// use dogpile::{GetError, Memory, Region};
+///
+/// let region = Region::builder(Memory::new(1 << 20)).build()?;
+/// match region.get_or_create("user-15", || "fifteen".parse::<u64>()) {
+///     Ok(id) => println!("{id}"),
+///     Err(GetError::Cache(error)) => eprintln!("the cache failed: {error}"),
+///     Err(GetError::Create(error)) => eprintln!("not a number: {error}"),
+/// }
+/// # Ok::<(), dogpile::Error>(())
+/// ```
 #[derive(Debug)]
 pub enum GetError<E> {
-    /// The cache failed. By default only waiting too long gets here: an unreachable cache lets the creator run.
+    /// The cache failed.
+    ///
+    /// By default, an unreachable server does not get here, because the creator runs all the same.
+    /// Most errors are timeouts: another caller took too long to create the value.
     Cache(Error),
-    /// The creator failed, with its own error. Nothing was stored, and the next caller creates.
+    /// The creator failed with this error.
+    ///
+    /// Nothing was stored, and the next caller runs its creator.
     Create(E),
 }
 
 impl<E> GetError<E> {
-    /// The creator's error, or this one as a cache's error.
+    /// Returns the creator's error, or the cache's error as `Err`.
+    ///
+    /// With `?`, a function passes on the errors of the cache, and then handles the errors of its
+    /// creator.
     ///
     /// # Errors
-    /// The cache's error, where it was not the creator that failed.
+    ///
+    /// The cache's error, if it was not the creator that failed.
+    ///
+    /// ```
+    /// use dogpile::GetError;
+    ///
+    /// let error = GetError::Create("no such user");
+    /// assert_eq!(error.into_create()?, "no such user");
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn into_create(self) -> Result<E, Error> {
         match self {
             GetError::Cache(error) => Err(error),
@@ -114,7 +187,16 @@ impl<E> GetError<E> {
 }
 
 impl<E> GetError<GetError<E>> {
-    /// One error of the two that a creator has which itself gets or creates another value.
+    /// Flattens the nested error of a creator that itself reads or creates another value.
+    ///
+    /// A cache error of the inner read becomes a cache error of the outer one.
+    ///
+    /// ```
+    /// use dogpile::GetError;
+    ///
+    /// let error = GetError::Create(GetError::Create("no such user"));
+    /// assert!(matches!(error.flatten(), GetError::Create("no such user")));
+    /// ```
     #[must_use]
     pub fn flatten(self) -> GetError<E> {
         match self {

@@ -1,53 +1,57 @@
-//! Floats as Python's `repr` writes them, in keys and in metadata.
+//! Formats floats as Python's `repr` does, for keys and metadata.
 
 use std::fmt;
 use std::io::Write;
 
-/// The shortest digits that are read as the same float: `1.0`, `0.1`, `1e+16`, `1e-05`, `nan`, `-inf`.
+/// The shortest decimal string that parses back to the same float, in Python's notation.
+///
+/// For example `1.0`, `0.1`, `1e+16`, `1e-05`, `nan` and `-inf`. It lives on the stack.
 pub(crate) struct Repr {
-    bytes: [u8; Repr::ROOM],
+    bytes: [u8; Repr::CAPACITY],
     len: usize,
 }
 
 impl Repr {
-    /// `-2.2250738585072014e-308` is as long as they get.
-    const ROOM: usize = 32;
+    /// Fits the longest output, such as `-2.2250738585072014e-308` (24 bytes).
+    const CAPACITY: usize = 32;
 
     pub(crate) fn new(float: f64) -> Self {
-        // Rust's `Debug` turns to exponents at the same numbers, and finds as few digits.
-        let shortest = Repr::of(format_args!("{float:?}"));
+        // Rust's `Debug` switches to exponents at the same magnitudes as Python and also finds the
+        // fewest digits.
+        let shortest = Repr::format(format_args!("{float:?}"));
         if !float.is_finite() {
-            return if float.is_nan() { Repr::of(format_args!("nan")) } else { shortest };
+            return if float.is_nan() { Repr::format(format_args!("nan")) } else { shortest };
         }
-        // Of two texts as short and as near it takes the larger, where Python takes the even one, as does `{:.n}`.
-        let (mantissa, exponent) = shortest.text().split_once('e').unwrap_or((shortest.text(), ""));
+        // If two strings are equally short and equally close, `Debug` picks the larger one. Python
+        // picks the one with the even last digit, and so does `{:.n}`.
+        let (mantissa, exponent) = shortest.as_str().split_once('e').unwrap_or((shortest.as_str(), ""));
         let decimals = mantissa.split_once('.').map_or(0, |(_, decimals)| decimals.len());
         let even = match exponent {
-            "" => Repr::of(format_args!("{float:.decimals$}")),
-            _ => Repr::of(format_args!("{float:.decimals$e}")),
+            "" => Repr::format(format_args!("{float:.decimals$}")),
+            _ => Repr::format(format_args!("{float:.decimals$e}")),
         };
-        let repr = if even.text().parse() == Ok(float) { even } else { shortest };
-        // Python's exponents have a sign and two digits at least.
-        match repr.text().split_once('e') {
+        let repr = if even.as_str().parse() == Ok(float) { even } else { shortest };
+        // Python writes exponents with a sign and at least two digits.
+        match repr.as_str().split_once('e') {
             None => repr,
             Some((mantissa, exponent)) => match exponent.strip_prefix('-') {
-                Some(exponent) => Repr::of(format_args!("{mantissa}e-{exponent:0>2}")),
-                None => Repr::of(format_args!("{mantissa}e+{exponent:0>2}")),
+                Some(exponent) => Repr::format(format_args!("{mantissa}e-{exponent:0>2}")),
+                None => Repr::format(format_args!("{mantissa}e+{exponent:0>2}")),
             },
         }
     }
 
-    /// Text that fits.
-    fn of(text: fmt::Arguments<'_>) -> Self {
-        let mut bytes = [0; Repr::ROOM];
+    /// Formats `arguments`, whose output must fit into `CAPACITY` bytes.
+    fn format(arguments: fmt::Arguments<'_>) -> Self {
+        let mut bytes = [0; Repr::CAPACITY];
         let mut rest = &mut bytes[..];
-        let written = rest.write_fmt(text);
+        let written = rest.write_fmt(arguments);
         debug_assert!(written.is_ok());
-        let len = Repr::ROOM - rest.len();
+        let len = Repr::CAPACITY - rest.len();
         Repr { bytes, len }
     }
 
-    fn text(&self) -> &str {
+    fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
@@ -61,9 +65,9 @@ mod tests {
     use super::*;
 
     #[test]
-    #[allow(clippy::excessive_precision)] // What is exactly between two texts has one digit more than needed.
-    fn floats_are_as_python_writes_them() {
-        // Each as Python 3.11 printed it.
+    #[allow(clippy::excessive_precision)] // The ties below are written with one digit more than needed.
+    fn matches_python_repr() {
+        // The expected strings were printed by Python 3.11.
         for (float, repr) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
@@ -85,7 +89,7 @@ mod tests {
             (0.00012, "0.00012"),
             (0.00001, "1e-05"),
             (0.000_099_999_999_999_999_99, "9.999999999999999e-05"),
-            // Exactly between two texts as short.
+            // Ties: exactly halfway between two strings of the same length.
             (1_737_525_290_325_455.25, "1737525290325455.2"),
             (1_737_525_290_325_455.75, "1737525290325455.8"),
             (71_057_711_845_183.625, "71057711845183.62"),

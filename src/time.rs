@@ -1,4 +1,4 @@
-//! What a cache holds of a value: the value, when it was created, and the clock that says so.
+//! Time: [`Timestamp`], [`Clock`], and [`Entry`], a cached value with its age.
 
 use std::cell::Cell;
 use std::fmt;
@@ -11,55 +11,118 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// 1970-01-01T00:00:00Z.
+    /// The Unix epoch, 1970-01-01T00:00:00Z.
     pub const EPOCH: Timestamp = Timestamp(0);
 
-    /// The time `micros` microseconds after 1970.
+    /// Creates the time `micros` microseconds after the Unix epoch.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_micros(1_000_000), Timestamp::from_secs(1));
+    /// ```
     #[must_use]
     pub const fn from_micros(micros: u64) -> Self {
         Timestamp(micros)
     }
 
-    /// The time `seconds` seconds after 1970; the latest possible time where that does not fit.
+    /// Creates the time `seconds` seconds after the Unix epoch.
+    ///
+    /// If the time is out of range, the result is the latest possible time.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_secs(1).as_micros(), 1_000_000);
+    /// ```
     #[must_use]
     pub const fn from_secs(seconds: u64) -> Self {
         Timestamp(seconds.saturating_mul(1_000_000))
     }
 
-    /// The time `seconds` after 1970, rounded to the microsecond. `None` for NaN, infinities and times before 1970.
+    /// Creates the time `seconds` seconds after the Unix epoch, rounded to the microsecond.
+    ///
+    /// Returns `None` for NaN, infinities and times before the epoch. If the time is out of range,
+    /// the result is the latest possible time.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_secs_f64(1.5), Some(Timestamp::from_micros(1_500_000)));
+    /// assert_eq!(Timestamp::from_secs_f64(-1.0), None);
+    /// ```
     #[must_use]
     pub fn from_secs_f64(seconds: f64) -> Option<Self> {
-        // Float to integer saturates, so any finite time is in range.
+        // The conversion to an integer saturates.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         (seconds.is_finite() && seconds >= 0.0).then(|| Timestamp((seconds * 1e6).round() as u64))
     }
 
-    /// Microseconds since 1970.
+    /// Returns the number of microseconds since the Unix epoch.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_secs(2).as_micros(), 2_000_000);
+    /// ```
     #[must_use]
     pub const fn as_micros(self) -> u64 {
         self.0
     }
 
-    /// Whole seconds since 1970, rounded down.
+    /// Returns the number of whole seconds since the Unix epoch, rounded down.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_micros(1_999_999).as_secs(), 1);
+    /// ```
     #[must_use]
     pub const fn as_secs(self) -> u64 {
         self.0 / 1_000_000
     }
 
-    /// Seconds since 1970, to the microsecond until the year 2106.
+    /// Returns the number of seconds since the Unix epoch as a float.
+    ///
+    /// Until the year 2106, the result is exact to the microsecond.
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    ///
+    /// assert_eq!(Timestamp::from_micros(1_500_000).as_secs_f64(), 1.5);
+    /// ```
     #[must_use]
     #[allow(clippy::cast_precision_loss)]
     pub fn as_secs_f64(self) -> f64 {
         self.0 as f64 / 1e6
     }
 
-    /// How long ago `earlier` was; zero when it lies ahead.
+    /// Returns the time that passed from `earlier` to this time, or zero if `earlier` is later.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use dogpile::Timestamp;
+    ///
+    /// let (first, second) = (Timestamp::from_secs(10), Timestamp::from_secs(15));
+    /// assert_eq!(second.since(first), Duration::from_secs(5));
+    /// assert_eq!(first.since(second), Duration::ZERO);
+    /// ```
     #[must_use]
     pub const fn since(self, earlier: Timestamp) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }
 
-    /// This time, `later` by so much; the latest possible time where that does not fit.
+    /// Returns the time that is later than this one by `later`.
+    ///
+    /// If the time is out of range, the result is the latest possible time.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use dogpile::Timestamp;
+    ///
+    /// let time = Timestamp::from_secs(10).plus(Duration::from_secs(5));
+    /// assert_eq!(time, Timestamp::from_secs(15));
+    /// ```
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         Timestamp(self.0.saturating_add(u64::try_from(later.as_micros()).unwrap_or(u64::MAX)))
@@ -84,7 +147,7 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// Where a region reads the time: the system's clock, or one that a test moves by hand.
+/// The clock of a region: the system clock, or a manual clock that a test advances.
 ///
 /// ```
 /// use std::time::Duration;
@@ -99,19 +162,29 @@ impl From<Timestamp> for SystemTime {
 pub struct Clock(Option<Arc<AtomicU64>>);
 
 impl Clock {
-    /// The system's clock.
+    /// Creates a clock that reads the system time, which is the default.
+    ///
+    /// ```
+    /// use dogpile::{Clock, Timestamp};
+    ///
+    /// assert!(Clock::system().now() > Timestamp::EPOCH);
+    /// ```
     #[must_use]
     pub fn system() -> Self {
         Clock(None)
     }
 
-    /// A clock that stands still until it is moved. Clones show the same time.
+    /// Creates a clock that shows `start` until [`advance`](Clock::advance) is called.
+    ///
+    /// All clones show the same time.
     #[must_use]
     pub fn manual(start: Timestamp) -> Self {
         Clock(Some(Arc::new(AtomicU64::new(start.0))))
     }
 
-    /// The time now.
+    /// Returns the current time of this clock.
+    ///
+    /// If the system clock is set to a time before 1970, the result is [`Timestamp::EPOCH`].
     #[inline]
     #[must_use]
     pub fn now(&self) -> Timestamp {
@@ -124,17 +197,18 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock and all its clones.
+    /// Advances a manual clock and all its clones by `by`.
     ///
     /// # Panics
-    /// On the system's clock, which is not ours to move.
+    ///
+    /// If this is the system clock.
     pub fn advance(&self, by: Duration) {
         let manual = self.0.as_ref().expect("only a manual clock can be advanced");
         manual.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::AcqRel);
     }
 }
 
-/// The time of one call: read from the clock when it is first needed, and then the same.
+/// The time of one call, which is read from the clock on first use and constant afterwards.
 pub(crate) struct Now<'c> {
     clock: &'c Clock,
     read: Cell<Option<Timestamp>>,
@@ -156,17 +230,35 @@ impl<'c> Now<'c> {
     }
 }
 
-/// A value with what the cache knows of it.
+/// A cached value, its creation time and its version.
+///
+/// ```
+/// use dogpile::{Memory, Region};
+///
+/// let region = Region::builder(Memory::new(1 << 20)).build()?;
+/// region.set("user-15", &15_u64)?;
+/// let entry = region.get_entry::<u64>("user-15")?.expect("the value was just stored");
+/// assert_eq!(entry.value, 15);
+/// assert!(entry.age.expect("the default envelope stores the time").as_secs() < 60);
+/// # Ok::<(), dogpile::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Entry<V> {
     /// The value.
     pub value: V,
-    /// When it was created. `None` where the envelope does not keep it ([`Bare`](crate::codec::Bare)).
+    /// The time at which the value was created.
+    ///
+    /// `None` if the envelope does not store it, as [`Bare`](crate::codec::Bare) does not.
     pub created: Option<Timestamp>,
-    /// How old it was when it was read; zero when its creation lies ahead of the clock.
+    /// The age of the value when it was read.
+    ///
+    /// Zero if the creation time is in the future of the clock; `None` if the creation time is
+    /// unknown.
     pub age: Option<Duration>,
-    /// The version of its encoding, where the envelope keeps one ([`Full`](crate::codec::Full)).
+    /// The version of the value's encoding.
+    ///
+    /// `None` if the envelope does not store it; [`Full`](crate::codec::Full) does.
     pub version: Option<u64>,
 }
 
@@ -175,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_as_floats_survive() {
+    fn seconds_as_floats_round_trip() {
         let seconds = 1_471_113_698.761_27;
         let time = Timestamp::from_secs_f64(seconds).unwrap();
         assert_eq!(time.as_micros(), 1_471_113_698_761_270);
@@ -187,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn times_do_not_overflow() {
+    fn saturates_at_the_latest_time() {
         let last = Timestamp(u64::MAX);
         assert_eq!(last.plus(Duration::MAX), last);
         assert_eq!(Timestamp::from_secs(u64::MAX), last);

@@ -1,58 +1,63 @@
-//! [`Bell`]: wakes a caller that waits for many things, and tells it which of them moved.
+//! [`WakeSet`]: waits for many futures at once, and reports which of them to poll again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// One caller that waits, and the numbers of what it was woken for.
-pub(crate) struct Bell(Mutex<Rung>);
+/// One waiting caller, and the indexes of the futures that were woken since it last polled.
+///
+/// Each future is polled with its own waker, created by [`WakeSetWaker::waker`]. The caller polls
+/// only the futures whose indexes [`WakeSet::poll`] returns.
+pub(crate) struct WakeSet(Mutex<WakeSetState>);
 
 #[derive(Default)]
-struct Rung {
-    numbers: Vec<usize>,
+struct WakeSetState {
+    woken: Vec<usize>,
     caller: Option<Waker>,
 }
 
-impl Bell {
+impl WakeSet {
     pub(crate) fn new() -> Self {
-        Bell(Mutex::default())
+        WakeSet(Mutex::default())
     }
 
-    /// The numbers that it rang for since it was asked last; the context's waker is called when it rings.
+    /// Returns the indexes that were woken since the last poll, or registers the caller's waker.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Vec<usize>> {
-        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
+        // Cloning and dropping a waker runs code of the executor, so both happen outside of the
+        // lock.
         let mut waker = Some(context.waker().clone());
-        let mut rung = self.lock();
-        if rung.numbers.is_empty() {
-            std::mem::swap(&mut rung.caller, &mut waker);
-            drop(rung);
+        let mut state = self.lock();
+        if state.woken.is_empty() {
+            std::mem::swap(&mut state.caller, &mut waker);
+            drop(state);
             return Poll::Pending;
         }
-        Poll::Ready(std::mem::take(&mut rung.numbers))
+        Poll::Ready(std::mem::take(&mut state.woken))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rung> {
+    fn lock(&self) -> MutexGuard<'_, WakeSetState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Rings the bell for one number.
-pub(crate) struct Rings {
-    bell: Arc<Bell>,
-    number: usize,
+/// The waker of the future at one index of a [`WakeSet`].
+pub(crate) struct WakeSetWaker {
+    set: Arc<WakeSet>,
+    index: usize,
 }
 
-impl Rings {
-    pub(crate) fn waker(bell: &Arc<Bell>, number: usize) -> Waker {
-        Waker::from(Arc::new(Rings { bell: Arc::clone(bell), number }))
+impl WakeSetWaker {
+    pub(crate) fn waker(set: &Arc<WakeSet>, index: usize) -> Waker {
+        Waker::from(Arc::new(WakeSetWaker { set: Arc::clone(set), index }))
     }
 }
 
-impl Wake for Rings {
+impl Wake for WakeSetWaker {
     fn wake(self: Arc<Self>) {
-        let mut rung = self.bell.lock();
-        rung.numbers.push(self.number);
-        let caller = rung.caller.take();
-        drop(rung);
+        let mut state = self.set.lock();
+        state.woken.push(self.index);
+        let caller = state.caller.take();
+        drop(state);
+        // The caller's waker runs code of the executor, so it is called outside of the lock.
         if let Some(caller) = caller {
             caller.wake();
         }

@@ -6,17 +6,18 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use dogpile::Timestamp;
 #[cfg(feature = "json")]
 use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
+use dogpile::codec::Slice;
 use dogpile::codec::{Bare, Codec, Full, LazyMap, Msgpack, Pack, Raw, RawValue, Seconds, Unpack};
 #[cfg(feature = "python")]
 use dogpile::codec::{
     CodecErrorKind,
     python::{JsonMeta, Pickle},
 };
-use dogpile::{Slice, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -320,7 +321,7 @@ fn other_pickles_are_clear_errors() {
         let pickle = Bytes::from_static(pickle);
         let error = Codec::<Value>::decode(&Pickle::<Bare>::new(), Slice::from(&pickle)).unwrap_err();
         assert_eq!(error.kind(), CodecErrorKind::Type);
-        assert_eq!(error.to_string(), format!("the pickle holds a `{class}`, which is not plain data"));
+        assert_eq!(error.to_string(), format!("the pickle contains a `{class}`, which is not plain data"));
     }
 }
 

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use dogpile::{Clock, Redis, ServerInfo, Timestamp};
+use dogpile::redis::ServerInfo;
+use dogpile::{Clock, Redis, Timestamp};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::data::Data;

@@ -1,6 +1,6 @@
 //! What was measured, as a table that grows row by row, or as JSON.
 
-use dogpile::ServerInfo;
+use dogpile::redis::ServerInfo;
 use indicatif::HumanCount;
 use serde::Serialize;
 

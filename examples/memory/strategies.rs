@@ -4,9 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use dogpile::codec::python::{JsonMeta, Pickle};
-use dogpile::{
-    Bare, Bucketed, Clock, Full, HashExpiry, Json, KeyMap, Msgpack, Redis, Region, Seconds, ServerInfo, Unmapped,
-};
+use dogpile::codec::{Bare, Full, Seconds};
+use dogpile::keymap::Identity;
+use dogpile::redis::ServerInfo;
+use dogpile::{Bucketed, Clock, HashTtl, Json, KeyMap, Msgpack, Redis, Region};
 use indicatif::ProgressBar;
 
 use crate::Failure;
@@ -27,7 +28,7 @@ type Fill = fn(&Filler<'_>) -> Result<(), Failure>;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const TTL: Option<Duration> = Some(HOUR);
-const STAMPED: HashExpiry = HashExpiry::Stamped { longest: HOUR };
+const STAMPED: HashTtl = HashTtl::Stamped { longest: HOUR };
 /// What `_local` means: nothing expires in the server.
 const LOCAL: Option<Duration> = None;
 
@@ -52,14 +53,14 @@ pub const STRATEGIES: &[Strategy] = &[
     reference("region_msgpack_raw_hash", 23_052_032, true, |to| to.hashes(bare())),
     reference("region_json_raw_hash", 21_876_352, false, |to| to.hashes(Json::<Bare>::new())),
     // Whole buckets expire.
-    ours("bucketed_raw", |to| to.buckets(bare(), HashExpiry::OnCreate)),
-    ours("bucketed_seconds", |to| to.buckets(Msgpack::<Seconds>::new(), HashExpiry::OnCreate)),
+    ours("bucketed_raw", |to| to.buckets(bare(), HashTtl::OnCreate)),
+    ours("bucketed_seconds", |to| to.buckets(Msgpack::<Seconds>::new(), HashTtl::OnCreate)),
     // Each entry expires by itself.
     ours("bucketed_expiring", |to| to.buckets(bare(), STAMPED)),
-    Strategy { per_field: true, ..ours("bucketed_field_ttl", |to| to.buckets(bare(), HashExpiry::PerField)) },
+    Strategy { per_field: true, ..ours("bucketed_field_ttl", |to| to.buckets(bare(), HashTtl::PerField)) },
     // The same values under keys such as `user-15|posts`.
-    ours("names_raw", |to| to.write(bare(), Unmapped, HashExpiry::Never, TTL, Layout::Names)),
-    ours("names_bucketed_raw", |to| to.names(HashExpiry::OnCreate)),
+    ours("names_raw", |to| to.write(bare(), Identity, HashTtl::Never, TTL, Layout::Names)),
+    ours("names_bucketed_raw", |to| to.names(HashTtl::OnCreate)),
     ours("names_bucketed_expiring", |to| to.names(STAMPED)),
 ];
 
@@ -104,18 +105,18 @@ pub struct Filler<'a> {
 
 impl Filler<'_> {
     fn keys(&self, codec: impl Writes, ttl: Option<Duration>) -> Result<(), Failure> {
-        self.write(codec, Unmapped, HashExpiry::Never, ttl, Layout::Keys)
+        self.write(codec, Identity, HashTtl::Never, ttl, Layout::Keys)
     }
 
     fn hashes(&self, codec: impl Writes) -> Result<(), Failure> {
-        self.write(codec, Unmapped, HashExpiry::OnCreate, TTL, Layout::Hashes)
+        self.write(codec, Identity, HashTtl::OnCreate, TTL, Layout::Hashes)
     }
 
-    fn buckets(&self, codec: impl Writes, expiry: HashExpiry) -> Result<(), Failure> {
+    fn buckets(&self, codec: impl Writes, expiry: HashTtl) -> Result<(), Failure> {
         self.write(codec, Bucketed::for_server(self.server), expiry, TTL, Layout::Keys)
     }
 
-    fn names(&self, expiry: HashExpiry) -> Result<(), Failure> {
+    fn names(&self, expiry: HashTtl) -> Result<(), Failure> {
         let buckets = u32::try_from(self.data.entries().div_ceil(100))?;
         let keys = Bucketed::for_server(self.server).others(buckets);
         self.write(bare(), keys, expiry, TTL, Layout::Names)
@@ -125,11 +126,11 @@ impl Filler<'_> {
         &self,
         codec: impl Writes,
         keys: impl KeyMap,
-        expiry: HashExpiry,
+        expiry: HashTtl,
         ttl: Option<Duration>,
         layout: Layout,
     ) -> Result<(), Failure> {
-        let redis = Redis::builder(self.url).hash_expiry(expiry).build()?;
+        let redis = Redis::builder(self.url).hash_ttl(expiry).build()?;
         let region = Region::builder(redis).codec(codec).keys(keys).ttl(ttl).clock(self.clock.clone()).build()?;
         // One writes while the server is at work for the other.
         const WRITERS: usize = 2;

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
 use bytes::BytesMut;
-use dogpile::engine::chunk::Chunk;
-use dogpile::engine::replies::{Fed, Receive, Replies};
-use dogpile::{
-    Access, Backend, Batch, Error, Exchange, ExchangeSettings, Found, HashExpiry, Key, KeyBuf, Memory, Route,
-};
+use dogpile::internals::Chunk;
+use dogpile::internals::{Fed, Receive, Parser};
+use dogpile::internals::{Access, Route, Transport, TransportSettings};
+use dogpile::{Backend, Error, HashTtl, Key, KeyBuf, Memory};
+use dogpile::backend::{Batch, Found};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -137,7 +137,7 @@ fn word(input: &[u8]) -> (&[u8], &[u8]) {
     (&input[end + 2..end + 2 + length], &input[end + 4 + length..])
 }
 
-impl Exchange for Wire {
+impl Transport for Wire {
     fn exchange(
         &self,
         _: Access,
@@ -163,7 +163,7 @@ impl Exchange for Wire {
             count += 1;
         }
         assert_eq!(count, replies, "as many replies are announced as commands are sent");
-        let mut reader = Replies::new(1 << 30);
+        let mut reader = Parser::new(1 << 30);
         reader.expect(replies);
         // Arrives in pieces; what is kept of them must not change when their memory is used again.
         let (mut piece, mut arena) = (Vec::new(), BytesMut::with_capacity(64));
@@ -182,9 +182,9 @@ impl Exchange for Wire {
     }
 }
 
-impl ExchangeSettings for Wire {
-    fn hash_expiry(&self) -> HashExpiry {
-        HashExpiry::OnCreate
+impl TransportSettings for Wire {
+    fn hash_ttl(&self) -> HashTtl {
+        HashTtl::OnCreate
     }
 
     fn max_entry(&self) -> usize {

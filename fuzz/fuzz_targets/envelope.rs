@@ -4,7 +4,8 @@
 
 use bytes::Bytes;
 use dogpile::codec::{Codec, CodecErrorKind};
-use dogpile::{Bare, Full, Json, Msgpack, Seconds, Serde, Slice, Timestamp};
+use dogpile::codec::{Bare, Full, Seconds, Slice};
+use dogpile::{Json, Msgpack, Serde, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
 /// Later times do not fit a float of seconds to the microsecond.

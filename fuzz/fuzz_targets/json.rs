@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 use dogpile::codec::Codec;
-use dogpile::{Bare, Full, Json, Seconds, Slice, Timestamp};
+use dogpile::codec::{Bare, Full, Seconds, Slice};
+use dogpile::{Json, Timestamp};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

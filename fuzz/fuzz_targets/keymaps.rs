@@ -1,7 +1,8 @@
 //! Keys and key maps: different keys stay different, plain ones plain and fields fields, whatever room they are given.
 #![no_main]
 
-use dogpile::{AsKey, Bucketed, Digest, Key, KeyBuf, KeyMap, Prefix, Scratch, Unmapped};
+use dogpile::{AsKey, Bucketed, Key, KeyBuf, KeyMap};
+use dogpile::keymap::{Digest, Prefix, Scratch, Identity};
 use libfuzzer_sys::fuzz_target;
 
 type Parts<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -17,7 +18,7 @@ fuzz_target!(|data: (Parts<'_>, Parts<'_>, &[u8], u8, u64)| {
     let (first, second, prefix, length, number) = data;
     let (first, second) = (key(first), key(second));
     let maps: [&dyn Fn(Key<'_>) -> KeyBuf; 4] = [
-        &|key| Unmapped.map(key, &mut KeyBuf::new()).to_buf(),
+        &|key| Identity.map(key, &mut KeyBuf::new()).to_buf(),
         &|key| Prefix::new(prefix).map(key, &mut KeyBuf::from("room")).to_buf(),
         &|key| Digest::from_length(length.into()).map(key, &mut KeyBuf::from(("room", "field"))).to_buf(),
         &|key| (Prefix::new(prefix), Digest::from_length(length.into())).map(key, &mut KeyBuf::new()).to_buf(),

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dogpile::codec::{Codec, LazyMap};
-use dogpile::{Bare, Msgpack, Slice};
+use dogpile::codec::{Bare, Slice};
+use dogpile::Msgpack;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use bytestring::ByteString;
 use dogpile::codec::{Codec, LazyMap, Pack, Unpack};
-use dogpile::{Bare, Msgpack, Slice, Timestamp};
+use dogpile::codec::{Bare, Slice};
+use dogpile::{Msgpack, Timestamp};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, PartialEq)]

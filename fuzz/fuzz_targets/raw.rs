@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 use dogpile::codec::{Codec, RawValue};
-use dogpile::{Raw, Slice, Timestamp};
+use dogpile::{Raw, Timestamp};
+use dogpile::codec::Slice;
 use libfuzzer_sys::fuzz_target;
 
 fn attempt<V: RawValue>(entry: &Bytes) -> bool {

@@ -4,13 +4,13 @@
 
 use bytes::{Bytes, BytesMut};
 use dogpile::Error;
-use dogpile::engine::chunk::Chunk;
-use dogpile::engine::replies::{Fed, Replies, Token};
+use dogpile::internals::Chunk;
+use dogpile::internals::{Fed, Parser, Token};
 use libfuzzer_sys::fuzz_target;
 
 /// All tokens as text, and how it ended: nothing but the pieces' sizes may differ.
 fn read(input: &[u8], replies: usize, mut cut: impl FnMut() -> usize) -> (Vec<String>, Result<Option<usize>, Error>) {
-    let mut reader = Replies::new(1 << 16);
+    let mut reader = Parser::new(1 << 16);
     reader.expect(replies);
     let (mut at, mut fed) = (0, 0);
     let (mut tokens, mut kept) = (Vec::new(), Vec::<(Vec<u8>, Bytes)>::new());

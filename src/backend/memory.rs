@@ -1,4 +1,4 @@
-//! [`Memory`]: entries in this process, bounded by weight.
+//! [`Memory`]: a backend that stores entries in this process, bounded by their total weight.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -8,7 +8,6 @@ use bytes::{Bytes, BytesMut};
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{Equivalent, OptionsBuilder, Weighter};
 
-#[cfg(feature = "tokio")]
 use crate::backend::AsyncBackend;
 use crate::backend::Backend;
 use crate::batch::{Batch, Found};
@@ -16,14 +15,20 @@ use crate::error::{Error, ErrorKind};
 use crate::key::{Key, KeyBuf};
 use crate::time::{Clock, Timestamp};
 
-/// Entries in this process, bounded by weight; needs no server.
+/// A backend that stores entries in this process, bounded by their total weight.
 ///
-/// Built on [`quick_cache`] (S3-FIFO eviction, sharded). An entry weighs its bytes, its key's bytes and
-/// [`Memory::OVERHEAD`]. Entries whose TTL is over are not found any more; their room is taken by the next eviction, or
-/// when they are asked for. A hit allocates nothing and shares the entry's memory; a write copies the entry once, into
-/// the memory of the one it replaces when that is large enough and nobody holds it.
+/// It is built on [`quick_cache`], a sharded cache with S3-FIFO eviction. The weight of an entry is
+/// the length of the entry, the length of its key, and [`Memory::OVERHEAD`].
 ///
-/// Fields of a hash are entries of their own here: the TTL is each entry's own, and there is no hash to delete.
+/// An entry is not returned after its TTL has elapsed. Its memory is freed when it is next read, or
+/// when it is evicted.
+///
+/// A field of a hash is a separate entry with its own TTL, and a hash cannot be deleted as a whole.
+///
+/// # Cost
+///
+/// A hit does not allocate; it shares the memory of the entry. A write copies the entry once. If
+/// the previous entry of the key is large enough and no reader holds it, its memory is reused.
 ///
 /// ```
 /// use dogpile::{Memory, Region};
@@ -44,7 +49,7 @@ struct Stored {
     expires: Option<Timestamp>,
 }
 
-/// Weighs an entry by the memory it takes.
+/// Weighs an entry by the memory that it takes.
 #[derive(Clone)]
 struct ByBytes;
 
@@ -54,7 +59,7 @@ impl Weighter<KeyBuf, Stored> for ByBytes {
     }
 }
 
-/// A borrowed key that finds the owned one.
+/// A borrowed key that is equivalent to the owned key in the cache.
 struct Lookup<'a>(Key<'a>);
 
 impl Hash for Lookup<'_> {
@@ -72,54 +77,103 @@ impl Equivalent<KeyBuf> for Lookup<'_> {
 }
 
 impl Memory {
-    /// What an entry weighs besides its bytes and its key's: the tables and headers around them.
+    /// The weight of an entry in addition to its bytes and its key, for tables and headers.
     pub const OVERHEAD: u64 = 200;
 
-    /// A cache that holds entries of `max_weight` bytes together, keys and overhead included.
+    /// Creates a cache of at most `max_weight` bytes, including keys and overhead.
     ///
-    /// It has a shard for each 4 MiB, at least one and at most 64. An entry may weigh nine tenths of a shard; a larger
-    /// one is refused as [`ErrorKind::TooLarge`].
+    /// It has one shard per 4 MiB, at least one and at most 64. An entry can weigh up to nine
+    /// tenths of a shard; storing a larger entry fails with [`ErrorKind::TooLarge`].
     #[must_use]
     pub fn new(max_weight: u64) -> Self {
         Self::with_clock(max_weight, Clock::system())
     }
 
-    /// The same, with the TTLs measured by another clock.
+    /// Creates a cache of at most `max_weight` bytes that measures TTLs with `clock`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use dogpile::{Clock, Memory, Region, Timestamp};
+    ///
+    /// let clock = Clock::manual(Timestamp::from_secs(1_000));
+    /// let memory = Memory::with_clock(64 << 20, clock.clone());
+    /// let region =
+    ///     Region::builder(memory).clock(clock.clone()).ttl(Duration::from_secs(60)).build()?;
+    /// region.set("user-15", &15_u64)?;
+    /// clock.advance(Duration::from_secs(60));
+    /// assert_eq!(region.get::<u64>("user-15")?, None);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[must_use]
     pub fn with_clock(max_weight: u64, clock: Clock) -> Self {
-        // The number only sizes the tables at the start; they grow.
+        // Only the initial size of the tables, which grow as needed.
         let entries = usize::try_from(max_weight / (Self::OVERHEAD + 100)).unwrap_or(usize::MAX).clamp(16, 1 << 16);
-        // The largest entry is what one shard holds, so their number comes from the weight, and not from the machine.
+        // A shard limits the size of an entry, so the number of shards depends on the weight, not
+        // on the machine.
         let shards = usize::try_from(max_weight >> 22).unwrap_or(usize::MAX).clamp(1, 64);
         let options = OptionsBuilder::new()
             .estimated_items_capacity(entries)
             .weight_capacity(max_weight)
             .shards(shards)
             .build()
-            .expect("all that it needs is given");
+            .expect("all required options are set");
         let hasher = ahash::RandomState::default();
         Memory { cache: Cache::with_options(options, ByBytes, hasher, DefaultLifecycle::default()), clock }
     }
 
-    /// How many entries there are, those included whose TTL is over and whose room was not yet needed.
+    /// Returns the number of entries, including expired ones that are not removed yet.
+    ///
+    /// ```
+    /// use dogpile::{Backend, Key, Memory};
+    ///
+    /// let memory = Memory::new(64 << 20);
+    /// memory.set(Key::from("user-15"), b"entry", None)?;
+    /// assert_eq!(memory.len(), 1);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[must_use]
     pub fn len(&self) -> usize {
         self.cache.len()
     }
 
-    /// Whether there are none.
+    /// Returns `true` if the cache has no entries.
+    ///
+    /// ```
+    /// use dogpile::Memory;
+    ///
+    /// assert!(Memory::new(64 << 20).is_empty());
+    /// ```
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cache.is_empty()
     }
 
-    /// What the entries weigh together, in bytes.
+    /// Returns the total weight of the entries, in bytes.
+    ///
+    /// ```
+    /// use dogpile::{Backend, Key, Memory};
+    ///
+    /// let memory = Memory::new(64 << 20);
+    /// memory.set(Key::from("user-15"), b"entry", None)?;
+    /// assert_eq!(memory.weight(), 7 + 5 + Memory::OVERHEAD);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[must_use]
     pub fn weight(&self) -> u64 {
         self.cache.weight()
     }
 
     /// Removes all entries.
+    ///
+    /// ```
+    /// use dogpile::{Backend, Key, Memory};
+    ///
+    /// let memory = Memory::new(64 << 20);
+    /// memory.set(Key::from("user-15"), b"entry", None)?;
+    /// memory.clear();
+    /// assert!(memory.is_empty());
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn clear(&self) {
         self.cache.clear();
     }
@@ -129,7 +183,7 @@ impl Memory {
         let stored = self.cache.get(&Lookup(key))?;
         match stored.expires {
             Some(expires) if expires <= self.clock.now() => {
-                // Another entry may have taken its place meanwhile.
+                // Another thread may have replaced the entry since; that one must stay.
                 self.cache.remove_if(&Lookup(key), |now| now.expires == Some(expires));
                 None
             }
@@ -140,13 +194,13 @@ impl Memory {
     fn store(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
         let key = key.to_buf();
         let size = key.len() + entry.len();
-        if size > self.max_entry() {
-            let message = format!("writing {key}: {size} bytes are over the limit of {}", self.max_entry());
+        if size > Backend::max_entry(self) {
+            let message = format!("writing {key}: {size} bytes exceed the limit of {}", Backend::max_entry(self));
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let expires = ttl.map(|ttl| self.clock.now().plus(ttl));
-        // An entry that gets no larger is replaced in place; a larger one goes through the door, where others make
-        // room.
+        // An entry that does not grow is replaced in place. One that grows is inserted again, which
+        // evicts others.
         let replace = |_: &KeyBuf, stored: &mut Stored| {
             let fits = entry.len() <= stored.entry.len();
             if fits {
@@ -155,8 +209,9 @@ impl Memory {
             }
             EntryAction::Retain(fits)
         };
-        // Where there is none, `entry` would keep a place for it, which allocates; and what is put in such a place may
-        // be evicted before anything else, so it is given up.
+        // For a missing key, `entry` would allocate a placeholder, and an entry that is stored in a
+        // placeholder may be evicted before all others. So `entry` is called for existing keys
+        // only.
         let replaced = self.cache.contains_key(&Lookup(key.as_key()))
             && matches!(self.cache.entry(&key, None, replace), EntryResult::Retained(true));
         if !replaced {
@@ -166,21 +221,23 @@ impl Memory {
     }
 }
 
-/// A copy of `entry`, in the memory of `old` where that can be reused.
+/// Copies `entry`, into the memory of `old` if that can be reused.
 fn copy_into(old: Bytes, entry: &[u8]) -> Bytes {
-    let mut room = match old.try_into_mut() {
-        // Memory much larger than the entry would weigh more than was accounted for.
+    let mut buffer = match old.try_into_mut() {
+        // Memory that is much larger than the entry is not reused, because only the entry is
+        // weighed.
         Ok(old) if old.capacity() >= entry.len() && old.capacity() <= 2 * entry.len() + 16 => old,
         _ => {
-            let mut room = BytesMut::with_capacity(entry.len());
-            // Shared from the beginning; otherwise the first hit would allocate the count of its owners.
-            drop(room.split_off(room.capacity()));
-            room
+            let mut buffer = BytesMut::with_capacity(entry.len());
+            // Splitting makes the buffer shared. Otherwise the first hit would allocate the
+            // reference count.
+            drop(buffer.split_off(buffer.capacity()));
+            buffer
         }
     };
-    room.clear();
-    room.extend_from_slice(entry);
-    room.freeze()
+    buffer.clear();
+    buffer.extend_from_slice(entry);
+    buffer.freeze()
 }
 
 impl Backend for Memory {
@@ -208,7 +265,7 @@ impl Backend for Memory {
     }
 
     fn max_entry(&self) -> usize {
-        // Less than the part of a shard that entries get into, key and overhead included.
+        // Leave a margin below the capacity of a shard, in which key and overhead count, too.
         usize::try_from(self.cache.shard_capacity() / 10 * 9).unwrap_or(usize::MAX).saturating_sub(1024)
     }
 
@@ -220,8 +277,7 @@ impl Backend for Memory {
     }
 }
 
-/// Waits for nothing: its futures are ready at once.
-#[cfg(feature = "tokio")]
+/// All futures are ready at the first poll.
 impl AsyncBackend for Memory {
     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         self.get(key)
@@ -239,8 +295,8 @@ impl AsyncBackend for Memory {
         self.set_many(batch, ttl)
     }
 
-    fn max_entry_async(&self) -> usize {
-        self.max_entry()
+    fn max_entry(&self) -> usize {
+        Backend::max_entry(self)
     }
 
     async fn delete_many_async(&self, keys: &[Key<'_>]) -> Result<(), Error> {
@@ -265,7 +321,7 @@ mod tests {
     const KEY: Key<'_> = Key::Plain(b"k");
 
     #[test]
-    fn an_entry_lives_for_its_ttl() {
+    fn entries_expire_after_their_ttl() {
         let clock = Clock::manual(Timestamp::from_secs(1_000));
         let memory = Memory::with_clock(1 << 20, clock.clone());
         memory.set(KEY, b"v", Some(Duration::from_secs(5))).unwrap();
@@ -273,14 +329,14 @@ mod tests {
         assert_eq!(memory.get(KEY).unwrap().unwrap(), "v");
         clock.advance(Duration::from_millis(1));
         assert_eq!(memory.get(KEY).unwrap(), None);
-        assert_eq!(memory.len(), 0, "an expired entry goes when it is asked for");
+        assert_eq!(memory.len(), 0, "reading an expired entry removes it");
         memory.set(KEY, b"v", None).unwrap();
         clock.advance(Duration::from_secs(1 << 40));
         assert_eq!(memory.get(KEY).unwrap().unwrap(), "v");
     }
 
     #[test]
-    fn the_weight_stays_bounded() {
+    fn total_weight_stays_within_the_limit() {
         let memory = Memory::new(1 << 20);
         for at in 0..10_000_u32 {
             memory.set(Key::Plain(&at.to_le_bytes()), &[7; 1000], None).unwrap();
@@ -288,21 +344,21 @@ mod tests {
         }
         assert!(memory.len() > 100, "{memory:?}");
         assert_eq!(memory.set(KEY, &vec![0; 2 << 20], None).unwrap_err().kind(), ErrorKind::TooLarge);
-        // Entries that grow in place make room as others do.
+        // Entries that grow evict others, as new entries do.
         for at in 0..10_000_u32 {
             memory.set(Key::Plain(&at.to_le_bytes()), b"small", None).unwrap();
             memory.set(Key::Plain(&at.to_le_bytes()), &[7; 100_000], None).unwrap();
             assert!(memory.weight() <= 1 << 20, "{memory:?}");
         }
-        let largest = vec![7; memory.max_entry() - 1];
+        let largest = vec![7; Backend::max_entry(&memory) - 1];
         memory.set(KEY, &largest, None).unwrap();
-        assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "what is not refused is kept");
+        assert_eq!(memory.get(KEY).unwrap().unwrap(), largest, "an accepted entry is stored");
         memory.clear();
         assert!(memory.is_empty());
     }
 
     #[test]
-    fn an_entry_that_somebody_holds_is_not_written_over() {
+    fn does_not_overwrite_an_entry_that_a_reader_holds() {
         let memory = Memory::new(1 << 20);
         memory.set(KEY, b"first", None).unwrap();
         let held = memory.get(KEY).unwrap().unwrap();

@@ -1,6 +1,8 @@
-//! Where entries live: [`Memory`], [`Redis`], [`Cluster`], a [`Driver`] over the `redis` crate, or a backend of your own.
+//! Backends: the stores of a cache's entries.
+//!
+//! [`Memory`] stores entries in this process; [`redis`](crate::redis) has the backends for servers.
+//! Backends of your own implement [`Backend`], [`AsyncBackend`] or both.
 
-pub(crate) mod leases;
 #[cfg(feature = "memory")]
 mod memory;
 
@@ -8,25 +10,32 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-pub use crate::batch::{Batch, Found, Parts};
+pub use crate::batch::{Batch, Found, FoundParts};
 use crate::error::Error;
 use crate::key::Key;
 
-pub(crate) use self::leases::Watch;
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
 
-/// Where entries live. Entries are bytes; what they mean is the codec's business.
+/// A store of cache entries, for callers on threads.
 ///
-/// A wrapper that logs, counts or delays is a type that holds a backend and is one. Keys arrive as the region's
-/// [`KeyMap`](crate::keymap::KeyMap) made them.
+/// Entries are opaque bytes; the region's [`Codec`](crate::Codec) encodes and decodes them. Keys
+/// are passed as the region's [`KeyMap`](crate::KeyMap) returns them. For callers in async tasks,
+/// see [`AsyncBackend`]; a type can implement both traits.
+///
+/// Regions use a backend from many threads at once. If it fails during a `get_or_create`, the
+/// creator runs all the same, unless the region [fails closed](crate::RegionBuilder::fail_closed).
+/// To check an implementation, run `dogpile::testing::backend` (feature `testing`).
+///
+/// To log, count or delay operations, write a wrapper that delegates to another backend:
 ///
 /// ```
 /// use std::time::Duration;
 /// use bytes::Bytes;
-/// use dogpile::{Backend, Batch, Error, Found, Key, Memory, Region};
+/// use dogpile::{Backend, Error, Key, Memory, Region};
+/// use dogpile::backend::{Batch, Found};
 ///
-/// /// Writes down what is deleted.
+/// /// Logs deletions.
 /// struct Audited<B>(B);
 ///
 /// impl<B: Backend> Backend for Audited<B> {
@@ -42,6 +51,9 @@ pub use self::memory::Memory;
 ///     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
 ///         self.0.set_many(batch, ttl)
 ///     }
+///     fn max_entry(&self) -> usize {
+///         self.0.max_entry()
+///     }
 ///     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
 ///         println!("deleting {keys:?}");
 ///         self.0.delete_many(keys)
@@ -53,69 +65,128 @@ pub use self::memory::Memory;
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 pub trait Backend: Send + Sync {
-    /// The entry of `key`, `None` where there is none. One round trip.
+    /// Returns the entry of `key`, or `None` if there is none.
     ///
     /// # Errors
-    /// When the backend cannot tell. [`ErrorKind::WrongType`](crate::error::ErrorKind::WrongType) counts as a miss.
+    ///
+    /// If the backend cannot tell whether there is an entry. A region treats an error of the kind
+    /// [`ErrorKind::WrongType`](crate::ErrorKind::WrongType) as a miss.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error>;
 
-    /// The entries of `keys`, in their order, duplicates kept: afterwards `found` has a place for each of `keys`. What
-    /// it held before is dropped, its memory reused. One round trip, whatever the keys.
+    /// Reads the entries of `keys` into `found`, in the order of the keys.
+    ///
+    /// The previous contents of `found` are dropped and its memory is reused. Afterwards, it has
+    /// one result for each of the `keys`, including duplicates.
     ///
     /// # Errors
-    /// When the backend cannot tell for all of them. `found` then means nothing.
+    ///
+    /// If the backend cannot tell for all of the keys. The contents of `found` are then
+    /// unspecified.
+    ///
+    /// # Cost
+    ///
+    /// One round trip, regardless of the number and the kind of the keys.
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error>;
 
-    /// Stores an entry, for `ttl` if one is given (at least a millisecond), in place of whatever was there.
+    /// Stores an entry and replaces any previous one, including its TTL.
+    ///
+    /// With a `ttl`, which is at least one millisecond, the entry is removed after that time.
     ///
     /// # Errors
-    /// When it may not have been stored.
+    ///
+    /// If the entry may not have been stored.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error>;
 
-    /// Stores many entries; of duplicates the last. One round trip.
+    /// Stores all entries of a batch with the same TTL.
+    ///
+    /// If a key occurs more than once, its last entry is stored. An empty batch is valid.
     ///
     /// # Errors
-    /// When some may not have been stored.
+    ///
+    /// If some of the entries may not have been stored.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error>;
 
-    /// The largest entry that can be stored, in bytes. Values that turn out larger are created and not stored.
+    /// Returns the size of the largest entry that can be stored, in bytes.
+    ///
+    /// A region returns larger values to the caller without storing them. The default
+    /// implementation returns `usize::MAX`.
     fn max_entry(&self) -> usize {
         usize::MAX
     }
 
-    /// Deletes many entries; those that are not there do not matter. One round trip, none for no keys.
+    /// Deletes the entries of `keys`.
+    ///
+    /// Keys without an entry are ignored.
     ///
     /// # Errors
-    /// When some may not have been deleted.
+    ///
+    /// If some of the entries may not have been deleted.
+    ///
+    /// # Cost
+    ///
+    /// One round trip, or none if `keys` is empty.
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error>;
 }
 
-/// Where entries live, for callers that are tasks. As [`Backend`], whose promises hold here too; a type may be both.
-/// There is no `dyn AsyncBackend`.
+/// A store of cache entries, for callers in async tasks.
 ///
-/// Futures may be dropped at any time: what was asked for may then have been done or not.
+/// Entries are opaque bytes; the region's [`Codec`](crate::Codec) encodes and decodes them. Keys
+/// are passed as the region's [`KeyMap`](crate::KeyMap) returns them. For callers on threads, see
+/// [`Backend`]; a type can implement both traits. The trait is not dyn-compatible.
+///
+/// If a backend fails during a `get_or_create_async`, the creator runs all the same, unless the
+/// region [fails closed](crate::RegionBuilder::fail_closed). To check an implementation, run
+/// `dogpile::testing::backend_async` (features `testing` and `tokio`).
+///
+/// # Cancel safety
+///
+/// A region may drop the future of any method at any time. A write or a deletion whose future was
+/// dropped may or may not take effect; the backend must remain usable.
 ///
 /// ```
 /// use std::time::Duration;
 /// use bytes::Bytes;
-/// use dogpile::{AsyncBackend, Batch, Error, Found, Key, Memory, Region};
+/// use dogpile::{AsyncBackend, Error, ErrorKind, Key, Memory, Region};
+/// use dogpile::backend::{Batch, Found};
 ///
-/// /// Gives up what takes too long.
-/// struct Hurried<B>(B);
+/// /// Limits the time that a read may take.
+/// struct ReadTimeout<B>(B, Duration);
 ///
-/// impl<B: AsyncBackend> AsyncBackend for Hurried<B> {
+/// impl<B: AsyncBackend> AsyncBackend for ReadTimeout<B> {
 ///     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-///         let found = tokio::time::timeout(Duration::from_millis(50), self.0.get_async(key)).await;
-///         found.unwrap_or(Ok(None))
+///         tokio::time::timeout(self.1, self.0.get_async(key)).await.unwrap_or_else(|_| {
+///             let message = format!("GET {key}: no reply within {:?}", self.1);
+///             Err(Error::new(ErrorKind::Timeout, message))
+///         })
 ///     }
 ///     async fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
 ///         self.0.get_many_async(keys, found).await
 ///     }
-///     async fn set_async(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
+///     async fn set_async(
+///         &self,
+///         key: Key<'_>,
+///         entry: &[u8],
+///         ttl: Option<Duration>,
+///     ) -> Result<(), Error> {
 ///         self.0.set_async(key, entry, ttl).await
 ///     }
 ///     async fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
 ///         self.0.set_many_async(batch, ttl).await
+///     }
+///     fn max_entry(&self) -> usize {
+///         self.0.max_entry()
 ///     }
 ///     async fn delete_many_async(&self, keys: &[Key<'_>]) -> Result<(), Error> {
 ///         self.0.delete_many_async(keys).await
@@ -124,30 +195,64 @@ pub trait Backend: Send + Sync {
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
-/// let region = Region::builder(Hurried(Memory::new(1 << 20))).build()?;
+/// let memory = Memory::new(1 << 20);
+/// let region = Region::builder(ReadTimeout(memory, Duration::from_millis(50))).build()?;
 /// region.set_async("user-15", &15_u64).await?;
 /// assert_eq!(region.get_async("user-15").await?, Some(15_u64));
 /// # Ok(())
 /// # }
 /// ```
-#[cfg(feature = "tokio")]
 pub trait AsyncBackend: Send + Sync {
-    /// As [`Backend::get`].
+    /// Returns the entry of `key`, or `None` if there is none.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// If the backend cannot tell whether there is an entry. A region treats an error of the kind
+    /// [`ErrorKind::WrongType`](crate::ErrorKind::WrongType) as a miss.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the reply is discarded.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send;
 
-    /// As [`Backend::get_many`].
+    /// Reads the entries of `keys` into `found`, in the order of the keys.
+    ///
+    /// The previous contents of `found` are dropped and its memory is reused. Afterwards, it has
+    /// one result for each of the `keys`, including duplicates.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// If the backend cannot tell for all of the keys. The contents of `found` are then
+    /// unspecified.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the contents of `found` are unspecified.
+    ///
+    /// # Cost
+    ///
+    /// One round trip, regardless of the number and the kind of the keys.
     fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// As [`Backend::set`].
+    /// Stores an entry and replaces any previous one, including its TTL.
+    ///
+    /// With a `ttl`, which is at least one millisecond, the entry is removed after that time.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// If the entry may not have been stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the entry may or may not be stored.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn set_async(
         &self,
         key: Key<'_>,
@@ -155,25 +260,51 @@ pub trait AsyncBackend: Send + Sync {
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// As [`Backend::set_many`].
+    /// Stores all entries of a batch with the same TTL.
+    ///
+    /// If a key occurs more than once, its last entry is stored. An empty batch is valid.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// If some of the entries may not have been stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, all, some or none of the entries may be stored.
+    ///
+    /// # Cost
+    ///
+    /// One round trip.
     fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// As [`Backend::max_entry`]; it is named apart because a type may be both.
-    fn max_entry_async(&self) -> usize {
+    /// Returns the size of the largest entry that can be stored, in bytes.
+    ///
+    /// A region returns larger values to the caller without storing them. The default
+    /// implementation returns `usize::MAX`. This method has the same name in [`Backend`]; for a
+    /// type that implements both traits, both return the same value.
+    fn max_entry(&self) -> usize {
         usize::MAX
     }
 
-    /// As [`Backend::delete_many`].
+    /// Deletes the entries of `keys`.
+    ///
+    /// Keys without an entry are ignored.
     ///
     /// # Errors
-    /// As there.
+    ///
+    /// If some of the entries may not have been deleted.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, all, some or none of the entries may be deleted.
+    ///
+    /// # Cost
+    ///
+    /// One round trip, or none if `keys` is empty.
     fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// One backend for several regions, and `Arc<dyn Backend>` for one that is chosen at run time.
+/// Shares one backend among several regions, or selects it at run time with `Arc<dyn Backend>`.
 impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
@@ -196,8 +327,7 @@ impl<B: Backend + ?Sized> Backend for std::sync::Arc<B> {
     }
 }
 
-/// One backend for several regions.
-#[cfg(feature = "tokio")]
+/// Shares one backend among several regions.
 impl<B: AsyncBackend> AsyncBackend for std::sync::Arc<B> {
     fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
         (**self).get_async(key)
@@ -216,8 +346,8 @@ impl<B: AsyncBackend> AsyncBackend for std::sync::Arc<B> {
     fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).set_many_async(batch, ttl)
     }
-    fn max_entry_async(&self) -> usize {
-        (**self).max_entry_async()
+    fn max_entry(&self) -> usize {
+        (**self).max_entry()
     }
     fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
         (**self).delete_many_async(keys)

@@ -1,21 +1,28 @@
-//! Envelopes: what an entry keeps beside its payload.
+//! Envelopes: the metadata that an entry stores with its payload.
 
 use super::{CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// What an entry keeps beside its payload. A parameter of every format, resolved at compile time.
+/// The metadata that an entry stores with its payload.
+///
+/// Every format except [`Raw`](super::Raw) takes an envelope as a type parameter, so the choice is
+/// resolved at compile time. The trait is sealed; its implementations are [`Full`], [`Seconds`],
+/// [`Bare`] and, with the feature `python`, `python::JsonMeta`.
 pub trait Envelope: sealed::Sealed + Copy + Default + Send + Sync + 'static {
-    /// Which of the three the format writes.
+    /// The shape of the entry that the format itself writes.
     #[doc(hidden)]
     const SHAPE: Shape;
 
-    /// Writes what stands before the format's own bytes: nothing, mostly.
+    /// Appends the header that precedes the format's own bytes. Most envelopes have none.
     #[doc(hidden)]
     #[inline(always)]
     fn write_head(_version: u64, _created: Timestamp, _out: &mut Vec<u8>) {}
 
-    /// Takes that off, and what it says instead of the format's own envelope.
+    /// Strips the header from `entry` and returns the metadata in it, if any, with the remaining
+    /// bytes.
+    ///
+    /// This metadata replaces the metadata that the format reads.
     #[doc(hidden)]
     #[inline(always)]
     fn read_head(_version: u64, entry: Slice<'_>) -> Result<(Option<Meta>, Slice<'_>), CodecError> {
@@ -23,22 +30,32 @@ pub trait Envelope: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     }
 }
 
-/// An envelope that keeps a version: codecs with one of these have the method `version`.
+/// An envelope that stores a version.
+///
+/// Codecs with such an envelope have a method `version`, for example
+/// [`Msgpack::version`](super::Msgpack::version).
 pub trait Versioned: Envelope {}
 
-/// `[payload, {"ct": seconds as a float, "v": version}]`: creation to the microsecond, and a version.
+/// The envelope with the creation time in microseconds and a version.
 ///
-/// Entries of another version are misses, so a service that changes the meaning of its data writes another one
-/// (`Msgpack::<Full>::new().version(3)`) and never reads the old. The default is 2, as in `dogpile.cache`.
+/// An entry is `[payload, {"ct": seconds as a float, "v": version}]`.
+///
+/// Entries of another version are misses. If the meaning of your data changes, choose a new version
+/// (`Msgpack::<Full>::new().version(3)`), and old entries are never read. The default version is 2,
+/// as in `dogpile.cache`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Full;
 
-/// `[payload, seconds]`: creation in whole seconds, rounded down. The default.
+/// The default envelope, with the creation time in whole seconds, rounded down.
+///
+/// An entry is `[payload, seconds]`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seconds;
 
-/// The payload alone, the smallest. Its age is unknown: it expires by the server's TTL only, and invalidating a region
-/// does not reach it.
+/// The smallest envelope: the payload without metadata.
+///
+/// The age of such an entry is unknown. It expires only through the server's TTL, and invalidating
+/// a region has no effect on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bare;
 
@@ -56,7 +73,9 @@ impl Envelope for Bare {
     const SHAPE: Shape = Shape::Bare;
 }
 
-/// Which envelope; formats match on it, and the compiler folds the match away.
+/// The shape of an entry as the format writes it.
+///
+/// Formats match on this constant, and the compiler eliminates the branches that are not taken.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -72,20 +91,26 @@ pub(super) mod sealed {
     impl Sealed for super::Bare {}
 }
 
-/// The version that `dogpile.cache` writes since 1.1, and we too unless told otherwise.
+/// The version of entries unless the codec sets another one: the version that `dogpile.cache`
+/// writes since 1.1.
 pub(super) const DEFAULT_VERSION: u64 = 2;
 
-/// The metadata of a [`Versioned`] envelope from its two numbers, when they are those of an entry that `version` may
-/// read.
+/// Validates the two metadata fields of a [`Versioned`] envelope against the expected `version`.
 pub(super) fn full_meta(created: Option<f64>, found: Option<u64>, version: u64) -> Result<Meta, CodecError> {
     let Some(found) = found else {
-        return Err(CodecError::new(CodecErrorKind::Value, "the entry's metadata has no version `v`"));
+        return Err(CodecError::new(CodecErrorKind::Value, "the metadata of the entry has no version `v`"));
     };
     if found != version {
-        return Err(CodecError::new(CodecErrorKind::Version, format!("the entry has version {found}, not {version}")));
+        return Err(CodecError::new(
+            CodecErrorKind::Version,
+            format!("the entry has version {found}, expected {version}"),
+        ));
     }
     let created = created.and_then(Timestamp::from_secs_f64).ok_or_else(|| {
-        CodecError::new(CodecErrorKind::Value, "the entry's metadata has no creation time `ct` after 1970")
+        CodecError::new(
+            CodecErrorKind::Value,
+            "the metadata of the entry has no valid creation time `ct` (seconds since 1970)",
+        )
     })?;
     Ok(Meta { created: Some(created), version: Some(found) })
 }

@@ -1,4 +1,4 @@
-//! The format `Json`: anything that serde can write and read, as JSON.
+//! The format `Json`: any type that serde supports, as JSON.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -11,15 +11,20 @@ use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// Anything `Serialize + DeserializeOwned` as JSON, by `serde_json`: for entries that people or other languages read.
+/// A codec that stores any `Serialize + DeserializeOwned` type as JSON.
 ///
-/// Reads what Python's `json` writes. Writes the same values without spaces and with UTF-8 where Python escapes it.
-/// Infinities and NaN become `null`, as in all JSON; entries that nest more than 127 levels deep are written, but not
-/// read. serde does not tell a wrong type from a wrong value: both are [`Type`](CodecErrorKind::Type) here.
+/// It is based on `serde_json` and suits entries that people or programs in other languages read.
+/// It reads the output of Python's `json` module, except `NaN` and `Infinity`. Its own output has
+/// no spaces, and non-ASCII characters are UTF-8 where Python escapes them.
+///
+/// - Infinities and NaN become `null`, because JSON cannot express them.
+/// - Entries that nest more than 127 levels deep are written but cannot be read.
+/// - serde does not distinguish a wrong type from an invalid value. Both are errors of the kind
+///   [`Type`](CodecErrorKind::Type).
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Slice;
+/// use dogpile::codec::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Full, Json};
 ///
@@ -38,7 +43,7 @@ pub struct Json<E: Envelope = Seconds> {
 }
 
 impl<E: Envelope> Json<E> {
-    /// The codec with this envelope.
+    /// Creates the codec with the default version, 2, if its envelope stores a version.
     #[must_use]
     pub const fn new() -> Self {
         Json { version: DEFAULT_VERSION, envelope: PhantomData }
@@ -46,7 +51,16 @@ impl<E: Envelope> Json<E> {
 }
 
 impl<E: Versioned> Json<E> {
-    /// Writes and reads entries of this version only; those of others are misses.
+    /// Sets the version of the entries that this codec writes and accepts.
+    ///
+    /// Entries of another version are misses, with the error kind
+    /// [`Version`](CodecErrorKind::Version).
+    ///
+    /// ```
+    /// use dogpile::codec::{Full, Json};
+    ///
+    /// let codec = Json::<Full>::new().version(3);
+    /// ```
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
         self.version = version;
@@ -83,7 +97,7 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
             }
             Shape::Full => {
                 let (value, meta): (V, FullMeta) =
-                    read(entry.as_bytes()).map_err(|error| self.blame_version(entry, error))?;
+                    read(entry.as_bytes()).map_err(|error| self.prefer_version_error(entry, error))?;
                 (value, meta.check(self.version)?)
             }
         };
@@ -92,12 +106,14 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Json<E> {
 }
 
 impl<E: Envelope> Json<E> {
-    /// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
+    /// Returns a version error if the entry has another version, and `error` otherwise.
+    ///
+    /// Another version may store payloads of another type, so a payload error alone is misleading.
     #[cold]
-    fn blame_version(&self, entry: Slice<'_>, error: CodecError) -> CodecError {
+    fn prefer_version_error(&self, entry: Slice<'_>, error: CodecError) -> CodecError {
         let meta = read(entry.as_bytes()).and_then(|(IgnoredAny, meta): (_, FullMeta)| meta.check(self.version));
         match meta {
-            Err(other) if other.kind() == CodecErrorKind::Version => other,
+            Err(mismatch) if mismatch.kind() == CodecErrorKind::Version => mismatch,
             _ => error,
         }
     }
@@ -117,14 +133,16 @@ pub(super) fn read<T: DeserializeOwned>(entry: &[u8]) -> Result<T, CodecError> {
     Ok(value)
 }
 
-/// The metadata of `Full`. A derived implementation would read it from a list, too.
+/// The metadata map of the envelope `Full`.
+///
+/// `Deserialize` is written by hand because a derived implementation would also accept an array.
 pub(super) struct FullMeta {
     ct: Option<f64>,
     v: Option<u64>,
 }
 
 impl FullMeta {
-    /// What it says, when it is that of an entry that `version` may read.
+    /// Converts the map into validated metadata if it has the expected `version`.
     pub(super) fn check(&self, version: u64) -> Result<Meta, CodecError> {
         full_meta(self.ct, self.v, version)
     }
@@ -142,13 +160,13 @@ impl Serialize for FullMeta {
 
 impl<'de> Deserialize<'de> for FullMeta {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
+        struct FullMetaVisitor;
 
-        impl<'de> Visitor<'de> for Fields {
+        impl<'de> Visitor<'de> for FullMetaVisitor {
             type Value = FullMeta;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the metadata, a map")
+                f.write_str("a map of metadata")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FullMeta, A::Error> {
@@ -164,11 +182,11 @@ impl<'de> Deserialize<'de> for FullMeta {
             }
         }
 
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_map(FullMetaVisitor)
     }
 }
 
-/// A key of the metadata, read without allocating it.
+/// A key of the metadata map, decoded without an allocation.
 enum MetaKey {
     Ct,
     V,
@@ -177,13 +195,13 @@ enum MetaKey {
 
 impl<'de> Deserialize<'de> for MetaKey {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
+        struct MetaKeyVisitor;
 
-        impl Visitor<'_> for Name {
+        impl Visitor<'_> for MetaKeyVisitor {
             type Value = MetaKey;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key of the metadata")
+                f.write_str("a metadata key")
             }
 
             fn visit_str<E>(self, name: &str) -> Result<MetaKey, E> {
@@ -195,7 +213,7 @@ impl<'de> Deserialize<'de> for MetaKey {
             }
         }
 
-        deserializer.deserialize_identifier(Name)
+        deserializer.deserialize_identifier(MetaKeyVisitor)
     }
 }
 
@@ -220,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_short() {
+    fn writes_compact_entries() {
         assert_eq!(encode(Json::<Bare>::new(), (1, "é".to_string())), r#"[1,"é"]"#);
         assert_eq!(encode(Json::<Seconds>::default(), 1), "[1,1471113698]");
         assert_eq!(encode(Json::<Full>::new().version(7), 1), r#"[1,{"ct":1471113698.76127,"v":7}]"#);
     }
 
     #[test]
-    fn full_metadata_is_a_map_in_any_order() {
+    fn reads_full_metadata_with_keys_in_any_order() {
         let meta = Meta { created: Some(Timestamp::from_secs(1)), version: Some(2) };
         for entry in [
             r#"[5,{"ct":1.0,"v":2}]"#,
@@ -239,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_must_be_whole() {
+    fn rejects_invalid_metadata() {
         for (entry, kind) in [
             (r#"[5,{"ct":1}]"#, CodecErrorKind::Value),
             (r#"[5,{"v":2}]"#, CodecErrorKind::Value),
@@ -272,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_depth_is_an_error() {
+    fn rejects_deeply_nested_entries() {
         #[derive(Serialize, Deserialize)]
         enum Tree {
             Leaf,

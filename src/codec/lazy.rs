@@ -1,4 +1,4 @@
-//! `LazyMap`: a msgpack map whose values are decoded when they are asked for.
+//! `LazyMap`: a msgpack map that decodes its values on access.
 
 use std::fmt;
 
@@ -7,13 +7,19 @@ use bytes::Bytes;
 use super::{CodecError, Pack, Reader, Unpack};
 use crate::slice::Slice;
 
-/// A map with text keys, still encoded: it shares the entry's memory and decodes a value when it is asked for.
+/// An encoded map with string keys that decodes its values on access.
 ///
-/// For large entries of which few fields are read. Decoding one looks once over the whole map, so that damaged bytes
-/// are a miss and not a surprise later, and allocates nothing; [`get`](LazyMap::get) looks over it again and decodes
-/// one value. Encoding copies the bytes as they are. Two are equal when their bytes are.
+/// Use it for large entries of which you read only a few fields. The map shares the entry's memory.
 ///
-/// Where a key comes twice the last counts, as it does for structs and maps.
+/// If a key occurs more than once, the last occurrence wins, as for structs and maps. Two maps are
+/// equal if their encoded bytes are equal.
+///
+/// # Cost
+///
+/// - Decoding a `LazyMap` scans the whole map once, so a damaged entry is a miss instead of a later
+///   error. It does not allocate.
+/// - [`get`](LazyMap::get) scans the map again and decodes one value.
+/// - Encoding copies the bytes unchanged.
 ///
 /// ```
 /// use dogpile::codec::LazyMap;
@@ -25,73 +31,90 @@ use crate::slice::Slice;
 /// assert_eq!(profile.get("name")?, Some("Ann".to_string()));
 /// assert_eq!(profile.get::<u8>("age")?, None);
 /// assert_eq!(profile.keys().collect::<Vec<_>>(), ["id", "name"]);
+/// assert!(profile.contains("id") && profile.len() == 2 && !profile.is_empty());
+/// assert_eq!(LazyMap::try_from(profile.as_bytes().clone())?, profile);
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct LazyMap {
-    /// One msgpack map, whole, with text keys.
+    /// Exactly one complete msgpack map with string keys.
     map: Bytes,
 }
 
 impl LazyMap {
-    /// The map as which `value` is written: a struct of [`msgpack!`](crate::msgpack), a `BTreeMap`. Allocates its
-    /// bytes.
+    /// Encodes `value` as a map.
+    ///
+    /// `value` is, for example, a struct declared with [`msgpack!`](crate::msgpack) or a
+    /// `BTreeMap`.
     ///
     /// # Errors
-    /// When `value` cannot be written, or not as a map with text keys.
+    ///
+    /// Returns an error if `value` cannot be encoded, or if it is not encoded as a map with string
+    /// keys.
+    ///
+    /// # Cost
+    ///
+    /// Allocates the buffer for the encoded map.
     pub fn of<T: Pack + ?Sized>(value: &T) -> Result<Self, CodecError> {
         let mut map = Vec::new();
         value.pack(&mut map)?;
         Bytes::from(map).try_into()
     }
 
-    /// The value of a field, `None` if there is no such field. Allocates what the value owns.
+    /// Decodes the value of the field `name`, or returns `None` if there is no such field.
     ///
     /// # Errors
-    /// When the field holds something else than a `T`.
+    ///
+    /// Returns an error if the value of the field is not a `T`.
+    ///
+    /// # Cost
+    ///
+    /// Scans the map and allocates only what the decoded value owns.
     pub fn get<T: Unpack>(&self, name: &str) -> Result<Option<T>, CodecError> {
         self.find(name).map(|mut value| T::unpack(&mut value)).transpose()
     }
 
-    /// Whether there is such a field.
+    /// Returns whether the map has a field `name`.
     #[must_use]
     pub fn contains(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
-    /// The names of the fields, in the order written.
+    /// Iterates over the names of the fields in the order in which they are encoded.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.fields().filter_map(|(name, _)| std::str::from_utf8(name).ok())
     }
 
-    /// How many fields there are.
+    /// Returns the number of fields. A key that occurs twice counts twice.
     #[must_use]
     pub fn len(&self) -> usize {
         Reader::new(Slice::from(&self.map)).read_map_len().unwrap_or(0)
     }
 
-    /// Whether there are none.
+    /// Returns whether the map has no fields.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The map as msgpack.
+    /// Returns the encoded map.
     #[must_use]
     pub fn as_bytes(&self) -> &Bytes {
         &self.map
     }
 
-    /// A reader at the value of a field.
+    /// Returns a reader positioned at the value of the field `name`.
     fn find(&self, name: &str) -> Option<Reader<'_>> {
         self.fields().filter(|(found, _)| *found == name.as_bytes()).last().map(|(_, value)| value)
     }
 
-    /// The fields, each with a reader at its value. The map was checked when it was made, so reading it does not fail.
+    /// Iterates over the names of the fields, each with a reader positioned at its value.
+    ///
+    /// The constructors validate the map, so none of these reads fails.
     fn fields(&self) -> impl Iterator<Item = (&[u8], Reader<'_>)> {
         let mut reader = Reader::new(Slice::from(&self.map));
-        let left = reader.read_map_len().unwrap_or(0);
-        (0..left).map_while(move |_| {
+        let len = reader.read_map_len().unwrap_or(0);
+        (0..len).map_while(move |_| {
             let name = reader.read_key().ok()?;
             let value = reader.clone();
             reader.skip_value().ok()?;
@@ -100,7 +123,7 @@ impl LazyMap {
     }
 }
 
-/// The bytes of a map, which are kept as they are.
+/// Validates an encoded map and keeps its bytes unchanged.
 impl TryFrom<Bytes> for LazyMap {
     type Error = CodecError;
 
@@ -130,7 +153,7 @@ impl Unpack for LazyMap {
     }
 }
 
-/// The names of the fields; the values may be large, or secret.
+/// Shows only the names of the fields, because the values may be large or secret.
 impl fmt::Debug for LazyMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LazyMap ")?;
@@ -148,13 +171,13 @@ mod tests {
     use crate::codec::{Codec, CodecErrorKind, Msgpack, Seconds};
     use crate::time::Timestamp;
 
-    fn view(map: impl Into<Bytes>) -> Result<LazyMap, CodecErrorKind> {
+    fn decode(map: impl Into<Bytes>) -> Result<LazyMap, CodecErrorKind> {
         LazyMap::try_from(map.into()).map_err(|e| e.kind())
     }
 
     #[test]
-    fn values_are_decoded_when_asked_for() {
-        let map = view(&b"\x83\xa3one\xcd\x01\x8f\xa3two\xa6foobar\xa4none\xc0"[..]).unwrap();
+    fn decodes_values_on_access() {
+        let map = decode(&b"\x83\xa3one\xcd\x01\x8f\xa3two\xa6foobar\xa4none\xc0"[..]).unwrap();
         assert_eq!(map.len(), 3);
         assert!(!map.is_empty());
         assert_eq!(map.get("one"), Ok(Some(399_u32)));
@@ -170,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_keeps_its_bytes() {
-        // Not the shortest forms: they stay.
+    fn keeps_the_bytes_of_the_entry() {
+        // The entry does not use the shortest encodings. They must survive the round trip.
         let entry = Bytes::from_static(b"\x92\xde\x00\x01\xa1a\xcd\x00\x01\xceW\xafi\xe2");
         let codec = Msgpack::<Seconds>::new();
         let (map, meta): (LazyMap, _) = codec.decode(Slice::from(&entry)).unwrap();
@@ -188,11 +211,11 @@ mod tests {
         let inner = LazyMap::of(&BTreeMap::from([("k", 1_u8)])).unwrap();
         let outer = LazyMap::of(&BTreeMap::from([("inner", inner.clone())])).unwrap();
         assert_eq!(outer.get("inner"), Ok(Some(inner)));
-        assert!(view(&b"\x80"[..]).unwrap().is_empty());
+        assert!(decode(&b"\x80"[..]).unwrap().is_empty());
     }
 
     #[test]
-    fn damage_is_seen_at_once() {
+    fn rejects_damaged_maps_on_construction() {
         for (bytes, kind) in [
             (&b""[..], CodecErrorKind::Length),
             (b"\x81", CodecErrorKind::Length),
@@ -205,10 +228,10 @@ mod tests {
             (b"\x81\xa1a\xc1", CodecErrorKind::Type),
             (b"\x81\xa1\xff\x01", CodecErrorKind::Value),
         ] {
-            assert_eq!(view(bytes), Err(kind), "{bytes:?}");
+            assert_eq!(decode(bytes), Err(kind), "{bytes:?}");
         }
         assert_eq!(
-            view([&b"\x81\xa1a"[..], &vec![0x91; if cfg!(miri) { 1 << 10 } else { 1 << 20 }]].concat()),
+            decode([&b"\x81\xa1a"[..], &vec![0x91; if cfg!(miri) { 1 << 10 } else { 1 << 20 }]].concat()),
             Err(CodecErrorKind::Length)
         );
         assert_eq!(LazyMap::of(&1).unwrap_err().kind(), CodecErrorKind::Type);

@@ -1,18 +1,25 @@
-//! How values are written: a format times an envelope.
+//! Codecs: how values are encoded as cache entries and decoded again.
 //!
-//! The format says how a value becomes bytes ([`Msgpack`], [`Json`], [`Raw`], [`Serde`]), the envelope what is kept
-//! beside it ([`Full`], [`Seconds`], [`Bare`]). `Msgpack<Seconds>` is the default: the payload and the second of its
-//! creation, six bytes more than the payload. Entries shared with services in Python: the module `python`.
+//! A codec combines a format with an envelope:
+//!
+//! - The format defines how a value becomes bytes: [`Msgpack`], [`Json`], [`Raw`], [`Serde`].
+//! - The envelope defines which metadata is stored with the value: [`Full`], [`Seconds`], [`Bare`].
+//!
+//! The default is `Msgpack<Seconds>`: the value and its creation time in whole seconds. This
+//! envelope adds six bytes to the value. For entries that are shared with Python services, see the
+//! module `python` (feature `python`).
 //!
 //! | codec | values | feature |
 //! |---|---|---|
-//! | [`Msgpack`] | std types, tuples, and structs named in [`msgpack!`](crate::msgpack); [`LazyMap`] | |
-//! | [`Raw`] | text, bytes, integers, `Option` of these, as `dogpile_backend_redis_advanced` writes them | |
-//! | [`Json`] | anything `Serialize + DeserializeOwned` | `json` |
-//! | [`Serde`] | anything `Serialize + DeserializeOwned`, as msgpack | `serde` |
-//! | `python::Pickle` | anything `Serialize + DeserializeOwned`, as Python's pickle | `python` |
+//! | [`Msgpack`] | std types, tuples, and structs declared with [`msgpack!`](crate::msgpack); [`LazyMap`] | |
+//! | [`Raw`] | strings, bytes, integers and `Option`s of these, as `dogpile_backend_redis_advanced` writes them | |
+//! | [`Json`] | any `Serialize + DeserializeOwned` type | `json` |
+//! | [`Serde`] | any `Serialize + DeserializeOwned` type, as msgpack | `serde` |
+//! | `python::Pickle` | any `Serialize + DeserializeOwned` type, as a Python pickle | `python` |
 //!
-//! Bytes that cannot be decoded are a miss, counted, and overwritten by the next creation. They are never a panic.
+//! An entry that cannot be decoded is a miss: the region counts it in
+//! [`Stats::undecodable`](crate::Stats::undecodable), and the next creation overwrites it. Decoding
+//! never panics, whatever the bytes are.
 
 mod envelope;
 #[cfg(feature = "json")]
@@ -29,7 +36,7 @@ mod time;
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::slice::Slice;
+pub use crate::slice::Slice;
 use crate::time::Timestamp;
 
 pub use self::envelope::{Bare, Envelope, Full, Seconds, Versioned};
@@ -43,12 +50,13 @@ pub use self::raw::{Raw, RawValue};
 #[cfg(feature = "serde")]
 pub use self::serde::Serde;
 
-/// Writes values of type `V` as entries and reads them back.
+/// Encodes values of type `V` as cache entries and decodes them.
 ///
 /// ```
 /// use bytes::Bytes;
 /// use dogpile::codec::{Codec, Msgpack, Seconds};
-/// use dogpile::{Slice, Timestamp};
+/// use dogpile::codec::Slice;
+/// use dogpile::Timestamp;
 ///
 /// let codec = Msgpack::<Seconds>::new();
 /// let mut entry = Vec::new();
@@ -61,72 +69,108 @@ pub use self::serde::Serde;
 /// # Ok::<(), dogpile::codec::CodecError>(())
 /// ```
 pub trait Codec<V> {
-    /// Appends the entry of `value`, created at `created`, to `out`. Allocates nothing but room in `out`.
+    /// Appends the encoded entry of `value`, with the creation time `created`, to `out`.
     ///
     /// # Errors
-    /// When the codec cannot write this value. What it then left in `out` means nothing.
+    ///
+    /// Returns an error if the codec cannot encode this value. `out` may then contain a partial
+    /// entry, which must be discarded.
+    ///
+    /// # Cost
+    ///
+    /// The codecs of this module allocate only to grow `out`. `python::Pickle` additionally
+    /// allocates four bytes for each `char`.
     fn encode(&self, value: &V, created: Timestamp, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Reads an entry. A `V` that is backed by [`Bytes`](bytes::Bytes) shares the entry's memory instead of copying it.
+    /// Decodes an entry into its value and metadata.
+    ///
+    /// Implementations must accept arbitrary bytes without panicking, because anyone with access to
+    /// the server can write entries.
     ///
     /// # Errors
-    /// When the bytes are not an entry of a `V` in this codec's version. Any bytes may come; none may panic.
+    ///
+    /// Returns an error if the bytes are not an entry of a `V` in this codec's version.
+    ///
+    /// # Cost
+    ///
+    /// A value that is backed by [`Bytes`](bytes::Bytes) can share the entry's memory instead of
+    /// copying it.
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError>;
 }
 
-/// What an entry's envelope says of its value.
+/// Metadata that an entry's envelope stores with the value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Meta {
-    /// When the value was created, if the envelope keeps that.
+    /// The creation time of the value, if the envelope stores it.
     pub created: Option<Timestamp>,
-    /// The version of its encoding, if the envelope keeps one.
+    /// The version of the encoding, if the envelope stores it.
     pub version: Option<u64>,
 }
 
 impl Meta {
-    /// What an envelope that keeps nothing says.
+    /// The metadata of an envelope that stores none, such as [`Bare`].
     pub const NONE: Meta = Meta { created: None, version: None };
 
-    /// What an envelope that keeps only the time says.
+    /// Creates the metadata of an envelope that stores only the creation time, such as [`Seconds`].
+    ///
+    /// ```
+    /// use dogpile::Timestamp;
+    /// use dogpile::codec::Meta;
+    ///
+    /// let meta = Meta::created(Timestamp::from_secs(7));
+    /// assert_eq!((meta.created, meta.version), (Some(Timestamp::from_secs(7)), None));
+    /// ```
     #[must_use]
     pub fn created(created: Timestamp) -> Self {
         Meta { created: Some(created), version: None }
     }
 }
 
-/// Why a value could not be encoded, or bytes not decoded.
+/// An error of encoding a value or decoding an entry.
 ///
-/// As small as a pointer, so that the results of reading fit into registers.
+/// The type is as small as a pointer, so that the results of the many small read operations fit
+/// into registers.
+///
+/// ```
+/// use dogpile::codec::{CodecError, CodecErrorKind};
+///
+/// let error = CodecError::new(CodecErrorKind::Value, "the temperature is below absolute zero");
+/// assert_eq!(error.kind(), CodecErrorKind::Value);
+/// assert_eq!(error.to_string(), "the temperature is below absolute zero");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CodecError(Box<(CodecErrorKind, Cow<'static, str>)>);
 
-/// What kind of trouble a [`CodecError`] is.
+/// The kind of a [`CodecError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CodecErrorKind {
-    /// The entry ends too early, or goes on after its end.
+    /// The entry is truncated or has trailing bytes.
     Length,
-    /// The bytes hold another type than was asked for.
+    /// The entry contains a different type than the requested one.
     Type,
-    /// The type is right, the value is not: out of range, not UTF-8, nested too deeply, a missing field.
+    /// The entry contains the requested type, but its value is invalid.
+    ///
+    /// For example, a number is out of range, a string is not UTF-8, the nesting is too deep, or a
+    /// field is missing.
     Value,
-    /// The entry was written by another version of the code, see [`Full`].
+    /// The entry has a different version than the codec expects (see [`Full`]).
     Version,
-    /// The entry says that there is no value (`NO_VALUE` of `dogpile.cache`).
+    /// The entry is the marker for "no value" (`NO_VALUE` in `dogpile.cache`).
     NoValue,
-    /// The codec has no way to write this value.
+    /// The codec cannot represent this value.
     Unsupported,
 }
 
 impl CodecError {
-    /// An error with a sentence of its own.
+    /// Creates an error with a custom message.
     #[cold]
     pub fn new(kind: CodecErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         CodecError(Box::new((kind, message.into())))
     }
 
-    /// What kind of error this is.
+    /// Returns the kind of this error.
     #[must_use]
     pub fn kind(&self) -> CodecErrorKind {
         self.0.0

@@ -1,4 +1,4 @@
-//! The format `Serde`: anything that serde can write and read, as msgpack.
+//! The format `Serde`: any type that serde supports, as msgpack.
 
 use std::marker::PhantomData;
 
@@ -11,15 +11,23 @@ use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// Anything `Serialize + DeserializeOwned` as msgpack, by `rmp-serde`: structs are maps of their fields.
+/// A codec that stores any `Serialize + DeserializeOwned` type as msgpack.
 ///
-/// The entries are those of [`Msgpack`](super::Msgpack) wherever a type says the same to both; note that serde takes
-/// `Vec<u8>` for an array of integers unless `serde_bytes` tells it otherwise. Decoding always copies. Values that nest
-/// more than 128 levels deep are written, but not read: serde's own recursion has no limit for enums.
+/// It is based on `rmp-serde`. Structs are maps of their fields. The entries equal those of
+/// [`Msgpack`](super::Msgpack) if a type's serde and [`Pack`](super::Pack) implementations describe
+/// the same data. One common difference: serde treats `Vec<u8>` as an array of integers unless it
+/// is annotated with `serde_bytes`.
+///
+/// Values that nest more than 128 levels deep are written but cannot be read: the codec limits the
+/// depth itself because `rmp-serde` does not limit the recursion of enums.
+///
+/// # Cost
+///
+/// Decoding always copies; no value shares the entry's memory.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Slice;
+/// use dogpile::codec::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, Seconds, Serde};
 /// use serde::{Deserialize, Serialize};
@@ -42,7 +50,7 @@ pub struct Serde<E: Envelope = Seconds> {
 }
 
 impl<E: Envelope> Serde<E> {
-    /// The codec with this envelope.
+    /// Creates the codec with the default version, 2, if its envelope stores a version.
     #[must_use]
     pub const fn new() -> Self {
         Serde { version: DEFAULT_VERSION, envelope: PhantomData }
@@ -50,7 +58,16 @@ impl<E: Envelope> Serde<E> {
 }
 
 impl<E: Versioned> Serde<E> {
-    /// Writes and reads entries of this version only; those of others are misses.
+    /// Sets the version of the entries that this codec writes and accepts.
+    ///
+    /// Entries of another version are misses, with the error kind
+    /// [`Version`](CodecErrorKind::Version).
+    ///
+    /// ```
+    /// use dogpile::codec::{Full, Serde};
+    ///
+    /// let codec = Serde::<Full>::new().version(3);
+    /// ```
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
         self.version = version;
@@ -83,14 +100,17 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Serde<E> {
     }
 }
 
-/// rmp-serde counts the depth of arrays and maps but not of enums, so hostile bytes could overflow its stack. Measured
-/// beforehand, they cannot.
+/// Deserializes the payload after its nesting depth has been checked.
+///
+/// rmp-serde limits the depth of arrays and maps but not of enums, so hostile bytes could overflow
+/// the stack without this check.
 fn read_payload<V: DeserializeOwned>(reader: &mut Reader<'_>) -> Result<V, CodecError> {
-    rmp_serde::from_slice(reader.read_shallow()?).map_err(|error| CodecError::new(kind(&error), error.to_string()))
+    rmp_serde::from_slice(reader.read_shallow()?)
+        .map_err(|error| CodecError::new(error_kind(&error), error.to_string()))
 }
 
 #[cold]
-fn kind(error: &rmp_serde::decode::Error) -> CodecErrorKind {
+fn error_kind(error: &rmp_serde::decode::Error) -> CodecErrorKind {
     use rmp_serde::decode::Error;
     match error {
         Error::InvalidMarkerRead(_) | Error::InvalidDataRead(_) => CodecErrorKind::Length,
@@ -152,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn structs_are_maps() {
+    fn writes_structs_as_maps() {
         let mut out = Vec::new();
         let value = Named { id: 5, tags: vec![], extra: None };
         Serde::<Bare>::new().encode(&value, Timestamp::EPOCH, &mut out).unwrap();
@@ -161,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_damage_are_told_apart() {
+    fn distinguishes_other_versions_from_damaged_entries() {
         let mut out = Vec::new();
         Msgpack::<Full>::new().version(3).encode(&"a".to_string(), Timestamp::EPOCH, &mut out).unwrap();
         let decoded: Result<(u8, Meta), _> = Serde::<Full>::new().decode(Slice::from(&Bytes::from(out)));
@@ -173,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_depth_is_an_error() {
+    fn rejects_deeply_nested_entries() {
         for level in [&b"\x81\xa6Branch"[..], b"\x81\x01", b"\x91"] {
             assert_eq!(decode::<Tree>([&level.repeat(100_000)[..], b"\xa4Leaf"].concat()), Err(CodecErrorKind::Value));
         }

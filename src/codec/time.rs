@@ -1,4 +1,6 @@
-//! Dates, times and durations in msgpack, tagged as the experiment of `dogpile_backend_redis_advanced` tags them.
+//! Encodes dates, times and durations in msgpack, as tagged maps.
+//!
+//! The tags are those of the experimental serializer in `dogpile_backend_redis_advanced`.
 //!
 //! | value | map | types |
 //! |---|---|---|
@@ -6,8 +8,9 @@
 //! | date | `{"__date__": true, "0": "YYYYMMDD"}` | `jiff::civil::Date` |
 //! | duration | `{"__timedelta__": true, "0": seconds}` | `Duration`, `jiff::SignedDuration` |
 //!
-//! Seconds are an integer where they are whole, else a float. Whatever is finer than a microsecond is cut, as Python
-//! does not have it; a float holds the microseconds of two centuries around 1970.
+//! Whole seconds are an integer, all others a float. Values are truncated to microseconds, because
+//! Python does not support a finer resolution. A float represents microseconds exactly for about
+//! two centuries around 1970.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +21,8 @@ const DATETIME: &str = "__datetime__";
 const TIMEDELTA: &str = "__timedelta__";
 const MICROS: i128 = 1_000_000;
 
-/// `{"__datetime__": true, "0": seconds since 1970}`, to the microsecond. Times before 1970 are negative.
+/// `{"__datetime__": true, "0": seconds since 1970}`, to the microsecond. Times before 1970 are
+/// negative.
 impl Pack for SystemTime {
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let micros = match self.duration_since(UNIX_EPOCH) {
@@ -32,7 +36,7 @@ impl Pack for SystemTime {
 impl Unpack for SystemTime {
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
         let micros = unpack_tagged(DATETIME, reader, unpack_seconds)?;
-        let distance = duration(micros.saturating_abs())?;
+        let distance = duration_from_micros(micros.saturating_abs())?;
         let time = if micros < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
         time.ok_or_else(out_of_range)
     }
@@ -45,10 +49,10 @@ impl Pack for Duration {
     }
 }
 
-/// A negative duration, which Python may have written, is an error.
+/// Rejects negative durations, which Python can write.
 impl Unpack for Duration {
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        duration(unpack_tagged(TIMEDELTA, reader, unpack_seconds)?)
+        duration_from_micros(unpack_tagged(TIMEDELTA, reader, unpack_seconds)?)
     }
 }
 
@@ -95,11 +99,14 @@ mod with_jiff {
         }
     }
 
-    /// `{"__date__": true, "0": "YYYYMMDD"}`. Years before 0 cannot be written.
+    /// `{"__date__": true, "0": "YYYYMMDD"}`. Years before 0 cannot be encoded.
     impl Pack for Date {
         fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
             let year = u32::try_from(self.year()).map_err(|_| {
-                CodecError::new(CodecErrorKind::Unsupported, format!("the year of {self} has no four digits"))
+                CodecError::new(
+                    CodecErrorKind::Unsupported,
+                    format!("the date {self} cannot be encoded: its year is negative"),
+                )
             })?;
             let mut number = year * 10_000 + u32::from(self.month().unsigned_abs()) * 100;
             number += u32::from(self.day().unsigned_abs());
@@ -133,7 +140,7 @@ mod with_jiff {
     }
 }
 
-/// Appends `{tag: true, "0": value}`, with the value appended by `value`.
+/// Appends `{tag: true, "0": …}`; the closure `value` appends the value.
 fn pack_tagged(
     tag: &str,
     out: &mut Vec<u8>,
@@ -146,7 +153,9 @@ fn pack_tagged(
     value(out)
 }
 
-/// Reads `{tag: true, "0": value}` in any order, the value by `value`. Unknown keys are skipped.
+/// Reads `{tag: true, "0": …}` with the keys in any order; the closure `value` reads the value.
+///
+/// Unknown keys are skipped.
 fn unpack_tagged<'a, T>(
     tag: &str,
     reader: &mut Reader<'a>,
@@ -161,12 +170,12 @@ fn unpack_tagged<'a, T>(
         }
     }
     if !tagged {
-        return Err(CodecError::new(CodecErrorKind::Type, format!("the map is not marked as {tag}")));
+        return Err(CodecError::new(CodecErrorKind::Type, format!("the map has no tag {tag}")));
     }
-    found.ok_or_else(|| CodecError::new(CodecErrorKind::Value, format!("{tag} has no value `0`")))
+    found.ok_or_else(|| CodecError::new(CodecErrorKind::Value, format!("the map with the tag {tag} has no value `0`")))
 }
 
-/// Appends seconds: an integer where they are whole.
+/// Appends seconds as an integer if they are whole, otherwise as a float.
 #[allow(clippy::cast_precision_loss)]
 fn pack_seconds(micros: i128, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let seconds = micros / MICROS;
@@ -181,19 +190,20 @@ fn pack_seconds(micros: i128, out: &mut Vec<u8>) -> Result<(), CodecError> {
     }
 }
 
-/// Reads seconds, to the nearest microsecond.
+/// Reads seconds and rounds them to the nearest microsecond. Returns microseconds.
 #[allow(clippy::cast_possible_truncation)]
 fn unpack_seconds(reader: &mut Reader<'_>) -> Result<i128, CodecError> {
     match reader.read_number()? {
         Number::Unsigned(seconds) => Ok(i128::from(seconds) * MICROS),
         Number::Signed(seconds) => Ok(i128::from(seconds) * MICROS),
-        // Float to integer saturates, and no type here holds the largest integer.
+        // The cast saturates. The callers' types cannot represent the saturated values, so they
+        // report an error.
         Number::Float(seconds) if !seconds.is_nan() => Ok((seconds * 1e6).round() as i128),
         Number::Float(_) => Err(out_of_range()),
     }
 }
 
-fn duration(micros: i128) -> Result<Duration, CodecError> {
+fn duration_from_micros(micros: i128) -> Result<Duration, CodecError> {
     let seconds = u64::try_from(micros.div_euclid(MICROS)).map_err(|_| out_of_range())?;
     let micros = u32::try_from(micros.rem_euclid(MICROS)).map_err(|_| out_of_range())?;
     Ok(Duration::new(seconds, micros * 1000))
@@ -227,8 +237,8 @@ mod tests {
         Ok(value)
     }
 
-    /// `value` is written as `bytes`, and read from them.
-    fn both<T: Pack + Unpack + PartialEq + Debug + Copy>(value: T, bytes: &[u8]) {
+    /// Asserts that `value` is encoded as `bytes` and decoded from them.
+    fn assert_round_trip<T: Pack + Unpack + PartialEq + Debug + Copy>(value: T, bytes: &[u8]) {
         assert_eq!(pack(value), bytes, "{value:?}");
         assert_eq!(unpack(bytes.to_vec()), Ok(value));
     }
@@ -237,20 +247,20 @@ mod tests {
         [&[0x82, 0xa0 | tag.len() as u8], tag.as_bytes(), b"\xc3\xa10", value].concat()
     }
 
-    /// Numbers of seconds that none of the types holds, and values that are no numbers.
-    fn impossible() -> Vec<Vec<u8>> {
+    /// Numbers of seconds that none of the types can represent, and values that are not numbers.
+    fn invalid_seconds() -> Vec<Vec<u8>> {
         let floats = [1e300, -1e300, 1e20, f64::MAX, f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
         floats.into_iter().map(pack).chain([pack("1"), pack(()), vec![0x90], pack(())]).collect()
     }
 
     #[test]
-    fn times_of_std() {
+    fn std_times_round_trip() {
         let second = |n| UNIX_EPOCH + Duration::from_secs(n);
-        both(UNIX_EPOCH, &tagged(DATETIME, b"\x00"));
-        both(second(1_471_113_698), &tagged(DATETIME, b"\xceW\xafi\xe2"));
-        both(UNIX_EPOCH - Duration::from_secs(2), &tagged(DATETIME, b"\xfe"));
-        both(UNIX_EPOCH - Duration::from_millis(1500), &tagged(DATETIME, &pack(-1.5)));
-        both(
+        assert_round_trip(UNIX_EPOCH, &tagged(DATETIME, b"\x00"));
+        assert_round_trip(second(1_471_113_698), &tagged(DATETIME, b"\xceW\xafi\xe2"));
+        assert_round_trip(UNIX_EPOCH - Duration::from_secs(2), &tagged(DATETIME, b"\xfe"));
+        assert_round_trip(UNIX_EPOCH - Duration::from_millis(1500), &tagged(DATETIME, &pack(-1.5)));
+        assert_round_trip(
             second(1_471_113_698) + Duration::from_micros(761_270),
             &tagged(DATETIME, b"\xcbA\xd5\xeb\xdax\xb0\xb8\xa6"),
         );
@@ -259,19 +269,19 @@ mod tests {
     }
 
     #[test]
-    fn durations_of_std() {
-        both(Duration::ZERO, &tagged(TIMEDELTA, b"\x00"));
-        both(Duration::from_micros(1), &tagged(TIMEDELTA, &pack(1e-6)));
-        both(Duration::from_millis(1500), &tagged(TIMEDELTA, &pack(1.5)));
-        both(Duration::from_secs(u64::MAX), &tagged(TIMEDELTA, &pack(u64::MAX)));
+    fn std_durations_round_trip() {
+        assert_round_trip(Duration::ZERO, &tagged(TIMEDELTA, b"\x00"));
+        assert_round_trip(Duration::from_micros(1), &tagged(TIMEDELTA, &pack(1e-6)));
+        assert_round_trip(Duration::from_millis(1500), &tagged(TIMEDELTA, &pack(1.5)));
+        assert_round_trip(Duration::from_secs(u64::MAX), &tagged(TIMEDELTA, &pack(u64::MAX)));
         assert_eq!(unpack::<Duration>(tagged(TIMEDELTA, b"\xff")), Err(CodecErrorKind::Value));
         assert_eq!(unpack::<Duration>(tagged(TIMEDELTA, &pack(-0.5))), Err(CodecErrorKind::Value));
-        // The float next to the longest duration is longer than it.
+        // The nearest float is longer than the longest duration.
         assert_eq!(unpack::<Duration>(pack(Duration::MAX)), Err(CodecErrorKind::Value));
     }
 
     #[test]
-    fn maps_in_any_order_with_other_keys() {
+    fn reads_keys_in_any_order_and_skips_unknown_keys() {
         assert_eq!(unpack(&b"\x83\xa10\x05\xa1z\x91\xc0\xad__timedelta__\xc3"[..]), Ok(Duration::from_secs(5)));
         for (bytes, kind) in [
             (&b"\x82\xa10\x05\xad__timedelta__\xc2"[..], CodecErrorKind::Type),
@@ -286,8 +296,8 @@ mod tests {
     }
 
     #[test]
-    fn hostile_values_of_std_are_errors() {
-        for value in impossible() {
+    fn rejects_invalid_seconds() {
+        for value in invalid_seconds() {
             assert!(unpack::<SystemTime>(tagged(DATETIME, &value)).is_err(), "{value:?}");
             assert!(unpack::<Duration>(tagged(TIMEDELTA, &value)).is_err(), "{value:?}");
         }
@@ -298,26 +308,26 @@ mod tests {
 
     #[cfg(feature = "jiff")]
     #[test]
-    fn values_of_jiff() {
+    fn jiff_values_round_trip() {
         use jiff::civil::{Date, date};
         use jiff::{SignedDuration, Timestamp};
 
         let time = Timestamp::from_microsecond(1_471_113_698_761_270).unwrap();
-        both(time, &tagged(DATETIME, b"\xcbA\xd5\xeb\xdax\xb0\xb8\xa6"));
-        both(Timestamp::from_second(-2).unwrap(), &tagged(DATETIME, b"\xfe"));
+        assert_round_trip(time, &tagged(DATETIME, b"\xcbA\xd5\xeb\xdax\xb0\xb8\xa6"));
+        assert_round_trip(Timestamp::from_second(-2).unwrap(), &tagged(DATETIME, b"\xfe"));
         assert!(unpack::<Timestamp>(pack(Timestamp::MIN)).is_ok());
         assert_eq!(unpack(pack(SystemTime::from(time))), Ok(time));
 
-        both(SignedDuration::from_millis(-1500), &tagged(TIMEDELTA, &pack(-1.5)));
-        both(SignedDuration::from_secs(i64::MIN), &tagged(TIMEDELTA, &pack(i64::MIN)));
-        both(SignedDuration::from_secs(i64::MAX), &tagged(TIMEDELTA, &pack(i64::MAX)));
+        assert_round_trip(SignedDuration::from_millis(-1500), &tagged(TIMEDELTA, &pack(-1.5)));
+        assert_round_trip(SignedDuration::from_secs(i64::MIN), &tagged(TIMEDELTA, &pack(i64::MIN)));
+        assert_round_trip(SignedDuration::from_secs(i64::MAX), &tagged(TIMEDELTA, &pack(i64::MAX)));
 
-        both(date(2016, 8, 13), &tagged("__date__", b"\xa820160813"));
-        both(date(9, 1, 2), &tagged("__date__", b"\xa800090102"));
-        both(Date::MAX, &tagged("__date__", b"\xa899991231"));
+        assert_round_trip(date(2016, 8, 13), &tagged("__date__", b"\xa820160813"));
+        assert_round_trip(date(9, 1, 2), &tagged("__date__", b"\xa800090102"));
+        assert_round_trip(Date::MAX, &tagged("__date__", b"\xa899991231"));
         assert_eq!(Date::MIN.pack(&mut Vec::new()).unwrap_err().kind(), CodecErrorKind::Unsupported);
 
-        for value in impossible() {
+        for value in invalid_seconds() {
             assert!(unpack::<Timestamp>(tagged(DATETIME, &value)).is_err(), "{value:?}");
             assert!(unpack::<SignedDuration>(tagged(TIMEDELTA, &value)).is_err(), "{value:?}");
             assert!(unpack::<Date>(tagged("__date__", &value)).is_err(), "{value:?}");

@@ -1,17 +1,22 @@
-//! [`LocalLock`]: no lock among processes.
+//! [`LocalLock`]: no lock between processes.
 
-#[cfg(feature = "tokio")]
-use crate::backend::AsyncBackend;
-use crate::backend::Backend;
+use crate::backend::{AsyncBackend, Backend};
 use crate::error::Error;
 use crate::key::Key;
-#[cfg(feature = "tokio")]
-use crate::lock::AsyncLock;
-use crate::lock::{Lock, LockSettings};
+use crate::lock::{AsyncLock, Lock, LockSettings};
 
-/// No lock among processes: one creator in each region and its clones. The default.
+/// No lock between processes: one creator per key in each region and its clones. The default.
 ///
-/// Enough for [`Memory`](crate::backend::Memory), and for values that each process may create once.
+/// It is enough for [`Memory`](crate::Memory), and for values that each process may create once. It
+/// costs nothing: single-flight within the region is done by the region itself.
+///
+/// ```
+/// use dogpile::{LocalLock, Memory, Region};
+///
+/// let region = Region::builder(Memory::new(1 << 20)).lock(LocalLock).build()?;
+/// # let _: Region<Memory> = region;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalLock;
 
@@ -31,7 +36,6 @@ impl<B: Backend> Lock<B> for LocalLock {
     }
 }
 
-#[cfg(feature = "tokio")]
 impl<B: AsyncBackend> AsyncLock<B> for LocalLock {
     type AsyncGuard = ();
 

@@ -1,44 +1,51 @@
-//! Who may create a value: one caller in this process by the line, one of all processes by a [`Lock`].
+//! Locks: how many callers of all processes may create a value at the same time.
+//!
+//! A region lets one caller of its process create the value of a key; that is single-flight, and
+//! needs no lock. A [`Lock`] does the same between processes. [`LocalLock`] is no lock, [`RedisLock`] a
+//! lease in the server of the backend.
 
+mod blocking;
 mod lease;
 mod local;
 mod on_lost;
 mod redis;
-mod renewal;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-#[cfg(feature = "tokio")]
-use crate::backend::AsyncBackend;
-use crate::backend::Backend;
-use crate::backend::leases::Watch;
+use crate::backend::{AsyncBackend, Backend};
 use crate::batch::{Batch, Found};
 use crate::error::Error;
 use crate::key::Key;
 use crate::slice::Slice;
 
+pub(crate) use self::blocking::{BlockingBackend, BlockingLock};
 pub use self::lease::RedisGuard;
 pub use self::local::LocalLock;
-pub use self::on_lost::{AfterLoss, Discard, LostLease, Store};
+pub use self::on_lost::OnLeaseLost;
 pub use self::redis::RedisLock;
+pub use crate::redis::transport::Watch;
 
-/// Who may create a value, among processes. Callers of one process have been brought down to one before it is asked.
+/// A lock between processes for callers that are threads.
 ///
-/// A lock of your own needs [`LockSettings`], [`try_lock`](Lock::try_lock) and [`is_locked`](Lock::is_locked), and
-/// [`watch`](Lock::watch) where another process can hold it; a wrapper around one passes on all.
+/// The region has already reduced the callers of one process to one before it asks the lock. A lock
+/// of your own implements [`LockSettings`], [`try_lock`](Lock::try_lock) and
+/// [`is_locked`](Lock::is_locked), and [`watch`](Lock::watch) if another process can hold it. A wrapper
+/// around a lock delegates every method.
 ///
 /// ```
 /// use std::collections::HashSet;
 /// use std::sync::{Arc, Mutex};
-/// use dogpile::{Backend, Error, Key, KeyBuf, Lock, LockSettings, Memory, Region};
+///
+/// use dogpile::lock::LockSettings;
+/// use dogpile::{Backend, Error, Key, KeyBuf, Lock, Memory, Region};
 ///
 /// /// Shared by the regions of this process.
 /// #[derive(Clone, Default)]
-/// struct Shared(Arc<Mutex<HashSet<KeyBuf>>>);
+/// struct SharedLock(Arc<Mutex<HashSet<KeyBuf>>>);
 ///
-/// struct Held(Shared, KeyBuf);
+/// struct Held(SharedLock, KeyBuf);
 ///
 /// impl Drop for Held {
 ///     fn drop(&mut self) {
@@ -46,38 +53,42 @@ pub use self::redis::RedisLock;
 ///     }
 /// }
 ///
-/// impl LockSettings for Shared {}
+/// impl LockSettings for SharedLock {}
 ///
-/// impl<B: Backend> Lock<B> for Shared {
+/// impl<B: Backend> Lock<B> for SharedLock {
 ///     type Guard = Held;
 ///     fn try_lock(&self, _: &B, key: Key<'_>) -> Result<Option<Held>, Error> {
-///         let new = self.0.lock().unwrap().insert(key.to_buf());
-///         Ok(new.then(|| Held(self.clone(), key.to_buf())))
+///         let is_new = self.0.lock().unwrap().insert(key.to_buf());
+///         Ok(is_new.then(|| Held(self.clone(), key.to_buf())))
 ///     }
 ///     fn is_locked(&self, _: &B, key: Key<'_>) -> Result<bool, Error> {
 ///         Ok(self.0.lock().unwrap().contains(&key.to_buf()))
 ///     }
 /// }
 ///
-/// let region = Region::builder(Memory::new(1 << 20)).lock(Shared::default()).build()?;
+/// let region = Region::builder(Memory::new(1 << 20)).lock(SharedLock::default()).build()?;
 /// let value: u64 = region.get_or_create("k", || Ok::<_, Error>(15)).unwrap();
+/// assert_eq!(value, 15);
 /// # Ok::<(), Error>(())
 /// ```
 pub trait Lock<B: Backend>: LockSettings {
     /// Holds the lock until it is dropped.
     type Guard: Send;
 
-    /// Takes the lock on `key` if nobody has it. Does not wait.
+    /// Takes the lock on `key` if it is free. Does not wait.
     ///
     /// # Errors
-    /// When the lock cannot tell.
+    /// If the state of the lock cannot be learned.
     fn try_lock(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::Guard>, Error>;
 
-    /// Takes the lock on each of `keys` that nobody has, and reads the entries after that: another process may have
-    /// created them before it released its lock. As many members as there are keys, in their order.
+    /// Takes those locks of `keys` that are free, and then reads the entries.
+    ///
+    /// The read must come after the lock, because another process may have stored the value before it
+    /// released the lock. Returns one attempt for each key, in the order of the keys. The default takes
+    /// the locks one by one and reads the entries in one round trip.
     ///
     /// # Errors
-    /// When the lock or the backend cannot tell.
+    /// If the lock or the backend fails.
     fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
         let guards: Result<Vec<_>, _> = keys.iter().map(|key| self.try_lock(backend, *key)).collect();
         let guards = guards?;
@@ -86,22 +97,27 @@ pub trait Lock<B: Backend>: LockSettings {
         Ok(attempts(guards, &found))
     }
 
-    /// Reads the entry of `key` and, where there is none, takes the lock if nobody has it: in one round trip instead of
-    /// two. Asked only where the lock [says so](LockSettings::reads_and_locks), and for keys that were not found lately.
+    /// Reads the entry of `key` and takes the lock if there is no entry and the lock is free.
+    ///
+    /// The region calls it only if [`LockSettings::reads_and_locks`] returns `true`, and for keys that
+    /// were not found recently. A lock that overrides it should need one round trip; the default needs
+    /// two.
     ///
     /// # Errors
-    /// When the lock or the backend cannot tell.
+    /// If the lock or the backend fails.
     fn read_or_lock(&self, backend: &B, key: Key<'_>) -> Result<Attempt<Self::Guard>, Error> {
         let entry = backend.get(key)?;
         let guard = if entry.is_none() { self.try_lock(backend, key)? } else { None };
         Ok(Attempt { guard, entry })
     }
 
-    /// Stores the entries of `batch`, one for each guard, and releases the guards: how many of them had lost their lock
-    /// before, for [`Stats`](crate::region::stats::Stats).
+    /// Stores the entries of `batch`, one for each guard, and releases the guards.
+    ///
+    /// Returns how many guards had lost their lock before, for
+    /// [`Stats::lost_leases`](crate::Stats::lost_leases).
     ///
     /// # Errors
-    /// When some may not have been stored. The locks are released all the same.
+    /// If some entries may not have been stored. The locks are released in any case.
     fn store_and_release(
         &self,
         backend: &B,
@@ -117,50 +133,56 @@ pub trait Lock<B: Backend>: LockSettings {
         stored.map(|()| 0)
     }
 
-    /// Releases locks whose values are not stored. Dropping the guards does so too, one by one.
+    /// Releases locks whose values are not stored. The default drops the guards one by one.
     fn release(&self, backend: &B, guards: Vec<Self::Guard>) {
         let _ = backend;
         drop(guards);
     }
 
-    /// Tells when the lock on `key`, which another process holds, may be free, or its value there; see
-    /// [`Leases::watch`](crate::backend::Leases::watch). `None`, the default, where nothing tells: whoever waits then asks again
-    /// after pauses of 5 to 40 ms.
+    /// Watches the lock on `key`, which another process holds.
+    ///
+    /// The future is ready when the lock may be free or the value stored; it may be ready too early. If
+    /// it is `None`, the default, the region polls the lock every 5 to 40 ms instead.
     fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
         let _ = (backend, key);
         None
     }
 
-    /// Whether another process may hold the lock on `key`.
+    /// Returns whether another process may hold the lock on `key`.
     ///
     /// # Errors
-    /// When the lock cannot tell.
+    /// If the state of the lock cannot be learned.
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error>;
 }
 
-/// As [`Lock`], for callers that are tasks; a type may be both, and then they lock each other out.
+/// A lock between processes for callers that are tasks.
 ///
-/// A guard that is dropped must not block: it sends word, and somebody else waits. Futures may be dropped at any time,
-/// and then hold no lock.
-#[cfg(feature = "tokio")]
+/// A type may implement both this trait and [`Lock`]; threads and tasks then exclude each other.
+/// Dropping a guard must not block: it sends the release and does not wait for it.
+///
+/// # Cancel safety
+/// Every future may be dropped at any time, and must then hold no lock.
 pub trait AsyncLock<B: AsyncBackend>: LockSettings {
     /// Holds the lock until it is dropped.
     type AsyncGuard: Send;
 
-    /// As [`Lock::try_lock`].
+    /// Takes the lock on `key` if it is free. Does not wait for the lock.
     ///
     /// # Errors
-    /// As there.
+    /// If the state of the lock cannot be learned.
     fn try_lock_async(
         &self,
         backend: &B,
         key: Key<'_>,
     ) -> impl Future<Output = Result<Option<Self::AsyncGuard>, Error>> + Send;
 
-    /// As [`Lock::try_lock_and_read`].
+    /// Takes those locks of `keys` that are free, and then reads the entries.
+    ///
+    /// The read must come after the lock, because another process may have stored the value before it
+    /// released the lock. Returns one attempt for each key, in the order of the keys.
     ///
     /// # Errors
-    /// As there.
+    /// If the lock or the backend fails.
     fn try_lock_and_read_async(
         &self,
         backend: &B,
@@ -177,10 +199,13 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         }
     }
 
-    /// As [`Lock::read_or_lock`].
+    /// Reads the entry of `key` and takes the lock if there is no entry and the lock is free.
+    ///
+    /// The region calls it only if [`LockSettings::reads_and_locks`] returns `true`, and for keys that
+    /// were not found recently.
     ///
     /// # Errors
-    /// As there.
+    /// If the lock or the backend fails.
     fn read_or_lock_async(
         &self,
         backend: &B,
@@ -193,10 +218,13 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         }
     }
 
-    /// As [`Lock::store_and_release`].
+    /// Stores the entries of `batch`, one for each guard, and releases the guards.
+    ///
+    /// Returns how many guards had lost their lock before, for
+    /// [`Stats::lost_leases`](crate::Stats::lost_leases).
     ///
     /// # Errors
-    /// As there.
+    /// If some entries may not have been stored. The locks are released in any case.
     fn store_and_release_async(
         &self,
         backend: &B,
@@ -214,53 +242,63 @@ pub trait AsyncLock<B: AsyncBackend>: LockSettings {
         }
     }
 
-    /// As [`Lock::watch`]; it is named apart because a type may be both.
-    fn watch_async(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
+    /// Releases locks whose values are not stored. Must not block. The default drops the guards.
+    fn release(&self, backend: &B, guards: Vec<Self::AsyncGuard>) {
+        let _ = backend;
+        drop(guards);
+    }
+
+    /// Watches the lock on `key`, which another process holds.
+    ///
+    /// The future is ready when the lock may be free or the value stored; it may be ready too early. If
+    /// it is `None`, the default, the region polls the lock every 5 to 40 ms instead.
+    fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
         let _ = (backend, key);
         None
     }
 
-    /// As [`Lock::is_locked`].
+    /// Returns whether another process may hold the lock on `key`.
     ///
     /// # Errors
-    /// As there.
+    /// If the state of the lock cannot be learned.
     fn is_locked_async(&self, backend: &B, key: Key<'_>) -> impl Future<Output = Result<bool, Error>> + Send;
 }
 
-/// What a lock is for callers of either face.
+/// What a lock tells about itself, for blocking and async callers alike.
 pub trait LockSettings: Send + Sync {
-    /// Whether it keeps nobody off but the callers of one region, who stand in its line anyway. The winner of such a
-    /// lock need not read again when it knows from the line that nobody created since it read, and is asked by
-    /// [`try_lock`](Lock::try_lock) only: a miss has two round trips then, and not three. What is written meanwhile by
-    /// [`Region::set`](crate::region::Region::set), or by other processes, is not known from the line, and is written over.
-    /// `false`, the default, is never wrong.
+    /// Whether the lock excludes only callers of one region, which single-flight excludes already.
+    ///
+    /// If `true`, the region calls nothing but [`try_lock`](Lock::try_lock), and a leader that knows
+    /// that no creation has ended since its first read does not read again: a miss takes two round
+    /// trips instead of three. Values that [`Region::set`](crate::Region::set) or other processes store
+    /// in between are overwritten. `false`, the default, is always correct.
     const ONLY_THIS_REGION: bool = false;
 
-    /// Whether keys that were not found lately are read by [`Lock::read_or_lock`], so that a miss has two round trips and
-    /// not three.
+    /// Returns whether keys that were not found recently are read by [`Lock::read_or_lock`], so that a
+    /// miss takes two round trips instead of three. The default is `false`.
     fn reads_and_locks(&self) -> bool {
         false
     }
 
-    /// Whether its settings can work; asked once, when a region is built.
+    /// Checks the settings. Called once, when a region is built.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::error::ErrorKind::Config) when they cannot.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) if the settings cannot work.
     fn check(&self) -> Result<(), Error> {
         Ok(())
     }
 }
 
-/// What came of trying to lock a key.
+/// The outcome of trying to lock a key.
 #[derive(Debug)]
 pub struct Attempt<G> {
-    /// The lock, if it is ours now.
+    /// The guard, if the lock was free.
     pub guard: Option<G>,
-    /// The entry as it was after that.
+    /// The entry as it was read after the lock was tried.
     pub entry: Option<Bytes>,
 }
 
-/// Guards, and the entries that were read after they were taken.
+/// Pairs guards with the entries that were read after the locks were tried.
 fn attempts<G>(guards: Vec<Option<G>>, found: &Found) -> Vec<Attempt<G>> {
     let attempt = |(guard, entry): (_, Option<Slice<'_>>)| Attempt { guard, entry: entry.map(Slice::to_bytes) };
     guards.into_iter().zip(found.iter()).map(attempt).collect()

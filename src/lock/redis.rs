@@ -1,43 +1,51 @@
-//! [`RedisLock`]: one creator of all processes, by a lease in the backend's own server.
+//! [`RedisLock`]: one creator of all processes, by a lease in the server of the backend.
 
 use std::time::Duration;
 
-#[cfg(feature = "tokio")]
-use crate::backend::leases::AsyncLeases;
-use crate::backend::leases::{Leases, Watch};
+use crate::backend::{AsyncBackend, Backend};
 use crate::batch::Batch;
 use crate::error::{Error, ErrorKind};
-#[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::{Thread, now};
+use crate::exec::poll_ready;
 use crate::key::Key;
-#[cfg(feature = "tokio")]
-use crate::lock::AsyncLock;
-use crate::lock::lease::{Face, Guards, RedisGuard, release_all, release_later};
-use crate::lock::on_lost::{AfterLoss, LostLease, Store};
-use crate::lock::{Attempt, Lock, LockSettings};
+use crate::lock::lease::{LeaseRequest, LeaseServer, RedisGuard, release_all, release_in_background};
+use crate::lock::{AsyncLock, Attempt, Lock, LockSettings, OnLeaseLost, Watch};
+use crate::redis::transport::{AsyncTransport, BlockingTransport, Transport, TransportSettings};
+use crate::redis::{LeaseSource, leases};
 
-/// One creator of all processes: a lease in the backend's own server, compatible with redis-py's `Lock` and so with
-/// `dogpile_backend_redis_advanced` (prefix `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
+/// Allows one creator per key in all processes, by a lease in the server of the backend.
 ///
-/// The lease is a key, prefix and entry's key in one (`hash,field` for a field), set by `SET NX PX` to a token that is
-/// new for each attempt, and deleted by a script that compares it. It is renewed at each third of its life while the
-/// creator runs: by one thread of the process for creators that are threads, and by one task of the runtime for those
-/// that are tasks, which renews nothing while its runtime is blocked. A holder that crashed blocks others for what is
-/// left of the lease. As in the reference, the plain key `a,b` and the field `b` of `a` share a lock: a creator of one
-/// must not ask for the other.
+/// The lock is compatible with redis-py's `Lock`, and so with `dogpile_backend_redis_advanced` (prefix
+/// `_lok.`, the default) and `dogpile.cache` (prefix `_lock`).
 ///
-/// A miss costs three round trips: read, lock and read again, store and release; [`lease_on_miss`](Self::lease_on_miss)
-/// makes it two. Who waits for another process is told by
-/// the server when the lease ends ([`Redis`](crate::redis::Redis): over one more connection, made when it is first needed), or
-/// asks again after pauses of 5 to 40 ms where the server does not tell ([`Driver`](crate::redis::driver::Driver), RESP2).
+/// # Protocol
+/// The lease is a key: the prefix and the entry's key in one (`hash,field` for a field). It is set by
+/// `SET NX PX` to a token that is new for each attempt, and deleted by a script that compares the
+/// token. As in the reference, the plain key `a,b` and the field `b` of the hash `a` share a lock: the
+/// creator of one must not ask for the other.
 ///
-/// In a [`Cluster`](crate::redis::topology::cluster::Cluster) the lock is in the slot of its entry, and named for that as
-/// [`Leases::lock_name`] says: `_lok.{user-15}` for the key `user-15`. Keys with a hash tag of their own keep the name that
-/// the reference has for their lock, and share it with Python. The plain keys `a` and `{a}` share a lock there.
+/// In a [`Cluster`](crate::Cluster) the lock must be in the slot of its entry, and is named for that:
+/// `_lok.{user-15}` for the key `user-15`, `_lok.{users},15` for the field `15` of `users`. Keys with a
+/// hash tag keep the reference's name (`_lok.{user-15}|posts`) and share the lock with Python. A key
+/// that contains `}` gets a number in front (`{20658}_lok.a}b`). The plain keys `a` and `{a}` share a
+/// lock there.
+///
+/// # Renewal
+/// A lease is renewed at each third of its life while the creator runs: by one thread of the process
+/// for blocking creators, and by one task of the runtime for async ones. A task that blocks its
+/// runtime stops its renewals. If a holder crashes, others wait for what is left of its lease.
+///
+/// # Waiting
+/// [`Redis`](crate::Redis), [`Cluster`](crate::Cluster) and [`Sentinel`](crate::Sentinel) notify
+/// waiters through client tracking when the lease ends, over one more connection that is opened when it
+/// is first needed. With RESP2 or a driver over the `redis` crate waiters poll every 5 to 40 ms.
+///
+/// # Cost
+/// A miss takes three round trips: read; lock and read again; store and release. With
+/// [`lease_on_miss`](Self::lease_on_miss) it takes two.
 ///
 /// ```no_run
 /// use std::time::Duration;
+///
 /// use dogpile::{Redis, RedisLock, Region};
 ///
 /// let region = Region::builder(Redis::open("redis://127.0.0.1")?)
@@ -46,11 +54,11 @@ use crate::lock::{Attempt, Lock, LockSettings};
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct RedisLock<P = Store> {
+pub struct RedisLock {
     prefix: Vec<u8>,
-    life: Duration,
-    reads: bool,
-    policy: P,
+    lease: Duration,
+    lease_on_miss: bool,
+    on_lost: OnLeaseLost,
 }
 
 impl Default for RedisLock {
@@ -60,144 +68,131 @@ impl Default for RedisLock {
 }
 
 impl RedisLock {
-    /// A lock with the prefix `_lok.` and a lease of ten seconds, that stores what was created under a lost lease.
+    /// Creates a lock with the prefix `_lok.`, a lease of ten seconds, and [`OnLeaseLost::Store`].
     #[must_use]
     pub fn new() -> Self {
-        RedisLock { prefix: b"_lok.".to_vec(), life: Duration::from_secs(10), reads: false, policy: Store }
+        RedisLock {
+            prefix: b"_lok.".to_vec(),
+            lease: Duration::from_secs(10),
+            lease_on_miss: false,
+            on_lost: OnLeaseLost::Store,
+        }
     }
-}
 
-impl<P> RedisLock<P> {
-    /// What stands before an entry's key in that of its lock. Must not be empty.
+    /// Sets the prefix that turns an entry's key into the key of its lock. Default: `_lok.`.
+    ///
+    /// An empty prefix is an error when the region is built, because the lock would be the entry.
     #[must_use]
     pub fn prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.prefix = prefix.as_ref().into();
         self
     }
 
-    /// How long a lease holds if it is neither released nor renewed, to the millisecond. Must not be zero. Default: 10 s.
+    /// Sets how long a lease lives unless it is released or renewed, to the millisecond. Default: 10 s.
+    ///
+    /// This is how long others wait for a holder that crashed. Zero is an error when the region is built.
     #[must_use]
-    pub fn lease(mut self, life: Duration) -> Self {
-        self.life = life;
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
         self
     }
 
-    /// Reads keys that this process did not find lately by a script that takes the lease at once where there is nothing:
-    /// a miss then costs two round trips instead of three. It costs the server a script instead of a `GET`, at the primary,
-    /// for every such key that is there: a process remembers up to 4,096 keys a region that it found, so this is for
-    /// regions that miss often, or have few keys. Default: off.
+    /// Takes the lease in the same round trip in which a key is not found. Default: off.
+    ///
+    /// Keys that this process has not found recently are read by a script, which takes the lease if there
+    /// is no entry; a miss then takes two round trips instead of three. For each such key that exists the
+    /// primary runs a script instead of a `GET`. A process remembers up to 4,096 found keys per region, so
+    /// this is for regions with frequent misses or few keys.
     #[must_use]
     pub fn lease_on_miss(mut self) -> Self {
-        self.reads = true;
+        self.lease_on_miss = true;
         self
     }
 
-    /// What to do with a value whose lease was lost: [`Store`], [`Discard`](crate::lock::on_lost::Discard), or your own.
+    /// Sets what happens to a value whose lease was lost. Default: [`OnLeaseLost::Store`].
+    ///
+    /// ```
+    /// use dogpile::RedisLock;
+    /// use dogpile::lock::OnLeaseLost;
+    ///
+    /// let lock = RedisLock::new().on_lease_lost(OnLeaseLost::Discard);
+    /// ```
     #[must_use]
-    pub fn when_lost<Q: LostLease>(self, policy: Q) -> RedisLock<Q> {
-        RedisLock { prefix: self.prefix, life: self.life, reads: self.reads, policy }
-    }
-}
-
-impl<P: LostLease> RedisLock<P> {
-    /// Locks for `keys`, which are about to be asked for.
-    fn guards<A: Face<B>, B: Clone>(&self, backend: &B, keys: &[Key<'_>]) -> Result<Guards<B>, Error> {
-        Guards::new::<A>(
-            backend,
-            self.life,
-            keys.iter().map(|key| (A::lock_name(backend, &self.prefix, *key), key.to_buf())),
-        )
+    pub fn on_lease_lost(mut self, on_lost: OnLeaseLost) -> Self {
+        self.on_lost = on_lost;
+        self
     }
 
-    async fn lock_and_read<A: Face<B>, B: Clone>(
+    /// Prepares the leases of `keys`.
+    fn request<T: LeaseServer>(&self, server: T, keys: &[Key<'_>]) -> Result<LeaseRequest<T>, Error> {
+        LeaseRequest::new(server, &self.prefix, keys, self.lease)
+    }
+
+    async fn store_all<T: LeaseServer>(
         &self,
-        backend: &B,
-        keys: &[Key<'_>],
-    ) -> Result<Vec<Attempt<RedisGuard<B>>>, Error> {
-        self.guards::<A, B>(backend, keys)?.take_and_read::<A>().await
-    }
-
-    async fn read_or_take<A: Face<B>, B: Clone>(
-        &self,
-        backend: &B,
-        key: Key<'_>,
-    ) -> Result<Attempt<RedisGuard<B>>, Error> {
-        self.guards::<A, B>(backend, &[key])?.read_or_take::<A>().await
-    }
-
-    async fn store_all<A: Face<B>, B>(
-        &self,
-        backend: &B,
-        guards: Vec<RedisGuard<B>>,
+        server: &T,
+        guards: Vec<RedisGuard<T>>,
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> Result<usize, Error> {
         let held: Vec<_> = guards.iter().map(RedisGuard::lease).collect();
-        let stored = A::set_and_release(backend, &held, batch, ttl, !P::ALWAYS_STORES).await;
+        let only_if_held = self.on_lost == OnLeaseLost::Discard;
+        let stored = leases::set_and_release(server, &held, batch, ttl, only_if_held).await;
         drop(held);
-        let still_held = match stored {
-            Ok(still_held) => still_held,
-            // The server released them, whatever it said of the store.
-            Err(error) if matches!(error.kind(), ErrorKind::Server | ErrorKind::WrongType) => {
+        match stored {
+            Ok(still_held) => {
                 guards.iter().for_each(RedisGuard::forget);
-                return Err(error);
-            }
-            // Nobody should wait until it is in reach again. By then its replica may have taken its place, and the locks
-            // with it.
-            Err(error) if error.is_out_of_reach() => {
-                release_later::<A, B>(&guards);
-                return Err(error);
+                Ok(still_held.into_iter().filter(|is_held| !is_held).count())
             }
             Err(error) => {
-                release_all::<A, B>(guards);
-                return Err(error);
-            }
-        };
-        let (mut again, mut lost) = (Batch::new(), 0);
-        for (at, (guard, still_held)) in guards.iter().zip(still_held).enumerate() {
-            guard.forget();
-            let key = batch.key(at);
-            if still_held {
-                continue;
-            }
-            lost += 1;
-            if self.policy.lost(key) == AfterLoss::Store && !P::ALWAYS_STORES {
-                again.push(key, |out| out.extend_from_slice(batch.entry(at)));
+                match error.kind() {
+                    // The server has released them, whatever it said about the store.
+                    ErrorKind::Server | ErrorKind::WrongType => guards.iter().for_each(RedisGuard::forget),
+                    // Nothing waits until the server can be reached. Its replica may have taken its place by
+                    // then, and has the leases.
+                    _ if error.is_out_of_reach() => release_in_background(&guards),
+                    _ => release_all(guards),
+                }
+                Err(error)
             }
         }
-        A::set_many(backend, &again, ttl).await.map(|()| lost)
     }
 }
 
-impl<P: LostLease> LockSettings for RedisLock<P> {
+impl LockSettings for RedisLock {
     fn reads_and_locks(&self) -> bool {
-        self.reads
+        self.lease_on_miss
     }
 
     fn check(&self) -> Result<(), Error> {
+        let refuse = |what| Err(Error::new(ErrorKind::Config, what));
         if self.prefix.is_empty() {
-            return Err(Error::new(ErrorKind::Config, "without a prefix the lock of an entry would be the entry"));
+            return refuse("RedisLock: the prefix is empty, so the lock of an entry would be the entry");
         }
-        if self.life.is_zero() {
-            return Err(Error::new(ErrorKind::Config, "a lease of no time locks nothing"));
+        if self.lease.is_zero() {
+            return refuse("RedisLock: the lease is zero, so it would lock nothing");
         }
         Ok(())
     }
 }
 
-impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
-    type Guard = RedisGuard<B>;
+impl<B> Lock<B> for RedisLock
+where
+    B: Backend + LeaseSource,
+    B::Server: Transport + Clone + 'static,
+{
+    type Guard = RedisGuard<BlockingTransport<B::Server>>;
 
     fn try_lock(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::Guard>, Error> {
-        Ok(self.try_lock_and_read(backend, &[key])?.pop().and_then(|attempt| attempt.guard))
+        Ok(Lock::try_lock_and_read(self, backend, &[key])?.pop().and_then(|attempt| attempt.guard))
     }
 
     fn try_lock_and_read(&self, backend: &B, keys: &[Key<'_>]) -> Result<Vec<Attempt<Self::Guard>>, Error> {
-        now(self.lock_and_read::<Thread, B>(backend, keys))
+        poll_ready(self.request(BlockingTransport(backend.server().clone()), keys)?.take_and_read())
     }
 
     fn read_or_lock(&self, backend: &B, key: Key<'_>) -> Result<Attempt<Self::Guard>, Error> {
-        now(self.read_or_take::<Thread, B>(backend, key))
+        poll_ready(self.request(BlockingTransport(backend.server().clone()), &[key])?.read_or_take())
     }
 
     fn store_and_release(
@@ -207,61 +202,69 @@ impl<B: Leases, P: LostLease> Lock<B> for RedisLock<P> {
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> Result<usize, Error> {
-        now(self.store_all::<Thread, B>(backend, guards, batch, ttl))
+        poll_ready(self.store_all(&BlockingTransport(backend.server().clone()), guards, batch, ttl))
     }
 
     fn release(&self, _: &B, guards: Vec<Self::Guard>) {
-        release_all::<Thread, B>(guards);
+        release_all(guards);
     }
 
     fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
-        backend.watch(backend.lock_name(&self.prefix, key).as_key().server_key())
+        watch(backend.server(), &self.prefix, key)
     }
 
     fn is_locked(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
-        backend.is_leased(backend.lock_name(&self.prefix, key).as_key().server_key())
+        let server = BlockingTransport(backend.server());
+        let lock = leases::lock_name(&server, &self.prefix, key);
+        poll_ready(leases::is_leased(&server, lock.as_key().server_key()))
     }
 }
 
-#[cfg(feature = "tokio")]
-impl<B: AsyncLeases, P: LostLease> AsyncLock<B> for RedisLock<P> {
-    type AsyncGuard = RedisGuard<B>;
+impl<B> AsyncLock<B> for RedisLock
+where
+    B: AsyncBackend + LeaseSource,
+    B::Server: AsyncTransport + Clone + 'static,
+{
+    type AsyncGuard = RedisGuard<B::Server>;
 
-    async fn try_lock_async(&self, backend: &B, key: Key<'_>) -> Result<Option<RedisGuard<B>>, Error> {
-        Ok(self.try_lock_and_read_async(backend, &[key]).await?.pop().and_then(|attempt| attempt.guard))
+    async fn try_lock_async(&self, backend: &B, key: Key<'_>) -> Result<Option<Self::AsyncGuard>, Error> {
+        let mut attempts = self.request(backend.server().clone(), &[key])?.take_and_read().await?;
+        Ok(attempts.pop().and_then(|attempt| attempt.guard))
     }
 
-    fn try_lock_and_read_async(
+    async fn try_lock_and_read_async(
         &self,
         backend: &B,
         keys: &[Key<'_>],
-    ) -> impl Future<Output = Result<Vec<Attempt<RedisGuard<B>>>, Error>> + Send {
-        self.lock_and_read::<Task, B>(backend, keys)
+    ) -> Result<Vec<Attempt<Self::AsyncGuard>>, Error> {
+        self.request(backend.server().clone(), keys)?.take_and_read().await
     }
 
-    fn read_or_lock_async(
-        &self,
-        backend: &B,
-        key: Key<'_>,
-    ) -> impl Future<Output = Result<Attempt<RedisGuard<B>>, Error>> + Send {
-        self.read_or_take::<Task, B>(backend, key)
+    async fn read_or_lock_async(&self, backend: &B, key: Key<'_>) -> Result<Attempt<Self::AsyncGuard>, Error> {
+        self.request(backend.server().clone(), &[key])?.read_or_take().await
     }
 
     fn store_and_release_async(
         &self,
         backend: &B,
-        guards: Vec<RedisGuard<B>>,
+        guards: Vec<Self::AsyncGuard>,
         batch: &Batch,
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<usize, Error>> + Send {
-        self.store_all::<Task, B>(backend, guards, batch, ttl)
+        self.store_all(backend.server(), guards, batch, ttl)
     }
 
-    fn watch_async(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
-        backend.watch_async(backend.lock_name_async(&self.prefix, key).as_key().server_key())
+    fn watch(&self, backend: &B, key: Key<'_>) -> Option<Watch> {
+        watch(backend.server(), &self.prefix, key)
     }
 
     async fn is_locked_async(&self, backend: &B, key: Key<'_>) -> Result<bool, Error> {
-        backend.is_leased_async(backend.lock_name_async(&self.prefix, key).as_key().server_key()).await
+        let server = backend.server();
+        let lock = leases::lock_name(server, &self.prefix, key);
+        leases::is_leased(server, lock.as_key().server_key()).await
     }
+}
+
+fn watch(server: &impl TransportSettings, prefix: &[u8], key: Key<'_>) -> Option<Watch> {
+    server.watch(leases::lock_name(server, prefix, key).as_key().server_key())
 }

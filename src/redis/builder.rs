@@ -1,11 +1,12 @@
-//! [`RedisBuilder`]: settings of backends over our own sockets.
+//! [`RedisBuilder`]: the settings of [`Redis`], [`Cluster`](crate::Cluster) and
+//! [`Sentinel`](crate::Sentinel).
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::redis::HashExpiry;
+use crate::redis::HashTtl;
 #[cfg(feature = "tls")]
 use crate::redis::Tls;
 #[cfg(feature = "tokio")]
@@ -15,67 +16,92 @@ use crate::redis::conn::limits::Limits;
 use crate::redis::conn::multiplexed;
 use crate::redis::topology::node::Node;
 use crate::redis::url::Server;
-use crate::redis::{Redis, Shared};
+use crate::redis::{Redis, RedisInner};
 use crate::time::Clock;
 
-/// Settings of a [`Redis`], a [`Cluster`](crate::redis::topology::cluster::Cluster) or a [`Sentinel`](crate::redis::topology::sentinel::Sentinel).
+/// A builder for a [`Redis`], a [`Cluster`](crate::Cluster) or a [`Sentinel`](crate::Sentinel).
+///
+/// [`Redis::builder`], [`Cluster::builder`](crate::Cluster::builder) and
+/// [`Sentinel::builder`](crate::Sentinel::builder) return one. The type parameter is the kind of
+/// deployment; each kind adds settings of its own.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use dogpile::{Clock, HashTtl, Redis};
+///
+/// let redis = Redis::builder("redis://127.0.0.1:6379")
+///     .connections(32)
+///     .connect_timeout(Duration::from_millis(250))
+///     .response_timeout(Duration::from_millis(500))
+///     .hash_ttl(HashTtl::Always)
+///     .clock(Clock::system())
+///     .max_entry(16 * 1024 * 1024)
+///     .max_backoff(Duration::from_millis(200))
+///     .build()?;
+/// # let _ = redis;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
 #[must_use]
 #[derive(Clone)]
 pub struct RedisBuilder<To = OneServer> {
     pub(crate) to: To,
-    pub(crate) settings: Settings,
+    pub(crate) settings: ServerSettings,
 }
 
-/// What a [`Redis`] is built over.
+/// The server of a [`Redis`] under construction: the default parameter of its [`RedisBuilder`].
 #[derive(Clone)]
 pub struct OneServer {
     writer: String,
     reader: Option<String>,
 }
 
-/// What all backends over our own sockets can be set to.
+/// The settings that all kinds of deployments share.
 #[derive(Clone)]
-pub(crate) struct Settings {
+pub(crate) struct ServerSettings {
     pub(crate) connections: usize,
     pub(crate) limits: Limits,
-    pub(crate) hash_expiry: HashExpiry,
+    pub(crate) hash_ttl: HashTtl,
     pub(crate) clock: Clock,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
 
-impl Settings {
-    /// The server at a URL, which is written to.
+impl ServerSettings {
+    /// Parses the URL of a server that is written to.
     pub(crate) fn server(&self, url: &str) -> Result<Server, Error> {
         #[cfg(not(feature = "tls"))]
         let server = Server::parse(url)?;
         #[cfg(feature = "tls")]
         let server = Server::parse_secure(url, self.tls.as_ref())?;
-        Ok(Server { needs_hsetex: self.hash_expiry == HashExpiry::PerField, ..server })
+        Ok(Server { needs_hsetex: self.hash_ttl == HashTtl::PerField, ..server })
     }
 
-    /// Servers that are asked in turn: user, password and TLS are those of the first.
+    /// Parses the URLs of several servers, which share user, password and TLS of the first.
     pub(crate) fn servers(&self, urls: &[String]) -> Result<Vec<Server>, Error> {
         let Some((first, others)) = urls.split_first() else { return Ok(Vec::new()) };
         let first = self.server(first)?;
-        let others = others.iter().map(|url| first.alike(url)).collect::<Result<Vec<_>, _>>()?;
+        let others = others.iter().map(|url| first.sibling(url)).collect::<Result<Vec<_>, _>>()?;
         Ok([first].into_iter().chain(others).collect())
     }
 
+    /// Fails if a setting that must be positive is zero.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let zero = |what| Err(Error::new(ErrorKind::Config, format!("the {what} of a Redis backend must not be zero")));
+        let zero = |setting| {
+            let message = format!("building a Redis backend: `{setting}` must not be zero");
+            Err(Error::new(ErrorKind::Config, message))
+        };
         if self.connections == 0 {
-            return zero("number of connections");
+            return zero("connections");
         }
         if self.limits.connect.is_zero() {
-            return zero("connect timeout");
+            return zero("connect_timeout");
         }
         if self.limits.response.is_zero() {
-            return zero("response timeout");
+            return zero("response_timeout");
         }
         #[cfg(feature = "tokio")]
         if self.limits.shared.in_flight == 0 {
-            return zero("number of requests under way");
+            return zero("in_flight");
         }
         Ok(())
     }
@@ -83,17 +109,17 @@ impl Settings {
 
 impl<To> RedisBuilder<To> {
     pub(crate) fn over(to: To) -> Self {
-        let settings = Settings {
+        let settings = ServerSettings {
             connections: 16,
             limits: Limits {
                 connect: Duration::from_secs(1),
                 response: Duration::from_secs(1),
                 max_entry: 512 * 1024 * 1024,
-                max_pause: Duration::from_secs(1),
+                max_backoff: Duration::from_secs(1),
                 #[cfg(feature = "tokio")]
                 shared: multiplexed::Sharing::default(),
             },
-            hash_expiry: HashExpiry::default(),
+            hash_ttl: HashTtl::default(),
             clock: Clock::system(),
             #[cfg(feature = "tls")]
             tls: None,
@@ -101,72 +127,110 @@ impl<To> RedisBuilder<To> {
         RedisBuilder { to, settings }
     }
 
-    /// Whom `rediss://` URLs trust, and who we are to their servers. Default: [`Tls::system`].
+    /// Sets the TLS configuration of `rediss://` URLs: trusted roots and client certificate.
+    ///
+    /// Default: [`Tls::system`], the root certificates of the system.
+    ///
+    /// ```no_run
+    /// use dogpile::Redis;
+    /// use dogpile::redis::Tls;
+    ///
+    /// let redis = Redis::builder("rediss://cache.example:6380")
+    ///     .tls(Tls::trusting(std::fs::read("ca.pem")?)?)
+    ///     .build()?;
+    /// # let _ = redis;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
         self
     }
 
-    /// The most connections to open to each server. A caller that finds all in use waits for one, up to the response
-    /// timeout. Default: 16.
-    pub fn connections(mut self, most: usize) -> Self {
-        self.settings.connections = most;
+    /// Sets how many connections blocking callers may open to each server. Default: 16.
+    ///
+    /// If all of them are in use, a caller waits for one, at most for the response timeout. Tasks
+    /// do not count: they share one connection per server and runtime.
+    pub fn connections(mut self, max: usize) -> Self {
+        self.settings.connections = max;
         self
     }
 
-    /// How long connecting may take, without looking up the host's name. Default: 1 s.
+    /// Sets how long connecting may take, excluding the DNS lookup. Default: 1 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.settings.limits.connect = timeout;
         self
     }
 
-    /// How long the server may take to answer, and a request to be sent. A large entry may take longer, as long as a
-    /// MiB of it moves within each such time. Default: 1 s.
+    /// Sets how long the server may take to reply, and a request to be sent. Default: 1 s.
+    ///
+    /// A large entry may take longer, as long as at least 1 MiB of it is transferred in each such
+    /// period.
     pub fn response_timeout(mut self, timeout: Duration) -> Self {
         self.settings.limits.response = timeout;
         self
     }
 
-    /// How long fields of hashes live. Default: [`HashExpiry::OnCreate`].
-    pub fn hash_expiry(mut self, expiry: HashExpiry) -> Self {
-        self.settings.hash_expiry = expiry;
+    /// Sets how the fields of hashes expire. Default: [`HashTtl::OnCreate`].
+    pub fn hash_ttl(mut self, hash_ttl: HashTtl) -> Self {
+        self.settings.hash_ttl = hash_ttl;
         self
     }
 
-    /// Where [stamps](HashExpiry::Stamped) of fields read the time. Default: the system's clock.
+    /// Sets the clock for the [stamps](HashTtl::Stamped) of fields. Default: the system's clock.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.settings.clock = clock;
         self
     }
 
-    /// The largest entry in bytes, to write and to read. Larger ones are refused before they are sent, and an answer
-    /// with a larger one is an error. Default: 512 MiB, which is also the servers' own.
+    /// Sets the size limit of an entry in bytes, for writes and reads. Default: 512 MiB.
+    ///
+    /// A larger entry is refused before it is sent, and a reply with a larger one is an error. The
+    /// default is the limit of the servers.
     pub fn max_entry(mut self, bytes: usize) -> Self {
         self.settings.limits.max_entry = bytes;
         self
     }
 
-    /// How many requests of tasks may be under way on one connection. Whoever comes when there are so many waits for
-    /// room, up to the connect and response timeouts together. Default: 1024.
+    /// Sets how many requests of tasks may be in flight on one connection. Default: 1024.
+    ///
+    /// If the limit is reached, a request waits, at most for the sum of the connect and response
+    /// timeouts.
+    ///
+    /// ```no_run
+    /// let redis = dogpile::Redis::builder("redis://127.0.0.1").in_flight(4096).build()?;
+    /// # let _ = redis;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[cfg(feature = "tokio")]
-    pub fn in_flight(mut self, most: usize) -> Self {
-        self.settings.limits.shared.in_flight = most;
+    pub fn in_flight(mut self, max: usize) -> Self {
+        self.settings.limits.shared.in_flight = max;
         self
     }
 
-    /// What tasks get while there is no connection. Default: [`WhileDown::Fail`].
+    /// Sets what requests of tasks do while there is no connection. Default: [`WhileDown::Fail`].
+    ///
+    /// ```no_run
+    /// use dogpile::Redis;
+    /// use dogpile::redis::WhileDown;
+    ///
+    /// let redis = Redis::builder("redis://127.0.0.1").while_down(WhileDown::Wait).build()?;
+    /// # let _ = redis;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[cfg(feature = "tokio")]
-    pub fn while_down(mut self, what: WhileDown) -> Self {
-        self.settings.limits.shared.while_down = what;
+    pub fn while_down(mut self, while_down: WhileDown) -> Self {
+        self.settings.limits.shared.while_down = while_down;
         self
     }
 
-    /// The longest pause before a server is tried again that could not be reached, or did not answer; until then nobody
-    /// waits for it, and each request fails at once. Pauses begin at 10 ms and double with each attempt that fails, less up
-    /// to a half at random. Default: 1 s.
-    pub fn max_pause(mut self, pause: Duration) -> Self {
-        self.settings.limits.max_pause = pause;
+    /// Sets the longest backoff before a failed server is contacted again. Default: 1 s.
+    ///
+    /// A server fails if it cannot be reached or does not answer. During the backoff, every request
+    /// fails immediately. The backoff starts at 10 ms and doubles with each failed attempt; a
+    /// random jitter shortens it by up to a half.
+    pub fn max_backoff(mut self, max: Duration) -> Self {
+        self.settings.limits.max_backoff = max;
         self
     }
 }
@@ -176,17 +240,28 @@ impl RedisBuilder {
         Self::over(OneServer { writer: url.into(), reader: None })
     }
 
-    /// Another server to read from, such as a replica. Its entries may lag behind; locks are always asked for at the
-    /// first. Default: none.
+    /// Sets another server to read from, such as a replica. Default: none.
+    ///
+    /// A read may return an entry that is older than the stored one by the replication lag. Locks,
+    /// and reads in the same round trip as a lock, always go to the first server.
+    ///
+    /// ```no_run
+    /// let redis = dogpile::Redis::builder("redis://primary:6379")
+    ///     .reader("redis://replica:6379")
+    ///     .build()?;
+    /// # let _ = redis;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn reader(mut self, url: &str) -> Self {
         self.to.reader = Some(url.into());
         self
     }
 
-    /// The backend. Connects to nothing yet.
+    /// Builds the backend. This does not connect yet; [`Redis::ping`] does.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use, and for zero connections, requests under way or timeouts.
+    /// [`ErrorKind::Config`] if a URL is invalid, and if the number of connections, the number of
+    /// requests in flight, or a timeout is zero.
     pub fn build(self) -> Result<Redis, Error> {
         let RedisBuilder { to, settings } = self;
         settings.check()?;
@@ -195,28 +270,28 @@ impl RedisBuilder {
             let server = settings.server(url)?;
             Ok(Server { needs_hsetex: false, ..server })
         });
-        Ok(Redis(Arc::new(Shared {
+        Ok(Redis(Arc::new(RedisInner {
             writer: node(settings.server(&to.writer)?),
             reader: reader.transpose()?.map(node),
             limits: settings.limits,
-            hash_expiry: settings.hash_expiry,
+            hash_ttl: settings.hash_ttl,
             clock: settings.clock,
         })))
     }
 }
 
-/// Shows no URL, since it may hold a password.
+/// Omits the URLs, which may contain a password.
 impl<To> fmt::Debug for RedisBuilder<To> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBuilder")
             .field("connections", &self.settings.connections)
             .field("limits", &self.settings.limits)
-            .field("hash_expiry", &self.settings.hash_expiry)
+            .field("hash_ttl", &self.settings.hash_ttl)
             .finish_non_exhaustive()
     }
 }
 
-/// Shows no URL.
+/// Omits the URLs, which may contain a password.
 impl fmt::Debug for OneServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OneServer").finish_non_exhaustive()

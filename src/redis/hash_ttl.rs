@@ -1,4 +1,4 @@
-//! [`HashExpiry`]: how long the fields of Redis hashes live.
+//! [`HashTtl`]: how long the fields of Redis hashes live.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::redis::stamp::Stamp;
 /// Only [`Stamped`](Self::Stamped) changes what is stored. All who share a cache must agree on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum HashExpiry {
+pub enum HashTtl {
     /// Hashes never get a TTL.
     Never,
     /// A hash that has no TTL gets one with the next write: its first field starts the clock for all. The default.
@@ -20,7 +20,7 @@ pub enum HashExpiry {
     /// Every write starts the clock of the whole hash anew.
     Always,
     /// Each field has a TTL of its own, to the second, on any server: a stamp before its entry says when it expires. For
-    /// hashes of up to a few thousand fields, such as those of [`Bucketed`](crate::keymap::bucketed::Bucketed).
+    /// hashes of up to a few thousand fields, such as those of [`Bucketed`](crate::Bucketed).
     ///
     /// A stamp has as few bytes as tell of the longest TTL: 1 up to 55 seconds, 2 up to 8 hours, 3 up to 86 days, 4 beyond.
     /// Names of hashes get two bytes more, `\x7f2` for stamps of two bytes, so that entries with other stamps, or with none,
@@ -42,12 +42,12 @@ pub enum HashExpiry {
     PerField,
 }
 
-impl HashExpiry {
+impl HashTtl {
     /// The stamp before each field's entry, if there is one.
     #[inline]
     pub(crate) fn stamp(self) -> Option<Stamp> {
         match self {
-            HashExpiry::Stamped { longest } => Some(Stamp::for_life(longest)),
+            HashTtl::Stamped { longest } => Some(Stamp::for_life(longest)),
             _ => None,
         }
     }

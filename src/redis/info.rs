@@ -4,30 +4,27 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-#[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::{Thread, now};
-use crate::redis::HashExpiry;
+use crate::exec::poll_ready;
+use crate::redis::HashTtl;
 use crate::redis::protocol::batch::{server_error, unexpected};
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::Token;
-#[cfg(feature = "tokio")]
-use crate::redis::transport::AsyncExchange;
-use crate::redis::transport::Face;
-use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
+use crate::redis::transport::{Access, Route, Transport};
+use crate::redis::transport::{AsyncTransport, BlockingTransport};
 
 /// What a server is, and up to where it keeps a hash as a listpack, which is what makes fields small. Asked for when a
-/// program starts, to set up [`Bucketed`](crate::keymap::bucketed::Bucketed) and [`HashExpiry`].
+/// program starts, to set up [`Bucketed`](crate::Bucketed) and [`HashTtl`].
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use dogpile::{Bucketed, Redis, Region, ServerInfo};
+/// use dogpile::{Bucketed, Redis, Region};
+/// use dogpile::redis::ServerInfo;
 ///
 /// let url = "redis://127.0.0.1";
 /// let server = ServerInfo::of(&Redis::open(url)?)?;
 /// let hour = Duration::from_secs(3600);
-/// let redis = Redis::builder(url).hash_expiry(server.per_field(hour)).build()?;
+/// let redis = Redis::builder(url).hash_ttl(server.per_field(hour)).build()?;
 /// let region = Region::builder(redis).keys(Bucketed::for_server(&server)).ttl(hour).build()?;
 /// # let _: Region<_, _, _, _> = region;
 /// # Ok::<(), dogpile::Error>(())
@@ -88,8 +85,8 @@ impl ServerInfo {
     ///
     /// # Errors
     /// When the server cannot be asked, or does not say what it is.
-    pub fn of(server: &impl Exchange) -> Result<Self, Error> {
-        now(ask::<Thread, _>(server))
+    pub fn of(server: &impl Transport) -> Result<Self, Error> {
+        poll_ready(ask(&BlockingTransport(server)))
     }
 
     /// As [`ServerInfo::of`], for tasks.
@@ -97,8 +94,8 @@ impl ServerInfo {
     /// # Errors
     /// As there.
     #[cfg(feature = "tokio")]
-    pub async fn of_async(server: &impl AsyncExchange) -> Result<Self, Error> {
-        ask::<Task, _>(server).await
+    pub async fn of_async(server: &impl AsyncTransport) -> Result<Self, Error> {
+        ask(server).await
     }
 
     /// Whether a hash stays a listpack when its fields have TTLs of their own, and one command stores them: Redis 8.0 and
@@ -110,10 +107,10 @@ impl ServerInfo {
 
     /// How each field gets a TTL of its own without the hash becoming a hash table: by the server where it can, otherwise
     /// by stamps for TTLs of up to `longest`. All who share a cache must choose the same; where some of them may talk to
-    /// another version of the server, name [`HashExpiry::Stamped`] yourself.
+    /// another version of the server, name [`HashTtl::Stamped`] yourself.
     #[must_use]
-    pub fn per_field(&self, longest: Duration) -> HashExpiry {
-        if self.keeps_listpacks_per_field() { HashExpiry::PerField } else { HashExpiry::Stamped { longest } }
+    pub fn per_field(&self, longest: Duration) -> HashTtl {
+        if self.keeps_listpacks_per_field() { HashTtl::PerField } else { HashTtl::Stamped { longest } }
     }
 
     /// From the text that `INFO server` answers with.
@@ -159,7 +156,7 @@ pub(crate) fn version_of(text: &str) -> Option<[u32; 3]> {
     Some([major, next(), next()])
 }
 
-async fn ask<A: Face<X>, X: ExchangeSettings>(server: &X) -> Result<ServerInfo, Error> {
+async fn ask<X: AsyncTransport>(server: &X) -> Result<ServerInfo, Error> {
     let (mut info, mut setting, mut refused) = (None, None, None);
     let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
         match (token, &mut info) {
@@ -178,7 +175,8 @@ async fn ask<A: Face<X>, X: ExchangeSettings>(server: &X) -> Result<ServerInfo, 
         Ok(())
     };
     // The primary's limits are those of its replicas, most often.
-    A::exchange(server, Access::Write, Route::Primary(0), commands::server_info, &mut receive)
+    server
+        .exchange_async(Access::Write, Route::Primary(0), commands::server_info, &mut receive)
         .await
         .and_then(|()| refused.map_or(Ok(()), Err))
         .and_then(|()| {
@@ -213,9 +211,9 @@ mod tests {
     #[test]
     fn who_keeps_listpacks() {
         let per_field = |info: &str| ServerInfo::parse(info).unwrap().per_field(Duration::from_secs(60));
-        let stamped = HashExpiry::Stamped { longest: Duration::from_secs(60) };
+        let stamped = HashTtl::Stamped { longest: Duration::from_secs(60) };
         assert_eq!(per_field("redis_version:7.4.2"), stamped);
-        assert_eq!(per_field("redis_version:8.0.2"), HashExpiry::PerField);
+        assert_eq!(per_field("redis_version:8.0.2"), HashTtl::PerField);
         assert_eq!(per_field("redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:9.1.2"), stamped);
     }
 }

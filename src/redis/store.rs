@@ -1,48 +1,33 @@
-//! What a backend and its leases are over anything that exchanges commands for replies with a Redis server, for both
-//! faces.
+//! Makes a backend out of every transport: one body for blocking and async callers.
 
-use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-#[cfg(feature = "tokio")]
-use crate::backend::AsyncBackend;
-use crate::backend::Backend;
-#[cfg(feature = "tokio")]
-use crate::backend::leases::AsyncLeases;
-use crate::backend::leases::Lease;
-use crate::backend::leases::{Leases, Watch};
+use crate::backend::{AsyncBackend, Backend};
 use crate::batch::{Batch, Found};
 use crate::error::{Error, ErrorKind};
-#[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::{Thread, now};
-use crate::key::{Key, KeyBuf};
-use crate::redis::HashExpiry;
+use crate::exec::poll_ready;
+use crate::key::Key;
+use crate::redis::HashTtl;
 use crate::redis::protocol::batch::{Acknowledged, Gather, Groups, server_error, unexpected};
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::commands;
 use crate::redis::protocol::commands::stamped::Script;
 use crate::redis::protocol::parser::{Receive, Strings, Token};
-use crate::redis::protocol::slot;
 use crate::redis::protocol::slot::Slots;
 use crate::redis::stamp::Stamp;
-#[cfg(feature = "tokio")]
-use crate::redis::transport::AsyncExchange;
-use crate::redis::transport::Face;
-use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
-use crate::slice::Slice;
+use crate::redis::transport::{Access, AsyncTransport, BlockingTransport, Route, Transport, TransportSettings};
 use crate::time::Timestamp;
 
-impl<X: Exchange> Backend for X {
+impl<X: Transport> Backend for X {
+    // Written apart from the async one: through a future a hit costs a tenth more instructions.
     #[inline]
     fn get(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
-        // Apart from that of tasks, since a hit should not cost what a future does.
         let stamp = stamp_of(self, key);
         let mut one = One::default();
-        let exchanged = self.exchange(Access::Read, route(self, key), |out| commands::get(out, key, stamp), &mut one);
+        let write = |out: &mut Vec<u8>| commands::get(out, key, stamp);
+        let exchanged = self.exchange(Access::Read, route(self, key), write, &mut one);
         match stamp {
             None => one.finish(exchanged, key),
             Some(stamp) => one.finish_stamped(exchanged, key, stamp, self),
@@ -50,68 +35,27 @@ impl<X: Exchange> Backend for X {
     }
 
     fn get_many(&self, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
-        now(get_many::<Thread, X>(self, keys, found))
+        poll_ready(get_many(&BlockingTransport(self), keys, found))
     }
 
     fn set(&self, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
-        now(set::<Thread, X>(self, key, entry, ttl))
+        poll_ready(set(&BlockingTransport(self), key, entry, ttl))
     }
 
     fn set_many(&self, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
-        now(set_many::<Thread, X>(self, batch, ttl))
+        poll_ready(set_many(&BlockingTransport(self), batch, ttl))
     }
 
     fn max_entry(&self) -> usize {
-        ExchangeSettings::max_entry(self)
+        TransportSettings::max_entry(self)
     }
 
     fn delete_many(&self, keys: &[Key<'_>]) -> Result<(), Error> {
-        now(delete_many::<Thread, X>(self, keys))
+        poll_ready(delete_many(&BlockingTransport(self), keys))
     }
 }
 
-impl<X: Exchange> Leases for X {
-    fn lease(&self, wanted: &[Lease<'_>], life: Duration) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
-        now(lease::<Thread, X>(self, wanted, life))
-    }
-
-    fn read_or_lease(&self, wanted: Lease<'_>, life: Duration) -> Result<(bool, Option<Bytes>), Error> {
-        now(read_or_lease::<Thread, X>(self, wanted, life))
-    }
-
-    fn release(&self, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
-        now(release::<Thread, X>(self, held))
-    }
-
-    fn renew(&self, held: &[Lease<'_>], life: Duration) -> Result<Vec<bool>, Error> {
-        now(renew::<Thread, X>(self, held, life))
-    }
-
-    fn set_and_release(
-        &self,
-        held: &[Lease<'_>],
-        batch: &Batch,
-        ttl: Option<Duration>,
-        only_if_held: bool,
-    ) -> Result<Vec<bool>, Error> {
-        now(set_and_release::<Thread, X>(self, held, batch, ttl, only_if_held))
-    }
-
-    fn is_leased(&self, lock: &[u8]) -> Result<bool, Error> {
-        now(is_leased::<Thread, X>(self, lock))
-    }
-
-    fn lock_name(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
-        lock_name(self, prefix, key)
-    }
-
-    fn watch(&self, lock: &[u8]) -> Option<Watch> {
-        ExchangeSettings::watch(self, lock)
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl<X: AsyncExchange> AsyncBackend for X {
+impl<X: AsyncTransport> AsyncBackend for X {
     #[inline]
     async fn get_async(&self, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         let mut one = One::default();
@@ -124,7 +68,7 @@ impl<X: AsyncExchange> AsyncBackend for X {
     }
 
     fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
-        get_many::<Task, X>(self, keys, found)
+        get_many(self, keys, found)
     }
 
     fn set_async(
@@ -133,90 +77,34 @@ impl<X: AsyncExchange> AsyncBackend for X {
         entry: &[u8],
         ttl: Option<Duration>,
     ) -> impl Future<Output = Result<(), Error>> + Send {
-        set::<Task, X>(self, key, entry, ttl)
+        set(self, key, entry, ttl)
     }
 
     fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
-        set_many::<Task, X>(self, batch, ttl)
+        set_many(self, batch, ttl)
     }
 
-    fn max_entry_async(&self) -> usize {
-        ExchangeSettings::max_entry(self)
+    fn max_entry(&self) -> usize {
+        TransportSettings::max_entry(self)
     }
 
     fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
-        delete_many::<Task, X>(self, keys)
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl<X: AsyncExchange> AsyncLeases for X {
-    fn lease_async(
-        &self,
-        wanted: &[Lease<'_>],
-        life: Duration,
-    ) -> impl Future<Output = Result<Vec<(bool, Option<Bytes>)>, Error>> + Send {
-        lease::<Task, X>(self, wanted, life)
-    }
-
-    fn read_or_lease_async(
-        &self,
-        wanted: Lease<'_>,
-        life: Duration,
-    ) -> impl Future<Output = Result<(bool, Option<Bytes>), Error>> + Send {
-        read_or_lease::<Task, X>(self, wanted, life)
-    }
-
-    fn release_async(&self, held: &[Lease<'_>]) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
-        release::<Task, X>(self, held)
-    }
-
-    fn send_release(&self, held: &[Lease<'_>]) {
-        self.send(|out| write_releases(out, held));
-    }
-
-    fn renew_async(&self, held: &[Lease<'_>], life: Duration) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
-        renew::<Task, X>(self, held, life)
-    }
-
-    fn set_and_release_async(
-        &self,
-        held: &[Lease<'_>],
-        batch: &Batch,
-        ttl: Option<Duration>,
-        only_if_held: bool,
-    ) -> impl Future<Output = Result<Vec<bool>, Error>> + Send {
-        set_and_release::<Task, X>(self, held, batch, ttl, only_if_held)
-    }
-
-    fn is_leased_async(&self, lock: &[u8]) -> impl Future<Output = Result<bool, Error>> + Send {
-        is_leased::<Task, X>(self, lock)
-    }
-
-    fn lock_name_async(&self, prefix: &[u8], key: Key<'_>) -> KeyBuf {
-        lock_name(self, prefix, key)
-    }
-
-    fn watch_async(&self, lock: &[u8]) -> Option<Watch> {
-        ExchangeSettings::watch(self, lock)
+        delete_many(self, keys)
     }
 }
 
 #[inline]
-async fn get_many<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    keys: &[Key<'_>],
-    found: &mut Found,
-) -> Result<(), Error> {
+async fn get_many<X: AsyncTransport>(server: &X, keys: &[Key<'_>], found: &mut Found) -> Result<(), Error> {
     found.reset(keys.len());
     if keys.is_empty() {
         return Ok(());
     }
     let groups = Groups::of(keys.len(), |at| keys[at], slots(server));
     let mut gather = Gather::new(&groups, found);
-    let expiry = server.hash_expiry();
+    let expiry = server.hash_ttl();
     let write = |out: &mut Vec<u8>| write_groups(out, commands::Verb::Get, &groups, expiry, |at| keys[at]);
-    A::exchange(server, Access::Read, route_all(server, keys.len(), || keys[0]), write, &mut gather)
+    server
+        .exchange_async(Access::Read, route_all(server, keys.len(), || keys[0]), write, &mut gather)
         .await
         .and_then(|()| gather.finish())
         .map_err(|error| error.during(format_args!("reading {} keys", keys.len())))?;
@@ -225,25 +113,16 @@ async fn get_many<A: Face<X>, X: ExchangeSettings>(
 }
 
 #[inline]
-async fn set<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    key: Key<'_>,
-    entry: &[u8],
-    ttl: Option<Duration>,
-) -> Result<(), Error> {
+async fn set<X: AsyncTransport>(server: &X, key: Key<'_>, entry: &[u8], ttl: Option<Duration>) -> Result<(), Error> {
     let set = async {
         check_size(server, key, entry)?;
         let life = life(server, ttl);
-        store::<A, X>(server, route(server, key), |out, script| commands::set(out, script, key, entry, life)).await
+        store(server, route(server, key), |out, script| commands::set(out, script, key, entry, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {key}")))
 }
 
-async fn set_many<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    batch: &Batch,
-    ttl: Option<Duration>,
-) -> Result<(), Error> {
+async fn set_many<X: AsyncTransport>(server: &X, batch: &Batch, ttl: Option<Duration>) -> Result<(), Error> {
     if batch.is_empty() {
         return Ok(());
     }
@@ -252,7 +131,7 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
         check_sizes(server, batch)?;
         let life = life(server, ttl);
         let route = route_all(server, batch.len(), || batch.key(0));
-        store::<A, X>(server, route, |out, script| write_batch(out, script, &groups, batch, life)).await
+        store(server, route, |out, script| write_batch(out, script, &groups, batch, life)).await
     };
     set.await.map_err(|error| error.during(format_args!("writing {} keys", batch.len())))
 }
@@ -260,7 +139,7 @@ async fn set_many<A: Face<X>, X: ExchangeSettings>(
 /// Writes what may be written again: by the digest of the script where there is one, and once more by its text for a
 /// server that does not know it.
 #[inline]
-async fn store<A: Face<X>, X: ExchangeSettings>(
+async fn store<X: AsyncTransport>(
     server: &X,
     route: Route,
     write: impl Fn(&mut Vec<u8>, &mut Script) -> usize + Send + Sync,
@@ -272,7 +151,7 @@ async fn store<A: Face<X>, X: ExchangeSettings>(
             let mut script = script;
             write(out, &mut script)
         };
-        A::exchange(server, Access::Write, route, write, &mut acknowledged).await?;
+        server.exchange_async(Access::Write, route, write, &mut acknowledged).await?;
         if script != Script::Digest || !acknowledged.lacks_script() {
             return acknowledged.finish();
         }
@@ -280,16 +159,17 @@ async fn store<A: Face<X>, X: ExchangeSettings>(
     }
 }
 
-async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
+async fn delete_many<X: AsyncTransport>(server: &X, keys: &[Key<'_>]) -> Result<(), Error> {
     if keys.is_empty() {
         return Ok(());
     }
     let groups = Groups::of(keys.len(), |at| keys[at], slots(server));
     let route = route_all(server, keys.len(), || keys[0]);
     let mut acknowledged = Acknowledged::default();
-    let expiry = server.hash_expiry();
+    let expiry = server.hash_ttl();
     let write = |out: &mut Vec<u8>| write_groups(out, commands::Verb::Delete, &groups, expiry, |at| keys[at]);
-    A::exchange(server, Access::Write, route, write, &mut acknowledged)
+    server
+        .exchange_async(Access::Write, route, write, &mut acknowledged)
         .await
         .and_then(|()| acknowledged.finish())
         .map_err(|error| match keys {
@@ -298,178 +178,9 @@ async fn delete_many<A: Face<X>, X: ExchangeSettings>(server: &X, keys: &[Key<'_
         })
 }
 
-async fn lease<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    wanted: &[Lease<'_>],
-    life: Duration,
-) -> Result<Vec<(bool, Option<Bytes>)>, Error> {
-    let groups = Groups::of(wanted.len(), |at| wanted[at].key, slots(server));
-    let mut found = Found::new();
-    found.reset(wanted.len());
-    let mut gather = Gather::new(&groups, &mut found);
-    let mut leased = Vec::with_capacity(wanted.len());
-    let mut failed = None;
-    let expiry = server.hash_expiry();
-    let write = |out: &mut Vec<u8>| {
-        let leases: usize = wanted.iter().map(|lease| commands::lease(out, lease.lock, lease.token, life)).sum();
-        leases + write_groups(out, commands::Verb::Get, &groups, expiry, |at| wanted[at].key)
-    };
-    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
-        match reply {
-            reply if leased.len() == wanted.len() => return gather.token(reply, chunk),
-            Token::Nil => leased.push(true),
-            Token::Bulk(holder) => leased.push(holder == wanted[leased.len()].token),
-            Token::Error(error) => {
-                leased.push(false);
-                failed.get_or_insert_with(|| server_error(error));
-            }
-            other => return Err(unexpected(other)),
-        }
-        Ok(())
-    };
-    A::exchange(server, Access::Write, route_leases(server, wanted), write, &mut receive)
-        .await
-        .and_then(|()| failed.map_or(Ok(()), Err))
-        .and_then(|()| gather.finish())
-        .map_err(|error| error.during(Of("locking", wanted)))?;
-    open_all(server, expiry, wanted.iter().map(|lease| lease.key), &mut found);
-    let entries = found.iter().map(|entry| entry.map(Slice::to_bytes));
-    Ok(leased.into_iter().zip(entries).collect())
-}
-
-async fn read_or_lease<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    wanted: Lease<'_>,
-    life: Duration,
-) -> Result<(bool, Option<Bytes>), Error> {
-    let (mut is_ours, mut one) = (false, One::default());
-    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| match reply {
-        Token::Int(int) => {
-            is_ours = int == 1;
-            Ok(())
-        }
-        entry => one.token(entry, chunk),
-    };
-    let stamp = stamp_of(server, wanted.key);
-    let write = |out: &mut Vec<u8>| commands::read_or_lease(out, &wanted, life, stamp);
-    let exchanged = A::exchange(server, Access::Write, route(server, wanted.key), write, &mut receive).await;
-    // While a slot moves, lock and entry may be at two servers of a cluster, and there is no script for both.
-    if server.is_cluster() && matches!(&exchanged, Err(error) if error.kind() == ErrorKind::Connection) {
-        return lease_one::<A, X>(server, wanted, life).await;
-    }
-    let entry = one.finish(exchanged, wanted.key)?;
-    let (Some(stamp), Some(stamped)) = (stamp, &entry) else { return Ok((is_ours, entry)) };
-    if let Some(entry) = open(stamp, stamped.clone(), server.now()) {
-        return Ok((is_ours, Some(entry)));
-    }
-    // The script took what has expired for an entry, and so no lease.
-    lease_one::<A, X>(server, wanted, life).await
-}
-
-async fn lease_one<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    wanted: Lease<'_>,
-    life: Duration,
-) -> Result<(bool, Option<Bytes>), Error> {
-    let mut attempts = lease::<A, X>(server, &[wanted], life).await?;
-    Ok(attempts.pop().unwrap_or((false, None)))
-}
-
-async fn release<A: Face<X>, X: ExchangeSettings>(server: &X, held: &[Lease<'_>]) -> Result<Vec<bool>, Error> {
-    let mut released = Flags::default();
-    let write = |out: &mut Vec<u8>| write_releases(out, held);
-    A::exchange(server, Access::Write, route_leases(server, held), write, &mut released)
-        .await
-        .and_then(|()| released.finish())
-        .map_err(|error| error.during(Of("unlocking", held)))
-}
-
-async fn renew<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    held: &[Lease<'_>],
-    life: Duration,
-) -> Result<Vec<bool>, Error> {
-    let mut renewed = Flags::default();
-    let write =
-        |out: &mut Vec<u8>| held.iter().map(|lease| commands::renew(out, lease.lock, lease.token, life)).sum::<usize>();
-    A::exchange(server, Access::Write, route_leases(server, held), write, &mut renewed)
-        .await
-        .and_then(|()| renewed.finish())
-        .map_err(|error| error.during(Of("renewing the lease of", held)))
-}
-
-async fn set_and_release<A: Face<X>, X: ExchangeSettings>(
-    server: &X,
-    held: &[Lease<'_>],
-    batch: &Batch,
-    ttl: Option<Duration>,
-    only_if_held: bool,
-) -> Result<Vec<bool>, Error> {
-    let mut acknowledged = Acknowledged::default();
-    let mut released = Flags::default();
-    let groups = Groups::of(batch.len(), |at| batch.key(at), slots(server));
-    let life = life(server, ttl);
-    // The writes come first and are only acknowledged; then each release says whether the lease was still held. One
-    // closure tells the other, which runs later.
-    let writes = AtomicUsize::new(0);
-    let write = |out: &mut Vec<u8>| {
-        // It must not go twice, so the server is told the script in any case.
-        let mut script = Script::text(server.is_cluster());
-        if only_if_held {
-            let each = held.iter().zip(batch.iter());
-            return each
-                .map(|(lease, (key, entry))| commands::store_if_held(out, &mut script, lease, key, entry, life))
-                .sum();
-        }
-        writes.store(write_batch(out, &mut script, &groups, batch, life), Ordering::Relaxed);
-        writes.load(Ordering::Relaxed) + write_releases(out, held)
-    };
-    let mut received = 0;
-    let mut receive = |reply: Token<'_>, chunk: &mut Chunk<'_>| {
-        if received == writes.load(Ordering::Relaxed) {
-            return released.token(reply, chunk);
-        }
-        received += 1;
-        acknowledged.token(reply, chunk)
-    };
-    let store = async {
-        check_sizes(server, batch)?;
-        let access = if only_if_held { Access::Once } else { Access::Write };
-        A::exchange(server, access, route_leases(server, held), write, &mut receive).await
-    };
-    store
-        .await
-        .and_then(|()| acknowledged.finish())
-        .and_then(|()| released.finish())
-        .map_err(|error| error.during(Of("writing and unlocking", held)))
-}
-
-async fn is_leased<A: Face<X>, X: ExchangeSettings>(server: &X, lock: &[u8]) -> Result<bool, Error> {
-    let mut leased = Flags::default();
-    // The primary knows, so this is no read.
-    let route = if server.is_cluster() { Route::Slot(slot::slot(lock, b"")) } else { Route::Keys };
-    A::exchange(server, Access::Write, route, |out| commands::is_leased(out, lock), &mut leased)
-        .await
-        .and_then(|()| leased.finish())
-        .map(|leased| leased == [true])
-        .map_err(|error| error.during(format_args!("asking for the lock {}", lock.escape_ascii())))
-}
-
-/// What was done to which leases, for errors.
-struct Of<'a>(&'static str, &'a [Lease<'a>]);
-
-impl fmt::Display for Of<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.1 {
-            [lease] => write!(f, "{} {}", self.0, lease.key),
-            leases => write!(f, "{} {} keys", self.0, leases.len()),
-        }
-    }
-}
-
 /// Receives the one entry that was asked for.
 #[derive(Default)]
-struct One {
+pub(super) struct One {
     found: Option<Bytes>,
     failed: Option<Error>,
 }
@@ -477,7 +188,7 @@ struct One {
 impl One {
     /// The entry, when it was received.
     #[inline(always)]
-    fn finish(self, exchanged: Result<(), Error>, key: Key<'_>) -> Result<Option<Bytes>, Error> {
+    pub(super) fn finish(self, exchanged: Result<(), Error>, key: Key<'_>) -> Result<Option<Bytes>, Error> {
         match exchanged.err().or(self.failed) {
             None => Ok(self.found),
             Some(error) => Err(error.during(format_args!("reading {key}"))),
@@ -491,7 +202,7 @@ impl One {
         exchanged: Result<(), Error>,
         key: Key<'_>,
         stamp: Stamp,
-        server: &impl ExchangeSettings,
+        server: &impl TransportSettings,
     ) -> Result<Option<Bytes>, Error> {
         Ok(self.finish(exchanged, key)?.and_then(|entry| open(stamp, entry, server.now())))
     }
@@ -525,34 +236,9 @@ impl Receive for One {
     }
 }
 
-/// Receives replies that are 0 or 1.
-#[derive(Default)]
-struct Flags {
-    flags: Vec<bool>,
-    failed: Option<Error>,
-}
-
-impl Receive for Flags {
-    fn token(&mut self, reply: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
-        match reply {
-            Token::Int(int) => self.flags.push(int == 1),
-            Token::Error(error) if self.failed.is_none() => self.failed = Some(server_error(error)),
-            Token::Error(_) => {}
-            other => return Err(unexpected(other)),
-        }
-        Ok(())
-    }
-}
-
-impl Flags {
-    fn finish(self) -> Result<Vec<bool>, Error> {
-        self.failed.map_or(Ok(self.flags), Err)
-    }
-}
-
 /// How long what is written now may live.
-fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> commands::Life {
-    let expiry = server.hash_expiry();
+pub(super) fn life(server: &impl TransportSettings, ttl: Option<Duration>) -> commands::Life {
+    let expiry = server.hash_ttl();
     // Only stamps tell the time.
     let now = expiry.stamp().map_or(Timestamp::EPOCH, |_| server.now());
     commands::Life { ttl, expiry, now }
@@ -560,12 +246,12 @@ fn life(server: &impl ExchangeSettings, ttl: Option<Duration>) -> commands::Life
 
 /// The stamp of this entry, if it has one.
 #[inline(always)]
-fn stamp_of(server: &impl ExchangeSettings, key: Key<'_>) -> Option<Stamp> {
-    stamp_for(server.hash_expiry(), key)
+pub(super) fn stamp_of(server: &impl TransportSettings, key: Key<'_>) -> Option<Stamp> {
+    stamp_for(server.hash_ttl(), key)
 }
 
 #[inline(always)]
-fn stamp_for(expiry: HashExpiry, key: Key<'_>) -> Option<Stamp> {
+fn stamp_for(expiry: HashTtl, key: Key<'_>) -> Option<Stamp> {
     match key {
         Key::Plain(_) => None,
         Key::Field { .. } => expiry.stamp(),
@@ -573,15 +259,15 @@ fn stamp_for(expiry: HashExpiry, key: Key<'_>) -> Option<Stamp> {
 }
 
 /// An entry without its stamp; `None` if that says that it has expired.
-fn open(stamp: Stamp, mut stamped: Bytes, now: Timestamp) -> Option<Bytes> {
+pub(super) fn open(stamp: Stamp, mut stamped: Bytes, now: Timestamp) -> Option<Bytes> {
     stamped.advance(stamp.open(&stamped, now)?);
     Some(stamped)
 }
 
 /// The same for many.
-fn open_all<'k>(
-    server: &impl ExchangeSettings,
-    expiry: HashExpiry,
+pub(super) fn open_all<'k>(
+    server: &impl TransportSettings,
+    expiry: HashTtl,
     keys: impl Iterator<Item = Key<'k>>,
     found: &mut Found,
 ) {
@@ -593,29 +279,20 @@ fn open_all<'k>(
 
 /// How the server's keys are divided, if it is a cluster.
 #[inline(always)]
-fn slots(server: &impl ExchangeSettings) -> Option<Slots> {
-    server.is_cluster().then(|| Slots { suffix: server.hash_expiry().stamp().map_or(b"", Stamp::suffix) })
+pub(super) fn slots(server: &impl TransportSettings) -> Option<Slots> {
+    server.is_cluster().then(|| Slots { suffix: server.hash_ttl().stamp().map_or(b"", Stamp::suffix) })
 }
 
 /// Where a request about one entry goes.
 #[inline(always)]
-fn route(server: &impl ExchangeSettings, key: Key<'_>) -> Route {
+pub(super) fn route(server: &impl TransportSettings, key: Key<'_>) -> Route {
     slots(server).map_or(Route::Keys, |slots| Route::Slot(slots.of(key)))
 }
 
 /// Where a request about so many entries goes.
 #[inline]
-fn route_all<'k>(server: &impl ExchangeSettings, count: usize, first: impl FnOnce() -> Key<'k>) -> Route {
+pub(super) fn route_all<'k>(server: &impl TransportSettings, count: usize, first: impl FnOnce() -> Key<'k>) -> Route {
     if count == 1 { route(server, first()) } else { Route::Keys }
-}
-
-/// The same for leases, which are where their entries are.
-fn route_leases(server: &impl ExchangeSettings, leases: &[Lease<'_>]) -> Route {
-    route_all(server, leases.len(), || leases[0].key)
-}
-
-fn lock_name(server: &impl ExchangeSettings, prefix: &[u8], key: Key<'_>) -> KeyBuf {
-    slots(server).map_or_else(|| slot::lock_name(prefix, key), |slots| slots.lock_name(prefix, key))
 }
 
 /// The hash of a group, from its first member.
@@ -627,11 +304,11 @@ fn hash_of(first: Option<Key<'_>>) -> Option<&[u8]> {
 }
 
 /// Writes one command for each group of keys, and says how many there are.
-fn write_groups<'k>(
+pub(super) fn write_groups<'k>(
     out: &mut Vec<u8>,
     verb: commands::Verb,
     groups: &Groups,
-    expiry: HashExpiry,
+    expiry: HashTtl,
     key: impl Fn(usize) -> Key<'k>,
 ) -> usize {
     let mut replies = 0;
@@ -648,7 +325,13 @@ fn write_groups<'k>(
 }
 
 /// Writes the commands that store a batch, and says how many replies will come.
-fn write_batch(out: &mut Vec<u8>, script: &mut Script, groups: &Groups, batch: &Batch, life: commands::Life) -> usize {
+pub(super) fn write_batch(
+    out: &mut Vec<u8>,
+    script: &mut Script,
+    groups: &Groups,
+    batch: &Batch,
+    life: commands::Life,
+) -> usize {
     let mut replies = 0;
     for members in groups.iter() {
         let hash = hash_of(members.clone().next().map(|first| batch.key(first)));
@@ -657,19 +340,14 @@ fn write_batch(out: &mut Vec<u8>, script: &mut Script, groups: &Groups, batch: &
     replies
 }
 
-/// Writes one command that releases each lease.
-fn write_releases(out: &mut Vec<u8>, held: &[Lease<'_>]) -> usize {
-    held.iter().map(|lease| commands::release(out, lease.lock, lease.token)).sum()
-}
-
-fn check_sizes(server: &impl ExchangeSettings, batch: &Batch) -> Result<(), Error> {
+pub(super) fn check_sizes(server: &impl TransportSettings, batch: &Batch) -> Result<(), Error> {
     batch.iter().try_for_each(|(key, entry)| {
         check_size(server, key, entry).map_err(|error| error.during(format_args!("writing {key}")))
     })
 }
 
 /// What is stored must be found again, and so with its stamp.
-fn check_size(server: &impl ExchangeSettings, key: Key<'_>, entry: &[u8]) -> Result<(), Error> {
+fn check_size(server: &impl TransportSettings, key: Key<'_>, entry: &[u8]) -> Result<(), Error> {
     let (most, stamp) = (server.max_entry(), stamp_of(server, key).map_or(0, Stamp::bytes));
     if entry.len().saturating_add(stamp) <= most {
         return Ok(());

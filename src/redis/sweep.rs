@@ -1,30 +1,26 @@
 //! [`sweep`]: removes what has expired in hashes of stamped fields.
 
 use crate::error::{Error, ErrorKind};
-#[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::{Thread, now};
+use crate::exec::poll_ready;
 use crate::redis::protocol::batch::{server_error, unexpected};
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::Token;
 use crate::redis::stamp::Stamp;
-#[cfg(feature = "tokio")]
-use crate::redis::transport::AsyncExchange;
-use crate::redis::transport::Face;
-use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
+use crate::redis::transport::{Access, Route, Transport};
+use crate::redis::transport::{AsyncTransport, BlockingTransport};
 
 /// What a [`sweep`] came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Swept {
+pub struct SweepReport {
     /// How many hashes were looked through; one that moved meanwhile may count twice.
     pub hashes: u64,
     /// How many expired fields were removed.
     pub removed: u64,
 }
 
-/// Removes the expired fields of all hashes with [stamped](crate::redis::HashExpiry::Stamped) fields whose names begin with
+/// Removes the expired fields of all hashes with [stamped](crate::redis::HashTtl::Stamped) fields whose names begin with
 /// `prefix`, as the server sees them.
 ///
 /// Writes remove what has expired in the hash that they touch, and a hash that nobody writes goes with its youngest
@@ -33,10 +29,11 @@ pub struct Swept {
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use dogpile::{HashExpiry, Redis, sweep};
+/// use dogpile::{HashTtl, Redis};
+/// use dogpile::redis::sweep;
 ///
-/// let stamped = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
-/// let redis = Redis::builder("redis://127.0.0.1").hash_expiry(stamped).build()?;
+/// let stamped = HashTtl::Stamped { longest: Duration::from_secs(3600) };
+/// let redis = Redis::builder("redis://127.0.0.1").hash_ttl(stamped).build()?;
 /// println!("{} entries removed", sweep(&redis, "shop:")?.removed);
 /// # Ok::<(), dogpile::Error>(())
 /// ```
@@ -44,8 +41,8 @@ pub struct Swept {
 /// # Errors
 /// When the server cannot be asked, or cannot do it; some hashes may then have been swept.
 /// [`ErrorKind::Config`] where fields have no stamps.
-pub fn sweep(server: &impl Exchange, prefix: impl AsRef<[u8]>) -> Result<Swept, Error> {
-    now(sweep_all::<Thread, _>(server, prefix.as_ref()))
+pub fn sweep(server: &impl Transport, prefix: impl AsRef<[u8]>) -> Result<SweepReport, Error> {
+    poll_ready(sweep_all(&BlockingTransport(server), prefix.as_ref()))
 }
 
 /// As [`sweep`], for tasks.
@@ -53,12 +50,12 @@ pub fn sweep(server: &impl Exchange, prefix: impl AsRef<[u8]>) -> Result<Swept, 
 /// # Errors
 /// As there.
 #[cfg(feature = "tokio")]
-pub async fn sweep_async(server: &impl AsyncExchange, prefix: impl AsRef<[u8]> + Send) -> Result<Swept, Error> {
-    sweep_all::<Task, _>(server, prefix.as_ref()).await
+pub async fn sweep_async(server: &impl AsyncTransport, prefix: impl AsRef<[u8]> + Send) -> Result<SweepReport, Error> {
+    sweep_all(server, prefix.as_ref()).await
 }
 
-async fn sweep_all<A: Face<X>, X: ExchangeSettings>(server: &X, prefix: &[u8]) -> Result<Swept, Error> {
-    let Some(stamp) = server.hash_expiry().stamp() else {
+async fn sweep_all<X: AsyncTransport>(server: &X, prefix: &[u8]) -> Result<SweepReport, Error> {
+    let Some(stamp) = server.hash_ttl().stamp() else {
         return Err(Error::new(
             ErrorKind::Config,
             "only fields with stamps can be swept, and this backend writes none",
@@ -66,11 +63,11 @@ async fn sweep_all<A: Face<X>, X: ExchangeSettings>(server: &X, prefix: &[u8]) -
     };
     let swept = async {
         let pattern = pattern(prefix, stamp);
-        let (mut primary, mut cursor, mut swept) = (0, b"0".to_vec(), Swept::default());
+        let (mut primary, mut cursor, mut swept) = (0, b"0".to_vec(), SweepReport::default());
         loop {
-            let hashes = scan::<A, X>(server, primary, &mut cursor, &pattern).await?;
+            let hashes = scan(server, primary, &mut cursor, &pattern).await?;
             swept.hashes += hashes.len() as u64;
-            swept.removed += sweep_hashes::<A, X>(server, primary, &hashes, stamp).await?;
+            swept.removed += sweep_hashes(server, primary, &hashes, stamp).await?;
             if cursor == b"0" {
                 primary += 1;
                 if primary >= server.primaries() {
@@ -97,7 +94,7 @@ fn pattern(prefix: &[u8], stamp: Stamp) -> Vec<u8> {
 }
 
 /// The next hashes, without what stands behind their names.
-async fn scan<A: Face<X>, X: ExchangeSettings>(
+async fn scan<X: AsyncTransport>(
     server: &X,
     primary: usize,
     cursor: &mut Vec<u8>,
@@ -115,21 +112,21 @@ async fn scan<A: Face<X>, X: ExchangeSettings>(
         }
         Ok(())
     };
-    A::exchange(
-        server,
-        Access::Write,
-        Route::Primary(primary),
-        |out| commands::scan(out, cursor, pattern),
-        &mut receive,
-    )
-    .await?;
+    server
+        .exchange_async(
+            Access::Write,
+            Route::Primary(primary),
+            |out| commands::scan(out, cursor, pattern),
+            &mut receive,
+        )
+        .await?;
     refused.map_or(Ok(()), Err)?;
     *cursor = next.ok_or_else(|| Error::new(ErrorKind::Protocol, "the server's SCAN gave no cursor"))?;
     Ok(hashes)
 }
 
 /// Sweeps some hashes: how many fields were removed.
-async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
+async fn sweep_hashes<X: AsyncTransport>(
     server: &X,
     primary: usize,
     hashes: &[Vec<u8>],
@@ -154,6 +151,6 @@ async fn sweep_hashes<A: Face<X>, X: ExchangeSettings>(
         let mut script = commands::Script::Text;
         hashes.iter().map(|hash| commands::sweep(out, &mut script, hash, stamp, at)).sum()
     };
-    A::exchange(server, Access::Write, Route::Primary(primary), write, &mut receive).await?;
+    server.exchange_async(Access::Write, Route::Primary(primary), write, &mut receive).await?;
     refused.map_or(Ok(removed), Err)
 }

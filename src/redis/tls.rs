@@ -16,7 +16,8 @@ use crate::error::{Error, ErrorKind};
 /// URL names.
 ///
 /// ```no_run
-/// use dogpile::{Redis, Tls};
+/// use dogpile::Redis;
+/// use dogpile::redis::Tls;
 ///
 /// let tls = Tls::trusting(std::fs::read("ca.pem")?)?
 ///     .client(std::fs::read("client.pem")?, std::fs::read("client.key")?)?;

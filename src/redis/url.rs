@@ -1,4 +1,4 @@
-//! Where a Redis server is and who we are to it, from a URL.
+//! [`Server`]: the address, credentials, role and encryption of one server, parsed from its URL.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tls")]
 use crate::redis::tls::{Secure, Tls};
 
-/// One server, from a URL. Its `Debug` form never shows the password.
+/// How to connect to one server. Its `Debug` output never contains the password.
 #[derive(Clone)]
 pub(crate) struct Server {
     pub(crate) address: Address,
@@ -18,31 +18,31 @@ pub(crate) struct Server {
     pub(crate) password: Option<String>,
     pub(crate) db: u32,
     pub(crate) role: Role,
-    /// Whether fields are stored with TTLs of their own, by `HSETEX`, which not every server has.
+    /// Whether the server must support `HSETEX`, which stores fields with their own TTLs.
     pub(crate) needs_hsetex: bool,
-    /// What encrypts the connection, if that is wanted.
+    /// The TLS configuration, if the connection is encrypted.
     #[cfg(feature = "tls")]
     pub(crate) secure: Option<Secure>,
 }
 
-/// What a server is to be. One that is something else is refused when a connection to it is opened.
+/// The expected role of a server. A connection to a server in another role is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Role {
-    /// A server by itself, or a replica of one.
+    /// A standalone server or a replica of one.
     Single,
-    /// A node of a cluster, of which replicas may be read from.
+    /// A node of a cluster. `reads_replicas` allows reads if it is a replica.
     ClusterNode { reads_replicas: bool },
-    /// A server that is asked where a cluster's servers are, and may be none of these.
+    /// A server that is only asked for the slots of a cluster.
     ClusterSeed,
-    /// What sentinels say is the primary; it may not be that any more.
+    /// The primary according to a sentinel, whose information may be outdated.
     Primary,
-    /// What sentinels say is a replica.
+    /// A replica according to a sentinel.
     Replica,
-    /// A sentinel itself, which keeps no entries.
+    /// A sentinel, which stores no entries.
     Sentinel,
 }
 
-/// How a server is reached.
+/// The address of a server: a host and a port, or the path of a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     Tcp(String, u16),
@@ -73,21 +73,23 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Reads `redis://[user][:password]@host[:port][/db]` and `unix:///path[?db=…&user=…&pass=…]`.
+    /// Parses `redis://[user][:password]@host[:port][/db]` or `unix:///path[?db=…&user=…&pass=…]`.
     #[cfg(any(test, not(feature = "tls")))]
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         match Self::read(text)? {
             (server, false) => Ok(server),
-            (_, true) => Err(config("rediss:// is TLS, which needs the feature `tls`")),
+            (_, true) => Err(config("rediss:// is TLS, which needs the feature `tls` of dogpile")),
         }
     }
 
-    /// The same, and `rediss://` with these settings, or the system's. Settings for what is not encrypted are an error.
+    /// Parses a URL as `parse` does, and `rediss://` with these TLS settings or the system's.
+    ///
+    /// Settings for a URL without encryption are an error, so that a typo does not disable TLS.
     #[cfg(feature = "tls")]
     pub(crate) fn parse_secure(text: &str, tls: Option<&Tls>) -> Result<Self, Error> {
         let (mut server, is_encrypted) = Self::read(text)?;
         if !is_encrypted && tls.is_some() {
-            return Err(config("it has settings of TLS, and is not rediss://"));
+            return Err(config("there are TLS settings, but the scheme is not rediss://"));
         }
         if let (Address::Tcp(host, _), true) = (&server.address, is_encrypted) {
             let tls = tls.map_or_else(Tls::system, |tls| Ok(tls.clone()))?;
@@ -96,24 +98,26 @@ impl Server {
         Ok(server)
     }
 
-    /// Another server, of which no more is told than where it is: user, password and encryption are the same. Its URL must
-    /// not say otherwise, so that nothing is sent in the clear that was meant not to be.
-    pub(crate) fn alike(&self, text: &str) -> Result<Self, Error> {
+    /// Parses the URL of another server that shares the credentials and encryption of this one.
+    ///
+    /// The URL must not contradict them: otherwise secrets might be sent unencrypted or to the
+    /// wrong server.
+    pub(crate) fn sibling(&self, text: &str) -> Result<Self, Error> {
         let (other, is_encrypted) = Self::read(text)?;
         if is_encrypted != self.is_encrypted() {
-            return Err(config("it is encrypted and the first one is not, or the other way around"));
+            return Err(config("it differs from the first URL in TLS: use rediss:// in all URLs or in none"));
         }
         let user = |server: &Self| server.user.clone().unwrap_or_else(|| "default".into());
         let names_another = (other.user.is_some() || other.password.is_some())
             && (user(&other), &other.password) != (user(self), &self.password);
         if names_another {
-            return Err(config("its user and password are not those of the first one, which are those of all"));
+            return Err(config("its user and password differ from those of the first URL, which apply to all servers"));
         }
-        let alike = match &other.address {
+        let sibling = match &other.address {
             Address::Tcp(host, port) => self.at_host(host, *port)?,
             Address::Unix(_) => Server { address: other.address, ..self.clone() },
         };
-        Ok(Server { db: other.db, ..alike })
+        Ok(Server { db: other.db, ..sibling })
     }
 
     #[cfg(feature = "tls")]
@@ -122,17 +126,17 @@ impl Server {
     }
 
     #[cfg(not(feature = "tls"))]
-    #[expect(clippy::unused_self, reason = "as with TLS")]
+    #[expect(clippy::unused_self, reason = "has the signature of the variant with TLS")]
     fn is_encrypted(&self) -> bool {
         false
     }
 
-    /// What a URL says, and whether it is to be encrypted.
+    /// Parses a URL and returns whether the connection is to be encrypted.
     fn read(text: &str) -> Result<(Self, bool), Error> {
-        // The URL may hold a password, also in the wrong place, so what is wrong with it is said without showing it.
+        // The URL may contain a password, even in the wrong place, so no message quotes the URL.
         let url = Url::parse(text).map_err(|error| config(format_args!("it cannot be read: {error}")))?;
         if url.fragment().is_some() {
-            return Err(config("there is a # in it, which is written %23 in a password"));
+            return Err(config("it contains a #, which is written %23 in a password"));
         }
         match url.scheme() {
             "redis" => Ok((Self::tcp(&url, text)?, false)),
@@ -155,7 +159,7 @@ impl Server {
         }
     }
 
-    /// With another port where its URL names none.
+    /// Replaces the port if the URL names none.
     pub(crate) fn with_default_port(mut self, url: &str, default: u16) -> Self {
         if let (Address::Tcp(_, port), Ok(None)) = (&mut self.address, Url::parse(url).map(|url| url.port())) {
             *port = default;
@@ -163,7 +167,8 @@ impl Server {
         self
     }
 
-    /// The server at another place, which is told the same.
+    /// Returns the settings for a server at another address, with the same credentials and
+    /// encryption.
     pub(crate) fn at_host(&self, host: &str, port: u16) -> Result<Self, Error> {
         Ok(Server {
             address: Address::Tcp(host.to_owned(), port),
@@ -175,22 +180,23 @@ impl Server {
 
     fn tcp(url: &Url, text: &str) -> Result<Self, Error> {
         let host = match url.host() {
-            // Hosts of schemes that browsers do not know keep their escapes.
+            // The parser decodes escapes in hosts only for the schemes of browsers.
             Some(Host::Domain(host)) if !host.is_empty() => decode(host, "host")?,
             Some(Host::Ipv4(host)) => host.to_string(),
             Some(Host::Ipv6(host)) => host.to_string(),
-            // Another guess than the writer's would talk to another server without a word.
+            // A default host might silently be a server that the user did not mean.
             _ => return Err(config("it names no host")),
         };
         if url.query().is_some() {
-            return Err(config("redis:// has no parameters, and a ? in a password is written %3F"));
+            return Err(config("redis:// takes no parameters, and a ? in a password is written %3F"));
         }
         let db = match url.path().trim_start_matches('/') {
             "" => 0,
             db => number(db)?,
         };
         let user = Some(url.username()).filter(|user| !user.is_empty()).map(|user| decode(user, "user")).transpose()?;
-        // One that is empty is not told from none; a user may have it.
+        // The parser does not distinguish an empty password from none, but a user may have an empty
+        // one.
         let password = url.password().or_else(|| (user.is_some() && text.contains(":@")).then_some(""));
         let password = password.map(|password| decode(password, "password")).transpose()?;
         Self { user, password, db, ..Self::at(Address::Tcp(host, url.port().unwrap_or(6379))) }.checked()
@@ -207,7 +213,9 @@ impl Server {
                 "db" => server.db = number(&value)?,
                 "user" => server.user = Some(value.into_owned()),
                 "pass" => server.password = Some(value.into_owned()),
-                _ => return Err(config("unix:// has no parameters but db, user and pass; a & in one is written %26")),
+                _ => {
+                    return Err(config("unix:// takes no parameters but db, user and pass; a & in one is written %26"));
+                }
             }
         }
         server.checked()
@@ -215,7 +223,9 @@ impl Server {
 
     fn checked(self) -> Result<Self, Error> {
         if self.user.is_some() && self.password.is_none() {
-            return Err(config("it has a user and no password (a password alone is written redis://:password@host)"));
+            return Err(config(
+                "it names a user and no password; a password without a user is written redis://:password@host",
+            ));
         }
         Ok(self)
     }
@@ -223,7 +233,7 @@ impl Server {
 
 #[cold]
 fn config(what: impl fmt::Display) -> Error {
-    Error::new(ErrorKind::Config, format!("the Redis URL is of no use: {what}"))
+    Error::new(ErrorKind::Config, format!("invalid Redis URL: {what}"))
 }
 
 fn decode(text: &str, what: &str) -> Result<String, Error> {
@@ -245,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn urls() {
+    fn parses_urls() {
         let some = |text: &str| Some(text.to_string());
         assert_eq!(tcp("redis://127.0.0.1"), ("127.0.0.1:6379".into(), None, None, 0));
         assert_eq!(tcp("redis://cache.example:7000/3"), ("cache.example:7000".into(), None, None, 3));
@@ -263,8 +273,8 @@ mod tests {
     }
 
     #[test]
-    fn bad_urls_are_told_without_their_password() {
-        for (bad, says) in [
+    fn rejects_invalid_urls_without_quoting_them() {
+        for (bad, message) in [
             ("", "cannot be read"),
             ("127.0.0.1:6379", "cannot be read"),
             ("localhost:6379", "scheme is localhost"),
@@ -280,7 +290,7 @@ mod tests {
             ("redis://:secret@h/-1", "not a number"),
             ("redis://:secret@h/1/2", "not a number"),
             ("redis://ann@h", "no password"),
-            ("redis://h?timeout=1", "no parameters"),
+            ("redis://h?timeout=1", "takes no parameters"),
             ("redis://ann:12?secret@h", "%3F"),
             ("redis://ann:#secret@h", "%23"),
             ("redis://ann:4711#secret@h", "%23"),
@@ -295,28 +305,28 @@ mod tests {
         ] {
             let error = Server::parse(bad).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);
-            assert!(error.to_string().contains(says), "{bad}: {error}");
+            assert!(error.to_string().contains(message), "{bad}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
 
     #[test]
-    fn others_are_told_no_more_than_the_first() {
+    fn a_sibling_shares_credentials_and_encryption() {
         let first = Server::parse("redis://ann:secret@a:1").unwrap();
         for same in ["redis://b:2", "redis://ann:secret@b:2"] {
-            let other = first.alike(same).unwrap();
+            let other = first.sibling(same).unwrap();
             assert_eq!(
                 (other.address.to_string().as_str(), &other.user, &other.password),
                 ("b:2", &first.user, &first.password)
             );
         }
         for bad in ["redis://ann:other-secret@b", "redis://:secret@b", "rediss://b", "REDISS://b", "redis://b?secret"] {
-            let error = first.alike(bad).unwrap_err();
+            let error = first.sibling(bad).unwrap_err();
             assert!(error.kind() == ErrorKind::Config && !error.to_string().contains("secret"), "{error}");
         }
-        assert_eq!(first.alike("redis://b/3").unwrap().db, 3);
-        Server::parse("redis://default:secret@a").unwrap().alike("redis://:secret@b").unwrap();
-        Server::parse("redis://a").unwrap().alike("redis://:@b").unwrap();
+        assert_eq!(first.sibling("redis://b/3").unwrap().db, 3);
+        Server::parse("redis://default:secret@a").unwrap().sibling("redis://:secret@b").unwrap();
+        Server::parse("redis://a").unwrap().sibling("redis://:@b").unwrap();
     }
 
     #[test]

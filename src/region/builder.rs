@@ -1,175 +1,175 @@
-//! Sets up a [`Region`].
+//! [`RegionBuilder`]: sets up a region.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_lock::Semaphore;
 
-use crate::codec::Msgpack;
-use crate::codec::Seconds;
+use crate::codec::{Msgpack, Seconds};
 use crate::error::{Error, ErrorKind};
 use crate::freshness::{Expiry, Invalidation, LocalInvalidation};
-use crate::keymap::{KeyMap, Unmapped};
-use crate::lock::LocalLock;
-use crate::lock::LockSettings;
+use crate::keymap::{Identity, KeyMap};
+use crate::lock::{LocalLock, LockSettings};
+use crate::region::core::Core;
+use crate::region::create::single_flight::SingleFlight;
+use crate::region::options::{CallOptions, OnWaitTimeout, Options};
 #[cfg(feature = "tokio")]
-use crate::region::create::background::TaskJob;
-use crate::region::create::background::{Runner, ThreadJob};
-use crate::region::create::single_flight::Line;
+use crate::region::runner::TaskJob;
+use crate::region::runner::{JobRunner, ThreadJob};
 use crate::region::stats::Counters;
-use crate::region::{Region, Shared};
+use crate::region::{Region, RegionInner};
 use crate::time::Clock;
 
-/// Settings of a [`Region`], from [`Region::builder`].
+/// Sets up a [`Region`]. Made by [`Region::builder`].
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use dogpile::keymap::Prefix;
+/// use dogpile::{Memory, Region};
+///
+/// let region = Region::builder(Memory::new(64 << 20))
+///     .keys(Prefix::new("shop:"))
+///     .stale_after(Duration::from_secs(300))
+///     .ttl(Duration::from_secs(3600))
+///     .wait_timeout(Duration::from_secs(10))
+///     .build()?;
+/// region.set("user-15", &15_u64)?;
+/// # Ok::<(), dogpile::Error>(())
+/// ```
 #[must_use]
 #[derive(Clone, Debug)]
-pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I = LocalInvalidation> {
+pub struct RegionBuilder<B, S = Msgpack<Seconds>, L = LocalLock, M = Identity, I = LocalInvalidation> {
     backend: B,
     codec: S,
     lock: L,
     map: M,
     invalidation: I,
-    clock: Clock,
-    expiry: Expiry,
-    ttl: Option<Duration>,
-    patience: Option<Duration>,
-    after_patience: AfterPatience,
-    max_creators: Option<usize>,
-    fail_closed: bool,
-    thread_runner: Runner<ThreadJob>,
-    #[cfg(feature = "tokio")]
-    task_runner: Runner<TaskJob>,
+    common: Common,
 }
 
-/// What becomes of a caller whose patience is over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum AfterPatience {
-    /// It gets an error of [`ErrorKind::Timeout`]. The default.
-    #[default]
-    Fail,
-    /// It creates for itself, beside whoever is about it, and stores what it created. Where all places of
-    /// [creators](RegionBuilder::max_creators) are taken it gets the error all the same.
-    Create,
+/// The settings that do not depend on a type parameter.
+#[derive(Clone, Debug)]
+struct Common {
+    clock: Clock,
+    options: Options,
+    max_creations: Option<usize>,
+    thread_runner: JobRunner<ThreadJob>,
+    #[cfg(feature = "tokio")]
+    task_runner: JobRunner<TaskJob>,
 }
 
 impl<B> RegionBuilder<B> {
-    pub(crate) fn new(backend: B) -> Self {
+    pub(super) fn new(backend: B) -> Self {
         RegionBuilder {
             backend,
             codec: Msgpack::new(),
             lock: LocalLock,
-            map: Unmapped,
+            map: Identity,
             invalidation: LocalInvalidation::default(),
-            clock: Clock::system(),
-            expiry: Expiry::Never,
-            ttl: None,
-            patience: None,
-            after_patience: AfterPatience::Fail,
-            max_creators: None,
-            fail_closed: false,
-            thread_runner: Runner::threads(),
-            #[cfg(feature = "tokio")]
-            task_runner: Runner::tokio(),
+            common: Common {
+                clock: Clock::system(),
+                options: Options::default(),
+                max_creations: None,
+                thread_runner: JobRunner::threads(),
+                #[cfg(feature = "tokio")]
+                task_runner: JobRunner::tokio(),
+            },
         }
     }
 }
 
 impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M, I> {
-    /// How values are written. Default: [`Msgpack<Seconds>`].
+    /// Sets how values are encoded. Default: [`Msgpack<Seconds>`].
     pub fn codec<T>(self, codec: T) -> RegionBuilder<B, T, L, M, I> {
-        self.with(|_, lock, map, invalidation| (codec, lock, map, invalidation))
+        let RegionBuilder { backend, lock, map, invalidation, common, .. } = self;
+        RegionBuilder { backend, codec, lock, map, invalidation, common }
     }
 
-    /// Who may create a value, among processes. Default: [`LocalLock`], one in each.
+    /// Sets the lock between processes. Default: [`LocalLock`], which lets each process create.
     pub fn lock<T: LockSettings>(self, lock: T) -> RegionBuilder<B, S, T, M, I> {
-        self.with(|codec, _, map, invalidation| (codec, lock, map, invalidation))
+        let RegionBuilder { backend, codec, map, invalidation, common, .. } = self;
+        RegionBuilder { backend, codec, lock, map, invalidation, common }
     }
 
-    /// How keys become the server's. Default: as they are.
+    /// Sets how keys are mapped to the backend's. Default: [`Identity`].
     pub fn keys<T: KeyMap>(self, map: T) -> RegionBuilder<B, S, L, T, I> {
-        self.with(|codec, lock, _, invalidation| (codec, lock, map, invalidation))
+        let RegionBuilder { backend, codec, lock, invalidation, common, .. } = self;
+        RegionBuilder { backend, codec, lock, map, invalidation, common }
     }
 
-    /// What is invalid. Default: [`LocalInvalidation`], what this process invalidated.
+    /// Sets how invalidations are remembered. Default: [`LocalInvalidation`], in this process.
     pub fn invalidation<T: Invalidation>(self, invalidation: T) -> RegionBuilder<B, S, L, M, T> {
-        self.with(|codec, lock, map, _| (codec, lock, map, invalidation))
+        let RegionBuilder { backend, codec, lock, map, common, .. } = self;
+        RegionBuilder { backend, codec, lock, map, invalidation, common }
     }
 
-    fn with<S2, L2, M2, I2>(
-        self,
-        change: impl FnOnce(S, L, M, I) -> (S2, L2, M2, I2),
-    ) -> RegionBuilder<B, S2, L2, M2, I2> {
-        let (codec, lock, map, invalidation) = change(self.codec, self.lock, self.map, self.invalidation);
-        RegionBuilder {
-            backend: self.backend,
-            codec,
-            lock,
-            map,
-            invalidation,
-            clock: self.clock,
-            expiry: self.expiry,
-            ttl: self.ttl,
-            patience: self.patience,
-            after_patience: self.after_patience,
-            max_creators: self.max_creators,
-            fail_closed: self.fail_closed,
-            thread_runner: self.thread_runner,
-            #[cfg(feature = "tokio")]
-            task_runner: self.task_runner,
-        }
-    }
-
-    /// How old an entry gets before it is stale: one caller then creates the value anew, the others use the old one.
-    /// Default: [`Expiry::Never`]. See [`RegionBuilder::ttl`] for when it goes altogether.
-    pub fn expires_after(mut self, age: impl Into<Expiry>) -> Self {
-        self.expiry = age.into();
+    /// Sets all options at once. Those that are set afterwards replace them one by one.
+    pub fn options(mut self, options: &Options) -> Self {
+        self.common.options = options.clone();
         self
     }
 
-    /// How long the backend keeps an entry, to the millisecond and at least one. Default: as long as it has room. For
-    /// stale values to be served it must be longer than the expiry. In a hash see
-    /// [`HashExpiry`](crate::redis::HashExpiry).
+    /// Sets the soft expiry: how old an entry gets before it is stale. Default: [`Expiry::Never`].
+    ///
+    /// One caller then creates the value anew, and the others get the stale one. See
+    /// [`ttl`](RegionBuilder::ttl) for when an entry disappears.
+    pub fn stale_after(mut self, age: impl Into<Expiry>) -> Self {
+        self.common.options.stale_after = age.into();
+        self
+    }
+
+    /// Sets the hard expiry: how long the backend keeps an entry. Default: as long as it has room.
+    ///
+    /// The TTL is kept to the millisecond and is at least one. It must exceed the soft expiry for stale
+    /// values to be served. For fields of hashes see [`HashTtl`](crate::HashTtl).
     pub fn ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
-        self.ttl = ttl.into();
+        self.common.options.ttl = ttl.into();
         self
     }
 
-    /// How long a caller waits, in all, for values that others create, and for a place among the
-    /// [creators](RegionBuilder::max_creators); its own creator does not count. Default: as long as it takes. See
-    /// [`RegionBuilder::after_patience`].
-    pub fn patience(mut self, at_most: impl Into<Option<Duration>>) -> Self {
-        self.patience = at_most.into();
+    /// Sets how long a call waits in all for creations of other callers. Default: without limit.
+    ///
+    /// Waiting for a permit of [`max_creations`](RegionBuilder::max_creations) counts, the call's own
+    /// creator does not.
+    pub fn wait_timeout(mut self, at_most: impl Into<Option<Duration>>) -> Self {
+        self.common.options.wait_timeout = at_most.into();
         self
     }
 
-    /// What becomes of a caller whose patience is over. Default: [`AfterPatience::Fail`].
-    pub fn after_patience(mut self, what: AfterPatience) -> Self {
-        self.after_patience = what;
+    /// Sets what happens to a call that has waited too long. Default: [`OnWaitTimeout::Fail`].
+    pub fn on_wait_timeout(mut self, what: OnWaitTimeout) -> Self {
+        self.common.options.on_wait_timeout = what;
         self
     }
 
-    /// How many creators of this region may run at once in this process, so that what they ask is not overrun when the
-    /// server is down and nothing is found. Others wait for their turn, with their keys locked. A creator of many keys is
-    /// one. A creator that asks the same region for other keys needs a place more, and may wait for ever where all places
-    /// are held by such: give it a region of its own. Default: any number.
-    pub fn max_creators(mut self, most: impl Into<Option<usize>>) -> Self {
-        self.max_creators = most.into();
-        self
-    }
-
-    /// Makes `get_or_create` fail when the backend or the lock does. By default the creator runs, its value is returned
-    /// and the trouble counted in [`Stats`](crate::region::stats::Stats).
+    /// Makes `get_or_create` fail if the backend or the lock fails.
+    ///
+    /// By default the creator runs, its value is returned, and [`Stats`](crate::Stats) counts the error.
     pub fn fail_closed(mut self) -> Self {
-        self.fail_closed = true;
+        self.common.options.fail_closed = true;
         self
     }
 
-    /// Who runs the creators of [`Region::get_or_refresh`], such as a pool of threads. Default: each in a thread of its
-    /// own, up to 16 at once; what is over that is dropped, and the next caller tries again.
+    /// Limits how many creations of this region run at once in this process. Default: no limit.
+    ///
+    /// The limit protects what the creators query while the server is down and nothing is found. Other
+    /// callers wait for a permit with their keys locked. A creation of many keys counts as one. A
+    /// creator that asks the same region for other keys needs another permit, and may wait for ever if
+    /// such creators hold all of them: use two regions then.
+    pub fn max_creations(mut self, max: impl Into<Option<usize>>) -> Self {
+        self.common.max_creations = max.into();
+        self
+    }
+
+    /// Sets what runs the creators of [`Region::get_or_refresh`], such as a thread pool.
+    ///
+    /// Default: each in a thread of its own, and at most 16 at once; further ones are dropped, and the
+    /// next caller tries again.
     ///
     /// ```
-    /// use dogpile::{Memory, Region, ThreadJob};
+    /// use dogpile::region::ThreadJob;
+    /// use dogpile::{Memory, Region};
     ///
     /// let (sender, jobs) = std::sync::mpsc::channel::<ThreadJob>();
     /// std::thread::spawn(move || jobs.into_iter().for_each(|job| job()));
@@ -178,58 +178,69 @@ impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation> RegionBuilder<B, S, L, M
     /// # Ok::<(), dogpile::Error>(())
     /// ```
     pub fn thread_runner(mut self, run: impl Fn(ThreadJob) + Send + Sync + 'static) -> Self {
-        self.thread_runner = Runner::new(run);
+        self.common.thread_runner = JobRunner::new(run);
         self
     }
 
-    /// Who runs the creators of [`Region::get_or_refresh_async`]. Default: each in a task of the tokio runtime that its
-    /// caller is in. A runtime that shuts down drops them and can no longer release their locks in a server, which then
-    /// last as long as their leases. A program that stops cleanly brings its own runner, and waits for what it runs.
+    /// Sets what runs the creators of [`Region::get_or_refresh_async`], such as a `TaskTracker`.
+    ///
+    /// Default: a task of the caller's tokio runtime. A runtime that shuts down drops its tasks and
+    /// cannot release their leases, which then live until they expire. A service that stops cleanly
+    /// sets its own runner and waits for its tasks.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20))
+    ///     .task_runner(|job| drop(tokio::spawn(job)))
+    ///     .build()?;
+    /// # let _: Region<Memory> = region;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[cfg(feature = "tokio")]
     pub fn task_runner(mut self, run: impl Fn(TaskJob) + Send + Sync + 'static) -> Self {
-        self.task_runner = Runner::new(run);
+        self.common.task_runner = JobRunner::new(run);
         self
     }
 
-    /// Where the region reads the time. Default: the system's clock.
+    /// Sets the clock by which entries are dated and judged. Default: the system's.
     pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+        self.common.clock = clock;
         self
     }
 
-    /// The region. Connects to nothing yet.
+    /// Builds the region. It connects to nothing yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for settings that cannot work: of the lock, a patience of zero, no creators.
+    /// [`ErrorKind::Config`] for settings that cannot work: those of the lock, a `wait_timeout` of zero, or
+    /// `max_creations` of zero.
     pub fn build(self) -> Result<Region<B, S, L, M, I>, Error> {
-        self.lock.check()?;
-        if self.patience == Some(Duration::ZERO) {
-            return Err(Error::new(ErrorKind::Config, "with no patience at all nobody can wait for a value"));
+        let RegionBuilder { backend, codec, lock, map, invalidation, common } = self;
+        let refuse = |what| Err(Error::new(ErrorKind::Config, what));
+        lock.check()?;
+        if common.options.wait_timeout == Some(Duration::ZERO) {
+            return refuse("building a region: wait_timeout is zero, so no caller could wait for a value");
         }
-        if self.max_creators == Some(0) {
-            return Err(Error::new(ErrorKind::Config, "with no creators at all nobody can create a value"));
+        if common.max_creations == Some(0) {
+            return refuse("building a region: max_creations is zero, so no value could be created");
         }
-        Ok(Region {
-            shared: Arc::new(Shared {
-                backend: self.backend,
-                codec: self.codec,
-                lock: self.lock,
-                map: self.map,
-                invalidation: self.invalidation,
-                line: Arc::new(Line::new()),
-                clock: self.clock,
-                expiry: self.expiry,
-                max_age: self.expiry.into(),
-                ttl: self.ttl,
-                patience: self.patience,
-                after_patience: self.after_patience,
-                creators: self.max_creators.map(|most| (Arc::new(Semaphore::new(most)), most)),
-                fail_closed: self.fail_closed,
-                thread_runner: self.thread_runner,
-                #[cfg(feature = "tokio")]
-                task_runner: self.task_runner,
-                counters: Counters::default(),
-            }),
-        })
+        let core = Core {
+            codec,
+            map,
+            invalidation,
+            flights: Arc::new(SingleFlight::new()),
+            clock: common.clock,
+            creations: common.max_creations.map(|max| (Arc::new(Semaphore::new(max)), max)),
+            counters: Counters::default(),
+        };
+        let inner = RegionInner {
+            backend,
+            lock,
+            core,
+            thread_runner: common.thread_runner,
+            #[cfg(feature = "tokio")]
+            task_runner: common.task_runner,
+        };
+        Ok(Region { inner: Arc::new(inner), options: CallOptions::new(common.options) })
     }
 }

@@ -1,280 +1,397 @@
-//! [`Region`]: values of one kind, where they live, how they are written, who creates them.
+//! [`Region`]: a cache of values, and the operations of its blocking callers.
 //!
-//! [`builder`] sets one up, [`call`] reads and writes, [`flight`] carries one caller to one value through the
-//! decision table of `engine::dogpile`, [`drive`] is the driver of flights, [`face`] what it does in another way for
-//! threads than for tasks, [`function`] makes functions cached.
+//! `asynchronous` has the operations of tasks, `builder` and `options` set a region up, `core`
+//! decodes and judges entries, `create` is what happens on a miss, and `function` makes functions
+//! cached.
 
 #[cfg(feature = "tokio")]
 mod asynchronous;
 mod builder;
-mod call;
-mod create;
+mod core;
+pub(crate) mod create;
 mod function;
 mod keys;
+mod options;
+mod runner;
 mod stats;
 
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
-use std::thread::ThreadId;
 use std::time::Duration;
 
-use async_lock::Semaphore;
-use bytes::Bytes;
-
+use self::core::{Core, Scope};
+use self::create::caller::{AfterFirstRead, Caller};
+use self::keys::{KeySpace, KeySpaces};
+use self::options::CallOptions;
+use self::runner::JobRunner;
 use crate::backend::Backend;
-use crate::batch::Batch;
-use crate::codec::Msgpack;
-use crate::codec::Seconds;
-use crate::codec::{Codec, Meta};
-use crate::error::{Error, ErrorKind, GetError};
-use crate::freshness::{Expiry, Freshness, Invalidate, Invalidation, LocalInvalidation, MaxAge, judge};
+use crate::batch::Found;
+use crate::buffer::Buffer;
+use crate::codec::{Codec, Msgpack, Seconds};
+use crate::error::{Error, GetError};
+use crate::exec::{Blocking, Exec, poll_ready};
+use crate::freshness::{Expiry, Invalidate, Invalidation, LocalInvalidation};
 use crate::key::{AsKey, Key};
-use crate::keymap::{KeyMap, Unmapped};
-use crate::lock::LocalLock;
-use crate::lock::{Lock, LockSettings};
-use crate::region::create::background::Runner;
-use crate::region::create::single_flight;
-use crate::region::create::single_flight::{Line, Waiter};
-use crate::region::keys::{KeyRoom, Room};
-use crate::region::stats::Counters;
+use crate::keymap::{Identity, KeyMap};
+use crate::lock::{BlockingBackend, BlockingLock, LocalLock, Lock};
 use crate::slice::Slice;
-use crate::time::{Clock, Entry, Now, Timestamp};
+use crate::time::{Entry, Now};
 
-pub use self::builder::{AfterPatience, RegionBuilder};
-pub use self::call::{Call, StoreAll, StoreIf, StoreRule};
-#[cfg(feature = "tokio")]
-pub use self::create::background::TaskJob;
-pub use self::create::background::ThreadJob;
+pub use self::builder::RegionBuilder;
 pub use self::function::{Function, FunctionMany, KeyArgs};
+pub use self::options::{OnWaitTimeout, Options};
+#[cfg(feature = "tokio")]
+pub use self::runner::TaskJob;
+pub use self::runner::ThreadJob;
 pub use self::stats::Stats;
 
-/// A cache of values: where entries live (`B`), how they are written (`S`), who holds the lock while a value is
-/// created (`L`), how keys become the server's (`M`), and what is invalid (`I`).
+/// A read-through cache: where entries live (`B`), how values are encoded (`S`), how processes exclude
+/// each other (`L`), how keys are mapped (`M`), and what has been invalidated (`I`).
 ///
-/// A region is a handle; clones are the same region. All methods take `&self` and may be called from many threads.
-/// [`Region::get_or_create`] is what it is for. Settings for single calls are made by [`Region::with_expiry`],
-/// [`Region::ignoring_expiry`], [`Region::with_ttl`] and [`Region::store_if`].
+/// A region is a handle, and its clones are the same region. All methods take `&self` and may be
+/// called from many threads. [`get_or_create`](Region::get_or_create) is the method that most callers
+/// need.
+///
+/// Handles with other options are derived by [`with_ttl`](Region::with_ttl),
+/// [`with_stale_after`](Region::with_stale_after), [`with`](Region::with) and their like. They are of
+/// the same type and share everything else; deriving one costs one reference count, so a service can keep it.
 ///
 /// ```
 /// use std::time::Duration;
+///
 /// use dogpile::{Memory, Region};
 ///
 /// let region = Region::builder(Memory::new(64 << 20))
-///     .expires_after(Duration::from_secs(3600))
+///     .stale_after(Duration::from_secs(3600))
 ///     .build()?;
 ///
-/// let name: String = region.get_or_create(("user-15", "name"), || load_name(15))?;
+/// let name: String = region.get_or_create("user-15|name", || load_name(15))?;
 /// assert_eq!(name, "Ann");
-/// assert_eq!(region.get::<String>(("user-15", "name"))?.as_deref(), Some("Ann"));
+/// assert_eq!(region.get::<String>("user-15|name")?.as_deref(), Some("Ann"));
 /// # fn load_name(_: u64) -> Result<String, std::io::Error> { Ok("Ann".into()) }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Region<B, S = Msgpack<Seconds>, L = LocalLock, M = Unmapped, I = LocalInvalidation> {
-    shared: Arc<Shared<B, S, L, M, I>>,
+pub struct Region<B, S = Msgpack<Seconds>, L = LocalLock, M = Identity, I = LocalInvalidation> {
+    inner: Arc<RegionInner<B, S, L, M, I>>,
+    options: CallOptions,
 }
 
-/// What the clones of a region share.
-pub(crate) struct Shared<B, S, L, M, I> {
+/// What all handles of a region share.
+struct RegionInner<B, S, L, M, I> {
     backend: B,
-    codec: S,
     lock: L,
-    map: M,
-    invalidation: I,
-    line: Arc<Line>,
-    clock: Clock,
-    expiry: Expiry,
-    /// The same, as ages are compared.
-    max_age: MaxAge,
-    ttl: Option<Duration>,
-    patience: Option<Duration>,
-    after_patience: AfterPatience,
-    /// Places for those who create, and how many there are.
-    creators: Option<(Arc<Semaphore>, usize)>,
-    fail_closed: bool,
-    thread_runner: Runner<ThreadJob>,
+    core: Core<S, M, I>,
+    thread_runner: JobRunner<ThreadJob>,
     #[cfg(feature = "tokio")]
-    task_runner: Runner<TaskJob>,
-    counters: Counters,
-}
-
-/// What an entry says, and what it is good for.
-pub(crate) struct Understood<V> {
-    value: V,
-    meta: Meta,
-    freshness: Freshness,
-}
-
-/// A value that was read, with its entry.
-pub(crate) struct Reading<V> {
-    value: V,
-    entry: Bytes,
-    freshness: Freshness,
+    task_runner: JobRunner<TaskJob>,
 }
 
 impl<B> Region<B> {
-    /// Begins to set up a region over `backend`.
+    /// Starts to build a region over `backend`.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(64 << 20)).build()?;
+    /// # let _: Region<Memory> = region;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn builder(backend: B) -> RegionBuilder<B> {
         RegionBuilder::new(backend)
     }
 }
 
 impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
-    /// The value of `key`; `None` when it is absent, stale or cannot be decoded. One round trip, and no allocation but
-    /// what `V` itself needs.
+    /// Returns the value of `key`, or `None` if it is missing, stale, or cannot be decoded.
     ///
     /// A cached `None` of an `Option` is `Some(None)`.
     ///
     /// # Errors
-    /// When the backend fails.
+    /// If the backend fails.
+    ///
+    /// # Cost
+    /// One round trip, and no allocation except those of `V` itself.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("user-15|name", &"Ann".to_string())?;
+    /// assert_eq!(region.get::<String>("user-15|name")?.as_deref(), Some("Ann"));
+    /// assert_eq!(region.get::<String>("user-16|name")?, None);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[inline]
     pub fn get<V>(&self, key: impl AsKey) -> Result<Option<V>, Error>
     where
         S: Codec<V>,
     {
-        self.call().get(key)
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let read = self.inner.backend.get(space.map(&key, &core.map));
+        let entry = core.miss_if_wrong_type(read)?;
+        Ok(entry.and_then(|entry| core.fresh(Slice::from(&entry), self.options.max_age, &Now::of(&core.clock))))
     }
 
-    /// The value of `key` with its creation time, age and version; otherwise as [`Region::get`].
+    /// Returns the value of `key` with its time of creation, age and version, if it is fresh.
     ///
     /// # Errors
-    /// When the backend fails.
+    /// If the backend fails.
+    ///
+    /// # Cost
+    /// One round trip.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("k", &15_u64)?;
+    /// let entry = region.get_entry::<u64>("k")?.unwrap();
+    /// assert_eq!(entry.value, 15);
+    /// assert!(entry.age.unwrap().as_secs() < 5);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn get_entry<V>(&self, key: impl AsKey) -> Result<Option<Entry<V>>, Error>
     where
         S: Codec<V>,
     {
-        self.call().get_entry(key)
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let now = Now::of(&core.clock);
+        let entry = core.miss_if_wrong_type(self.inner.backend.get(space.map(&key, &core.map)))?;
+        Ok(core.fresh_entry(entry, self.options.max_age, &now))
     }
 
-    /// The values of `keys`, in their order, duplicates kept. One round trip whatever the keys, none for no keys.
+    /// Returns the values of `keys`, in their order, with duplicates.
     ///
     /// # Errors
-    /// When the backend fails for any of them.
+    /// If the backend fails for any of them.
+    ///
+    /// # Cost
+    /// One round trip whatever the keys, and none for no keys.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set_many(&[("a", 1_u64), ("b", 2)])?;
+    /// assert_eq!(region.get_many::<_, u64>(&["b", "c", "a"])?, [Some(2), None, Some(1)]);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn get_many<K: AsKey, V>(&self, keys: &[K]) -> Result<Vec<Option<V>>, Error>
     where
         S: Codec<V>,
     {
-        self.call().get_many(keys)
+        let (core, mut space, mut found) = (&self.inner.core, KeySpaces::new(), Found::new());
+        self.inner.backend.get_many(&space.map_all(keys, &core.map), &mut found)?;
+        Ok(core.fresh_values(&found, self.options.max_age))
     }
 
-    /// Stores a value, in one round trip, and without allocating once the buffers are warm, if its entry has at most
-    /// 32 KiB (in `Memory`: no more than the entry that it replaces).
+    /// Stores a value, in place of whatever the key held.
     ///
     /// # Errors
-    /// When the value cannot be encoded or the backend fails.
+    /// If the value cannot be encoded or the backend fails.
+    ///
+    /// # Cost
+    /// One round trip. No allocation once the buffers are warm, for entries of at most 32 KiB (in
+    /// [`Memory`](crate::Memory): of at most the size of the entry that is replaced).
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set(("users", 15), &"Ann".to_string())?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn set<V>(&self, key: impl AsKey, value: &V) -> Result<(), Error>
     where
         S: Codec<V>,
     {
-        self.call().set(key, value)
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let key = space.map(&key, &core.map);
+        let mut entry = Buffer::take();
+        core.encode(key, value, &mut entry)?;
+        let stored = self.inner.backend.set(key, &entry, self.options.ttl);
+        core.wrote(key);
+        stored
     }
 
-    /// Stores many values, of duplicates the last, in one round trip.
+    /// Stores many values. Of duplicate keys the last one wins.
     ///
     /// # Errors
-    /// When a value cannot be encoded, and then nothing was stored; when the backend fails, and then some may have
-    /// been.
+    /// If a value cannot be encoded: nothing is stored then. If the backend fails: some values may have
+    /// been stored.
+    ///
+    /// # Cost
+    /// One round trip, and none for no entries.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set_many(&[("a", 1_u64), ("b", 2)])?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn set_many<K: AsKey, V>(&self, entries: &[(K, V)]) -> Result<(), Error>
     where
         S: Codec<V>,
     {
-        self.call().set_many(entries)
+        self.set_all(entries.iter().map(|(key, value)| (key, value)))
     }
 
-    /// Deletes a value; it does not matter whether it was there. One round trip.
+    fn set_all<'v, K: AsKey + 'v, V: 'v>(&self, entries: impl Iterator<Item = (&'v K, &'v V)>) -> Result<(), Error>
+    where
+        S: Codec<V>,
+    {
+        let core = &self.inner.core;
+        let batch = core.encode_all(entries)?;
+        let stored = self.inner.backend.set_many(&batch, self.options.ttl);
+        core.wrote_all(&batch);
+        stored
+    }
+
+    /// Deletes a value. It is no error if there is none.
     ///
     /// # Errors
-    /// When the backend fails.
+    /// If the backend fails.
+    ///
+    /// # Cost
+    /// One round trip.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("k", &15_u64)?;
+    /// region.delete("k")?;
+    /// assert_eq!(region.get::<u64>("k")?, None);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn delete(&self, key: impl AsKey) -> Result<(), Error> {
         self.delete_many(&[key])
     }
 
-    /// Deletes many values in one round trip, none for no keys.
+    /// Deletes many values.
     ///
     /// # Errors
-    /// When the backend fails.
-    pub fn delete_many<K: AsKey>(&self, keys: &[K]) -> Result<(), Error> {
-        let mut room = KeyRoom::new();
-        self.shared.backend.delete_many(&room.map_all(keys, &self.shared.map))
-    }
-
-    /// The value of `key`, created if it is not there.
+    /// If the backend fails: some values may have been deleted.
     ///
-    /// Of all callers, in all threads and, with a [`RedisLock`](crate::lock::RedisLock), in all processes, one calls
-    /// `create`. While a value is stale the others get it as it is; while there is none they wait for the new one. If
-    /// `create` fails or panics, the lock is released and the next caller's `create` runs.
-    ///
-    /// A hit costs one round trip; a miss three at most: read, lock and read again, store and release. With a lock that
-    /// no other process knows (the default) it is two, unless others create at the same time, and with
-    /// [`RedisLock::lease_on_miss`](crate::lock::RedisLock::lease_on_miss) too. Who comes while another caller of this process
-    /// reads the key, or creates it because there was nothing, waits for him instead of reading; if there is something
-    /// after all, that costs a round trip more, once for a key that was not found lately. When the backend is out
-    /// of reach, `create` runs all the same, once per key at a time in this region and its clones, and its value is
-    /// returned ([`RegionBuilder::fail_closed`] makes that an error). A value that cannot be encoded is returned and
-    /// cannot be shared, so those who wait create theirs one after the other.
-    ///
-    /// `create` may get and create other values, but values must not need each other in a circle: that waits for ever,
-    /// or as long as the region's [patience](RegionBuilder::patience). Only the shortest circle is told, when `create`
-    /// asks for its own key on its own thread.
-    ///
-    /// # Errors
-    /// [`GetError::Create`] with the error of `create`. [`GetError::Cache`] when waiting took longer than the region's
-    /// [patience](RegionBuilder::patience), when `create` asks for the very key it is creating, and, if the region
-    /// fails closed, when the backend fails.
-    #[inline]
-    pub fn get_or_create<V, E>(&self, key: impl AsKey, create: impl FnOnce() -> Result<V, E>) -> Result<V, GetError<E>>
-    where
-        S: Codec<V>,
-    {
-        self.call().get_or_create(key, create)
-    }
-
-    /// The value of `key`, created if it is not there; a stale value is returned at once, to every caller, while it is
-    /// created anew in the background.
-    ///
-    /// As [`Region::get_or_create`], but where a stale value is found nobody waits for the creator: one caller of all
-    /// hands it to the region's [runner](RegionBuilder::thread_runner). It takes the lock with it, which is released
-    /// when it ends. What goes wrong there is counted in [`Stats`], and the next caller tries again. With no value at
-    /// hand this caller creates it, or waits for who does.
-    ///
-    /// # Errors
-    /// As [`Region::get_or_create`].
+    /// # Cost
+    /// One round trip, and none for no keys.
     ///
     /// ```
-    /// use std::time::Duration;
     /// use dogpile::{Memory, Region};
     ///
     /// let region = Region::builder(Memory::new(1 << 20)).build()?;
-    /// region.set("rates", &1_u64)?;
-    /// let stale = region.with_expiry(Duration::ZERO).get_or_refresh("rates", || Ok::<_, std::io::Error>(2_u64))?;
-    /// assert_eq!(stale, 1);
-    /// # while region.get::<u64>("rates")? != Some(2) { std::thread::yield_now(); }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// region.delete_many(&["a", "b"])?;
+    /// # Ok::<(), dogpile::Error>(())
     /// ```
-    pub fn get_or_refresh<V, E>(
-        &self,
-        key: impl AsKey,
-        create: impl FnOnce() -> Result<V, E> + Send + 'static,
-    ) -> Result<V, GetError<E>>
-    where
-        B: 'static,
-        S: Codec<V> + Send + Sync + 'static,
-        L: 'static,
-        M: 'static,
-        I: 'static,
-        V: Send + 'static,
-        L::Guard: 'static,
-    {
-        self.call().get_or_refresh(key, create)
+    pub fn delete_many<K: AsKey>(&self, keys: &[K]) -> Result<(), Error> {
+        let mut space = KeySpaces::new();
+        self.inner.backend.delete_many(&space.map_all(keys, &self.inner.core.map))
     }
 
-    /// The values of `keys`, in their order, those created that are not there.
+    /// Returns the value of `key`, and creates it with `create` if it is missing.
     ///
-    /// `create` is given the keys that this caller must create, each once, in the order they were asked for, and
-    /// returns their values in that order. Values that others are creating are waited for; if they fail, `create` is
-    /// called again, with those. Round trips as in [`Region::get_or_create`], for all keys together.
+    /// Of all concurrent callers one runs its creator: of all threads and tasks of the region, and of
+    /// all processes with a [`RedisLock`](crate::RedisLock). If the value is missing, the others wait
+    /// for it. If it is stale, they get the stale value at once (stale-while-revalidate). If `create`
+    /// fails or panics, the lock is released and the creator of the next waiter runs.
+    ///
+    /// If the backend cannot be reached, `create` runs all the same, once per key at a time in this
+    /// region, and its value is returned ([`RegionBuilder::fail_closed`] makes that an error). A value
+    /// that cannot be encoded is returned and not shared: waiters create theirs one after the other.
+    ///
+    /// `create` may get and create other keys of the region. If keys need each other in a circle, their
+    /// creators wait for each other until the [`wait_timeout`](RegionBuilder::wait_timeout). Only direct
+    /// recursion on the same thread, a creator that asks for its own key, is detected.
     ///
     /// # Errors
-    /// As [`Region::get_or_create`], and when `create` returns another number of values than it was given keys.
+    /// [`GetError::Create`] with the error of `create`. [`GetError::Cache`] if the wait times out, if
+    /// `create` asks for the key that it is creating, and, if the region fails closed, if the backend
+    /// fails.
+    ///
+    /// # Cost
+    /// A hit takes one round trip. A miss takes two with [`LocalLock`] (read, store), unless other
+    /// callers create at the same time, and three with `RedisLock` (read; lock and read again; store and
+    /// release), or two with [`RedisLock::lease_on_miss`](crate::RedisLock::lease_on_miss). Concurrent
+    /// callers of one process share one read of a key that was not found recently.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(64 << 20)).build()?;
+    /// let rate: f64 = region.get_or_create("rate|EUR|USD", || fetch_rate("EUR", "USD"))?;
+    /// assert_eq!(rate, 1.08);
+    /// # fn fetch_rate(_: &str, _: &str) -> Result<f64, std::io::Error> { Ok(1.08) }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn get_or_create<V: 'static, E>(
+        &self,
+        key: impl AsKey,
+        create: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let key = space.map(&key, &core.map);
+        let hash = core.flights.hash(key);
+        if !core.flights.was_found(hash) {
+            return self.read_or_create(key, hash, create);
+        }
+        let read = core.begin_own_read(hash, L::ONLY_THIS_REGION);
+        match self.scope().fresh_or(self.inner.backend.get(key)) {
+            Ok(fresh) => Ok(fresh),
+            Err(not_fresh) => self.create_one(key, AfterFirstRead::Read(read, not_fresh), create),
+        }
+    }
+
+    /// Gets or creates a key that was not found recently. Out of line, to keep the hit short.
+    #[cold]
+    fn read_or_create<V: 'static, E>(
+        &self,
+        key: Key<'_>,
+        hash: u64,
+        create: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        let (backend, lock) = (BlockingBackend(&self.inner.backend), BlockingLock(&self.inner.lock));
+        let caller = self.caller(Blocking, &backend, &lock);
+        match poll_ready(caller.read_shared(key, hash)) {
+            Ok(fresh) => Ok(fresh),
+            Err(after) => poll_ready(caller.create_one(key, after, || ready(create()))),
+        }
+    }
+
+    #[cold]
+    fn create_one<V: 'static, E>(
+        &self,
+        key: Key<'_>,
+        after: AfterFirstRead<'_, V, L::Guard>,
+        create: impl FnOnce() -> Result<V, E>,
+    ) -> Result<V, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        let (backend, lock) = (BlockingBackend(&self.inner.backend), BlockingLock(&self.inner.lock));
+        poll_ready(self.caller(Blocking, &backend, &lock).create_one(key, after, || ready(create())))
+    }
+
+    /// Returns the values of `keys`, in their order, and creates those that are missing.
+    ///
+    /// `create` gets the keys that this caller must create, each once, in the order in which they were
+    /// asked for, and returns their values in that order. Values that other callers create are waited
+    /// for; if their creators fail, `create` runs again with those keys.
+    ///
+    /// # Errors
+    /// As [`get_or_create`](Region::get_or_create), and if `create` returns another number of values
+    /// than it got keys.
+    ///
+    /// # Cost
+    /// The round trips of [`get_or_create`](Region::get_or_create), for all keys together.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -288,231 +405,243 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
     /// assert_eq!(values, [10, 20, 30, 10]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn get_or_create_many<K: AsKey, V: Clone, E>(
+    pub fn get_or_create_many<K: AsKey, V: Clone + 'static, E>(
         &self,
         keys: &[K],
-        create: impl FnMut(&[&K]) -> Result<Vec<V>, E>,
+        mut create: impl FnMut(&[&K]) -> Result<Vec<V>, E>,
     ) -> Result<Vec<V>, GetError<E>>
     where
         S: Codec<V>,
     {
-        self.call().get_or_create_many(keys, create)
+        self.create_many(keys, keys, |missing| create(missing))
     }
 
-    /// Whether somebody is creating the value of `key`: in this process, or, as far as the lock can tell, in another.
+    /// Gets or creates many values. `create` gets those of `items` whose keys are missing.
+    fn create_many<K: AsKey, T, V: Clone + 'static, E>(
+        &self,
+        keys: &[K],
+        items: &[T],
+        mut create: impl FnMut(&[&T]) -> Result<Vec<V>, E>,
+    ) -> Result<Vec<V>, GetError<E>>
+    where
+        S: Codec<V>,
+    {
+        let (backend, lock) = (BlockingBackend(&self.inner.backend), BlockingLock(&self.inner.lock));
+        let caller = self.caller(Blocking, &backend, &lock);
+        poll_ready(caller.create_many(keys, items, |missing| ready(create(&missing))))
+    }
+
+    /// Returns whether the value of `key` is being created: in this process, or, if the lock can tell, in
+    /// another one.
     ///
     /// # Errors
-    /// When the lock cannot tell.
+    /// If the lock fails.
+    ///
+    /// # Cost
+    /// One round trip with [`RedisLock`](crate::RedisLock), unless this process creates the value.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// assert!(!region.is_locked("k")?);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn is_locked(&self, key: impl AsKey) -> Result<bool, Error> {
-        let mut room = Room::new();
-        let key = room.map(&key, &self.shared.map);
-        Ok(self.shared.line.is_busy(key) || self.shared.lock.is_locked(&self.shared.backend, key)?)
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let key = space.map(&key, &core.map);
+        Ok(core.flights.is_loading(key) || self.inner.lock.is_locked(&self.inner.backend, key)?)
     }
 }
 
-impl<B, S, L, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
-    /// The same region with another expiry for single calls.
-    pub fn with_expiry(&self, expiry: impl Into<Expiry>) -> Call<'_, B, S, L, M, I> {
-        self.call().with_expiry(expiry)
+impl<B, S, L, M, I> Region<B, S, L, M, I> {
+    /// Derives a handle with other options.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Options, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// let short = region.with(&Options { ttl: Some(Duration::from_secs(5)), ..region.options().clone() });
+    /// short.set("k", &15_u64)?;
+    /// assert_eq!(region.get::<u64>("k")?, Some(15), "the handles share their entries");
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with(&self, options: &Options) -> Self {
+        self.derive(self.options.with(options.clone()))
     }
 
-    /// The same region for single calls that take entries of any age, invalidated ones too.
-    pub fn ignoring_expiry(&self) -> Call<'_, B, S, L, M, I> {
-        self.call().ignoring_expiry()
+    /// Derives a handle with another hard expiry; `None` for none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.with_ttl(Duration::from_secs(5)).set("k", &15_u64)?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_ttl(&self, ttl: impl Into<Option<Duration>>) -> Self {
+        self.with(&Options { ttl: ttl.into(), ..self.options().clone() })
     }
 
-    /// The same region with another TTL for single calls; `None` for none.
-    pub fn with_ttl(&self, ttl: impl Into<Option<Duration>>) -> Call<'_, B, S, L, M, I> {
-        self.call().with_ttl(ttl)
+    /// Derives a handle with another soft expiry: what is stale for it may be fresh for others.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("k", &15_u64)?;
+    /// assert_eq!(region.with_stale_after(Duration::ZERO).get::<u64>("k")?.is_some(), false);
+    /// assert_eq!(region.get::<u64>("k")?, Some(15));
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_stale_after(&self, age: impl Into<Expiry>) -> Self {
+        self.with(&Options { stale_after: age.into(), ignore_expiry: false, ..self.options().clone() })
     }
 
-    /// The same region for single calls that store a created value only if `rule` says so. It is returned, and given
-    /// to those who wait for it, in each case.
-    pub fn store_if<V, F: Fn(&V) -> bool>(&self, rule: F) -> Call<'_, B, S, L, M, I, StoreIf<F>> {
-        self.call().store_if(rule)
+    /// Derives a handle whose calls wait at most so long for others; `None` for no limit, and zero for
+    /// no wait at all.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// let impatient = region.with_wait_timeout(Duration::from_millis(100));
+    /// assert_eq!(impatient.get_or_create("k", || Ok::<_, std::io::Error>(15_u64))?, 15);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_wait_timeout(&self, at_most: impl Into<Option<Duration>>) -> Self {
+        self.with(&Options { wait_timeout: at_most.into(), ..self.options().clone() })
     }
 
-    #[inline]
-    fn call(&self) -> Call<'_, B, S, L, M, I> {
-        Call::new(self)
+    /// Derives a handle for which entries of any age are fresh, invalidated ones too.
+    ///
+    /// ```
+    /// use dogpile::{Invalidate, Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("k", &15_u64)?;
+    /// region.invalidate(Invalidate::Hard);
+    /// assert_eq!(region.get::<u64>("k")?, None);
+    /// assert_eq!(region.ignoring_expiry().get::<u64>("k")?, Some(15));
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    #[must_use]
+    pub fn ignoring_expiry(&self) -> Self {
+        self.with(&Options { ignore_expiry: true, ..self.options().clone() })
     }
 
-    /// Makes all that was created up to now stale or absent, as far as the region's [`Invalidation`] reaches. Entries
-    /// in a [`Bare`](crate::codec::Bare) envelope have no time and stay.
-    pub fn invalidate(&self, how: Invalidate) {
-        self.shared.invalidation.invalidate(self.shared.clock.now(), how);
+    /// Derives a handle that stores created values of type `V` only if `predicate` holds.
+    ///
+    /// A value that is not stored is still returned, and shared with the callers that wait for it.
+    /// Values of other types, and values that [`set`](Region::set) writes, are always stored. Another
+    /// predicate replaces this one.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// let found_only = region.store_if(|name: &Option<String>| name.is_some());
+    /// let name: Option<String> = found_only.get_or_create("user-15|name", || Ok::<_, std::io::Error>(None))?;
+    /// assert_eq!(name, None);
+    /// assert_eq!(region.get::<Option<String>>("user-15|name")?, None, "it was not stored");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn store_if<V: 'static>(&self, predicate: impl Fn(&V) -> bool + Send + Sync + 'static) -> Self {
+        self.derive(self.options.store_if(predicate))
     }
 
-    /// What happened since the region was built.
+    /// Returns the options of this handle.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        self.options.as_options()
+    }
+
+    fn derive(&self, options: CallOptions) -> Self {
+        Region { inner: Arc::clone(&self.inner), options }
+    }
+
+    /// Returns the counters of what has happened since the region was built.
+    ///
+    /// ```
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.get_or_create("k", || Ok::<_, std::io::Error>(15_u64))?;
+    /// assert_eq!(region.stats().creations, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.counters.read()
+        self.inner.core.counters.read()
     }
 
-    /// Where entries live.
+    /// Returns the backend.
     #[must_use]
     pub fn backend(&self) -> &B {
-        &self.shared.backend
+        &self.inner.backend
     }
 
-    /// What is invalid.
+    /// Returns what has been invalidated.
     #[must_use]
     pub fn invalidation(&self) -> &I {
-        &self.shared.invalidation
+        &self.inner.core.invalidation
+    }
+
+    #[inline]
+    fn scope(&self) -> Scope<'_, S, M, I> {
+        Scope { core: &self.inner.core, options: &self.options }
+    }
+
+    fn caller<'r, X: Exec, B2, L2>(&'r self, exec: X, backend: &'r B2, lock: &'r L2) -> Caller<'r, X, B2, L2, S, M, I> {
+        Caller { exec, backend, lock, scope: self.scope() }
     }
 }
 
-impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
-    /// Decodes and judges an entry. One that cannot be decoded is none.
-    #[inline(always)]
-    fn understand<V>(&self, entry: Slice<'_>, max_age: Option<MaxAge>, now: &Now<'_>) -> Option<Understood<V>>
-    where
-        S: Codec<V>,
-    {
-        match self.codec.decode(entry) {
-            Ok((value, meta)) => {
-                let freshness = self.freshness(meta.created, max_age, now);
-                Some(Understood { value, meta, freshness })
-            }
-            Err(_) => {
-                self.counters.undecodable.add(1);
-                None
-            }
-        }
-    }
-
-    /// What an entry that was created then is good for.
-    #[inline]
-    fn freshness(&self, created: Option<Timestamp>, max_age: Option<MaxAge>, now: &Now<'_>) -> Freshness {
-        max_age.map_or(Freshness::Fresh, |max_age| judge(created, max_age, now, &self.invalidation))
-    }
-
-    /// The value of an entry that is fresh.
-    #[inline(always)]
-    fn fresh<V>(&self, entry: Slice<'_>, max_age: Option<MaxAge>, now: &Now<'_>) -> Option<V>
-    where
-        S: Codec<V>,
-    {
-        match self.codec.decode(entry) {
-            Ok((value, meta)) if self.freshness(meta.created, max_age, now) == Freshness::Fresh => Some(value),
-            Ok(_) => None,
-            Err(_) => {
-                self.counters.undecodable.add(1);
-                None
-            }
-        }
-    }
-
-    /// An entry with what it says, kept for those who wait for it.
-    fn reading<V>(&self, entry: Option<Bytes>, max_age: Option<MaxAge>) -> Option<Reading<V>>
-    where
-        S: Codec<V>,
-    {
-        let entry = entry?;
-        let Understood { value, freshness, .. } =
-            self.understand(Slice::from(&entry), max_age, &Now::of(&self.clock))?;
-        Some(Reading { value, entry, freshness })
-    }
-
-    /// How many lines of keys like this one have ended, where that may save a reading.
-    #[inline]
-    fn lines_ended(&self, hash: u64) -> Option<u64>
-    where
-        L: LockSettings,
-    {
-        L::ONLY_THIS_REGION.then(|| self.line.ended(hash))
-    }
-
-    /// A key was written, or that was tried: callers of this process find that from now on.
-    #[inline]
-    fn wrote(&self, key: Key<'_>) {
-        self.line.wrote(self.line.hash(key));
-    }
-
-    /// Counts an entry that is larger than its key is made for, and warns of the first.
-    #[inline]
-    fn check_length(&self, key: Key<'_>, bytes: usize)
-    where
-        M: KeyMap,
-    {
-        let most = self.map.longest_entry(key);
-        if bytes > most && self.counters.oversized.is_first() {
-            log::warn!(
-                "writing {key}: an entry of {bytes} bytes is over the {most} that such keys are made for; in a bucket it \
-                 costs several times the memory. From now on they are counted only, in Stats::oversized"
-            );
-        }
-    }
-
-    fn wrote_all(&self, batch: &Batch) {
-        batch.iter().for_each(|(key, _)| self.wrote(key));
-    }
-
-    /// A caller is about to read a key, to create it if there is nothing. `Err` where another one in this process does so
-    /// already, for all who want it.
-    #[inline]
-    fn begin_reading(&self, key: Key<'_>, hash: u64, thread: Option<ThreadId>) -> Result<Begun<'_>, Waiter>
-    where
-        L: LockSettings,
-    {
-        let claim = self.line.begin_reading(hash, key, thread)?;
-        Ok(Begun { claim, lines_ended: self.lines_ended(hash) })
-    }
-
-    /// The same for a caller who reads for himself.
-    fn begin_alone(&self, key: Key<'_>) -> Begun<'_>
-    where
-        L: LockSettings,
-    {
-        Begun { claim: None, lines_ended: self.lines_ended(self.line.hash(key)) }
-    }
-
-    /// What reading a key came to; one that holds another type of data is a miss.
-    #[inline(always)]
-    fn miss_if_wrong_type(&self, read: Result<Option<Bytes>, Error>) -> Result<Option<Bytes>, Error> {
-        read.or_else(|error| self.wrong_type(error))
-    }
-
-    #[cold]
-    fn wrong_type(&self, error: Error) -> Result<Option<Bytes>, Error> {
-        if error.kind() != ErrorKind::WrongType {
-            return Err(error);
-        }
-        self.counters.wrong_type.add(1);
-        Ok(None)
-    }
-}
-
-/// A reading that has begun.
-pub(crate) struct Begun<'l> {
-    /// For others who want the key.
-    claim: Option<single_flight::Reading<'l>>,
-    /// How many lines of keys like this one had ended before.
-    lines_ended: Option<u64>,
-}
-
-impl Begun<'_> {
-    /// The value was found.
-    #[inline]
-    fn found<V>(self, value: V) -> V {
-        self.claim.into_iter().for_each(single_flight::Reading::found);
-        value
+impl<B, S, L, M, I: Invalidation> Region<B, S, L, M, I> {
+    /// Makes everything that was created until now stale or invalid, as far as the region's
+    /// [`Invalidation`] reaches.
+    ///
+    /// Entries in a [`Bare`](crate::codec::Bare) envelope have no time of creation and stay as they are.
+    ///
+    /// ```
+    /// use dogpile::{Invalidate, Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("k", &15_u64)?;
+    /// region.invalidate(Invalidate::Hard);
+    /// assert_eq!(region.get::<u64>("k")?, None);
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
+    pub fn invalidate(&self, how: Invalidate) {
+        self.inner.core.invalidation.invalidate(self.inner.core.clock.now(), how);
     }
 }
 
 impl<B, S, L, M, I> Clone for Region<B, S, L, M, I> {
     fn clone(&self) -> Self {
-        Region { shared: Arc::clone(&self.shared) }
+        self.derive(self.options.clone())
     }
 }
 
 impl<B: fmt::Debug, S, L, M, I> fmt::Debug for Region<B, S, L, M, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region")
-            .field("backend", &self.shared.backend)
-            .field("expiry", &self.shared.expiry)
-            .field("ttl", &self.shared.ttl)
-            .field("stats", &self.shared.counters.read())
+            .field("backend", &self.inner.backend)
+            .field("options", self.options())
+            .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,12 @@
-//! Proof by simulation: regions, their lines, locks and renewals run against a simulated server, under a clock that jumps
-//! to whatever comes next, through schedules that chance makes: delays, orders, losses, crashes, leases that end.
+//! Deterministic simulation tests of regions, locks and lease renewal.
 //!
-//! `DOGPILE_SCHEDULES` says how many are tried. A schedule that fails is printed with its seed, and
-//! `DOGPILE_SEED=seed cargo test --all-features --lib simulation` runs it again, the same.
+//! Regions of several simulated processes run against a simulated server, with tokio's paused
+//! clock, which advances to the next timer as soon as all tasks are idle. A seed determines a
+//! schedule: message delays and their order, lost connections, crashes, server restarts, evictions
+//! and expiring leases. Assertions check the guarantees of the crate throughout.
+//!
+//! `DOGPILE_SCHEDULES` sets the number of schedules to run. A failing schedule is printed with its
+//! seed, and `DOGPILE_SEED=seed cargo test --all-features --lib simulation` repeats it exactly.
 
 mod server;
 
@@ -15,19 +19,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{ErrorKind, GetError};
-use crate::key::Key;
-use crate::lock::RedisLock;
-use crate::lock::on_lost::{AfterLoss, LostLease};
-use crate::region::AfterPatience;
-use crate::region::Region;
-use crate::simulation::server::{Handle, RESPONSE, Shared, World, lock};
+use crate::lock::{OnLeaseLost, RedisLock};
+use crate::region::{OnWaitTimeout, Region};
+use crate::simulation::server::{RESPONSE_TIMEOUT, SimBackend, SimShared, SimWorld, lock};
 
-/// Numbers that follow from a seed.
+/// A deterministic random number generator (splitmix64).
 #[derive(Clone)]
-struct Random(u64);
+struct SimRandom(u64);
 
-impl Random {
-    /// The next one of splitmix64.
+impl SimRandom {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -36,245 +36,253 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, most: u64) -> u64 {
-        self.next() % most.max(1)
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
     }
 
-    fn one_in(&mut self, many: u64) -> bool {
-        self.below(many) == 0
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
     }
 
     fn millis(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(from + self.below(to - from + 1))
     }
 
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
+    fn pick<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len() as u64) as usize]
     }
 }
 
-/// What may happen in a schedule.
+/// The parameters of a schedule: its size, its settings, and the faults that may occur.
 #[derive(Clone, Debug)]
-struct Plan {
+struct SimPlan {
     processes: usize,
     callers: usize,
     calls: usize,
     keys: usize,
-    delay: Duration,
+    max_delay: Duration,
     lease: Duration,
-    /// How long creators take, in milliseconds.
-    creators: (u64, u64),
+    /// The shortest and the longest run time of a creator, in milliseconds.
+    creation_millis: (u64, u64),
     ttl: Option<Duration>,
-    reads_and_locks: bool,
-    stores_when_lost: bool,
-    patience: Option<(Duration, AfterPatience)>,
-    max_creators: Option<usize>,
-    /// Of a hundred creators so many fail, and of a hundred calls so many are dropped on their way.
-    fails: u64,
-    drops: u64,
-    /// Of a thousand requests so many break their connection.
-    cuts: u64,
+    lease_on_miss: bool,
+    store_if_lost: bool,
+    wait_timeout: Option<(Duration, OnWaitTimeout)>,
+    max_creations: Option<usize>,
+    /// The percentage of creators that fail.
+    failure_percent: u64,
+    /// The percentage of calls whose future is dropped before it completes.
+    drop_percent: u64,
+    /// The number of requests per thousand during which the connection is lost.
+    disconnect_permille: u64,
     flushes: bool,
     evicts: bool,
     freezes: bool,
     restarts: bool,
     crashes: bool,
-    deafens: bool,
+    /// Whether the connections that receive invalidation messages are lost.
+    loses_tracking: bool,
 }
 
-impl Plan {
-    fn of(random: &mut Random) -> Self {
-        let calm = random.one_in(3);
-        let mut may = |many| !calm && random.one_in(many);
-        let (flushes, evicts, freezes, restarts) = (may(3), may(4), may(4), may(5));
-        let (crashes, deafens, cuts, hurried) = (may(4), may(3), may(3), may(6));
-        let lease = random.one_of(&[200, 1000, 10_000]);
-        Plan {
+impl SimPlan {
+    fn of(random: &mut SimRandom) -> Self {
+        let is_fault_free = random.one_in(3);
+        let mut fault = |n| !is_fault_free && random.one_in(n);
+        let (flushes, evicts, freezes, restarts) = (fault(3), fault(4), fault(4), fault(5));
+        let (crashes, loses_tracking, disconnects, has_wait_timeout) = (fault(4), fault(3), fault(3), fault(6));
+        let lease = random.pick(&[200, 1000, 10_000]);
+        SimPlan {
             processes: 1 + random.below(3) as usize,
             callers: 1 + random.below(3) as usize,
             calls: 1 + random.below(3) as usize,
             keys: 1 + random.below(2) as usize,
-            delay: random.millis(0, 6),
+            max_delay: random.millis(0, 6),
             lease: Duration::from_millis(lease),
-            creators: random.one_of(&[(0, 0), (0, 20), (30, 60), (lease / 2, lease * 2)]),
-            ttl: random.one_of(&[None, Some(20), Some(200)]).map(Duration::from_millis),
-            reads_and_locks: random.one_in(2),
-            stores_when_lost: random.one_in(2),
-            patience: hurried.then(|| {
-                let what = random.one_of(&[AfterPatience::Fail, AfterPatience::Create]);
-                (random.millis(1, 100), what)
+            creation_millis: random.pick(&[(0, 0), (0, 20), (30, 60), (lease / 2, lease * 2)]),
+            ttl: random.pick(&[None, Some(20), Some(200)]).map(Duration::from_millis),
+            lease_on_miss: random.one_in(2),
+            store_if_lost: random.one_in(2),
+            wait_timeout: has_wait_timeout.then(|| {
+                let then = random.pick(&[OnWaitTimeout::Fail, OnWaitTimeout::Create]);
+                (random.millis(1, 100), then)
             }),
-            max_creators: random.one_in(5).then_some(1),
-            fails: if random.one_in(2) { 0 } else { 30 },
-            drops: if random.one_in(2) { 0 } else { 30 },
-            cuts: if cuts { 50 } else { 0 },
+            max_creations: random.one_in(5).then_some(1),
+            failure_percent: if random.one_in(2) { 0 } else { 30 },
+            drop_percent: if random.one_in(2) { 0 } else { 30 },
+            disconnect_permille: if disconnects { 50 } else { 0 },
             flushes,
             evicts,
             freezes,
             restarts,
             crashes,
-            deafens,
+            loses_tracking,
         }
     }
 
-    /// Nothing goes wrong but creators, and no lease ends before it is released.
-    fn is_calm(&self) -> bool {
-        let faults = [self.flushes, self.evicts, self.freezes, self.restarts, self.crashes, self.deafens];
-        self.cuts == 0 && !faults.contains(&true)
+    /// Returns `true` if the only faults are failing creators.
+    ///
+    /// No lease then expires before it is released.
+    fn is_fault_free(&self) -> bool {
+        let faults = [self.flushes, self.evicts, self.freezes, self.restarts, self.crashes, self.loses_tracking];
+        self.disconnect_permille == 0 && !faults.contains(&true)
     }
 
-    /// No message and its answer take longer, while nobody is frozen.
-    fn turn(&self) -> Duration {
-        2 * (self.delay + Duration::from_millis(2))
-    }
-}
-
-/// Says what is to happen to a value whose lease was lost.
-struct Policy(bool);
-
-impl LostLease for Policy {
-    fn lost(&self, _: Key<'_>) -> AfterLoss {
-        if self.0 { AfterLoss::Store } else { AfterLoss::Discard }
+    /// The longest round trip while the server is not frozen.
+    fn max_round_trip(&self) -> Duration {
+        2 * (self.max_delay + Duration::from_millis(2))
     }
 }
 
-/// What creators did.
+/// The observed actions of all creators.
 #[derive(Default)]
-struct Facts {
-    /// The values that were made, by key, and when their creators were done.
-    made: BTreeMap<u64, BTreeMap<u64, Instant>>,
-    /// How many creators run, by process and key.
+struct Observations {
+    /// The created values by key, and the time at which their creators completed.
+    created: BTreeMap<u64, BTreeMap<u64, Instant>>,
+    /// The number of running creators, by process and key.
     running: BTreeMap<(usize, u64), usize>,
-    /// How many creators of a process and key began.
-    begun: BTreeMap<(usize, u64), u64>,
+    /// The number of creators that were started, by process and key.
+    started: BTreeMap<(usize, u64), u64>,
     next: u64,
 }
 
-struct Schedule {
-    plan: Plan,
-    world: Shared,
-    facts: Mutex<Facts>,
-    over: AtomicU64,
+struct Simulation {
+    plan: SimPlan,
+    world: SimShared,
+    observations: Mutex<Observations>,
+    is_over: AtomicU64,
 }
 
-type Of = Region<Handle, crate::codec::Msgpack, RedisLock<Policy>>;
+type SimRegion = Region<SimBackend, crate::codec::Msgpack, RedisLock>;
 
-/// A creator that runs. Dropped, it runs no more.
-struct Runs<'s> {
-    schedule: &'s Schedule,
+/// A running creator; it ends when this is dropped.
+struct RunningCreation<'s> {
+    simulation: &'s Simulation,
     process: usize,
     key: u64,
 }
 
-impl<'s> Runs<'s> {
-    fn begin(schedule: &'s Schedule, process: usize, key: u64) -> Self {
-        let (mut world, mut facts) = (lock(&schedule.world), schedule.facts());
+impl<'s> RunningCreation<'s> {
+    fn start(simulation: &'s Simulation, process: usize, key: u64) -> Self {
+        let (mut world, mut observations) = (lock(&simulation.world), simulation.observations());
         world.note(format_args!("process {process} creates {key}"));
-        let plan = &schedule.plan;
-        let running = facts.running.entry((process, key)).or_default();
+        let plan = &simulation.plan;
+        let running = observations.running.entry((process, key)).or_default();
         *running += 1;
-        assert!(*running == 1 || plan.patience.is_some(), "two creators of {key} run in process {process}");
-        let begun = facts.begun.entry((process, key)).or_default();
-        *begun += 1;
-        let begun = *begun;
+        assert!(
+            *running == 1 || plan.wait_timeout.is_some(),
+            "two creators of {key} run in process {process} at the same time"
+        );
+        let started = observations.started.entry((process, key)).or_default();
+        *started += 1;
+        let started = *started;
         let granted = world.granted.get(&(process, format!("_lok.{key}").into_bytes())).copied().unwrap_or(0);
-        let may_lack_lock = plan.patience.is_some() || world.failed.contains(&process);
-        assert!(may_lack_lock || begun <= granted, "process {process} creates {key} without a lease");
-        if plan.is_calm() && plan.patience.is_none() {
-            let all: usize = facts.running.iter().filter(|((_, other), _)| *other == key).map(|(_, many)| many).sum();
-            assert_eq!(all, 1, "two processes create {key} under live leases");
+        let may_lack_lock = plan.wait_timeout.is_some() || world.failed.contains(&process);
+        assert!(may_lack_lock || started <= granted, "process {process} creates {key} without holding its lease");
+        if plan.is_fault_free() && plan.wait_timeout.is_none() {
+            let total: usize =
+                observations.running.iter().filter(|((_, other), _)| *other == key).map(|(_, count)| count).sum();
+            assert_eq!(total, 1, "two processes create {key} at the same time, although no lease expired");
         }
-        Runs { schedule, process, key }
+        RunningCreation { simulation, process, key }
     }
 
-    fn made(&self) -> u64 {
-        let mut facts = self.schedule.facts();
-        facts.next += 1;
-        let value = facts.next;
-        facts.made.entry(self.key).or_default().insert(value, Instant::now());
+    fn finish(&self) -> u64 {
+        let mut observations = self.simulation.observations();
+        observations.next += 1;
+        let value = observations.next;
+        observations.created.entry(self.key).or_default().insert(value, Instant::now());
         value
     }
 }
 
-impl Drop for Runs<'_> {
+impl Drop for RunningCreation<'_> {
     fn drop(&mut self) {
-        *self.schedule.facts().running.entry((self.process, self.key)).or_default() -= 1;
+        *self.simulation.observations().running.entry((self.process, self.key)).or_default() -= 1;
     }
 }
 
-impl Schedule {
-    fn random<T>(&self, choose: impl FnOnce(&mut Random) -> T) -> T {
+impl Simulation {
+    fn random<T>(&self, choose: impl FnOnce(&mut SimRandom) -> T) -> T {
         choose(&mut lock(&self.world).random)
     }
 
-    fn facts(&self) -> MutexGuard<'_, Facts> {
-        // A caller that found something wrong says so; the others go on.
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn observations(&self) -> MutexGuard<'_, Observations> {
+        // An assertion of one caller fails the test; the poisoned mutex must not hide its message.
+        self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn create(&self, process: usize, key: u64) -> Result<u64, &'static str> {
-        let runs = Runs::begin(self, process, key);
-        let (from, to) = self.plan.creators;
-        let (takes, fails) = self.random(|random| (random.millis(from, to), random.below(100) < self.plan.fails));
-        if !takes.is_zero() {
-            sleep(takes).await;
+        let creation = RunningCreation::start(self, process, key);
+        let (shortest, longest) = self.plan.creation_millis;
+        let (run_time, fails) =
+            self.random(|random| (random.millis(shortest, longest), random.below(100) < self.plan.failure_percent));
+        if !run_time.is_zero() {
+            sleep(run_time).await;
         }
-        if fails { Err("it failed") } else { Ok(runs.made()) }
+        if fails { Err("simulated failure") } else { Ok(creation.finish()) }
     }
 
-    /// Checks what a caller got, and that he did not wait for what had been there.
-    fn got(&self, key: u64, value: u64, begun: Instant) {
-        let facts = self.facts();
-        let made = facts.made.get(&key).and_then(|made| made.get(&value)).copied();
-        let Some(made) = made else { panic!("the value {value} of {key} was made by no creator of it") };
-        if self.plan.is_calm()
-            && self.plan.patience.is_none()
-            && self.plan.max_creators.is_none()
+    /// Checks that a caller got a value of the key, and got it promptly after it was created.
+    fn check_value(&self, key: u64, value: u64, started: Instant) {
+        let observations = self.observations();
+        let created = observations.created.get(&key).and_then(|created| created.get(&value)).copied();
+        let Some(created) = created else { panic!("the value {value} was not created by a creator of {key}") };
+        if self.plan.is_fault_free()
+            && self.plan.wait_timeout.is_none()
+            && self.plan.max_creations.is_none()
             && self.plan.keys == 1
         {
-            let late = begun.max(made).elapsed();
-            // Storing, the push, and reading; and as much again for who came in between.
-            assert!(late <= 8 * self.plan.turn(), "a caller got {value} of {key} only {late:?} after it was made");
+            let latency = started.max(created).elapsed();
+            // One round trip each for storing, the invalidation message and reading, doubled for
+            // callers that arrived in between.
+            assert!(
+                latency <= 8 * self.plan.max_round_trip(),
+                "a caller got {value} of {key} only {latency:?} after it was created"
+            );
         }
     }
 
-    async fn call(&self, process: usize, region: &Of) {
+    async fn call(&self, process: usize, region: &SimRegion) {
         let keys = self.plan.keys as u64;
-        let (many, key) = self.random(|random| (random.one_in(4), random.below(keys)));
-        let begun = Instant::now();
-        let result = if many {
+        let (is_many, key) = self.random(|random| (random.one_in(4), random.below(keys)));
+        let started = Instant::now();
+        let result = if is_many {
             let keys: Vec<u64> = (0..keys).collect();
             let create = async |missing: Vec<&u64>| {
                 let mut values = Vec::new();
-                // All of them run at once.
-                let runs: Vec<_> = missing.iter().map(|key| Runs::begin(self, process, **key)).collect();
-                let (from, to) = self.plan.creators;
-                let takes = self.random(|random| random.millis(from, to));
-                sleep(takes).await;
-                values.extend(runs.iter().map(Runs::made));
+                // All creations of the batch run at the same time.
+                let creations: Vec<_> =
+                    missing.iter().map(|key| RunningCreation::start(self, process, **key)).collect();
+                let (shortest, longest) = self.plan.creation_millis;
+                let run_time = self.random(|random| random.millis(shortest, longest));
+                sleep(run_time).await;
+                values.extend(creations.iter().map(RunningCreation::finish));
                 Ok(values)
             };
             let got = region.get_or_create_many_async(&keys, create).await;
-            got.map(|values| keys.iter().zip(values).for_each(|(key, value)| self.got(*key, value, begun)))
+            got.map(|values| keys.iter().zip(values).for_each(|(key, value)| self.check_value(*key, value, started)))
         } else {
             let got = region.get_or_create_async(key, || self.create(process, key)).await;
-            got.map(|value| self.got(key, value, begun))
+            got.map(|value| self.check_value(key, value, started))
         };
         match result {
-            Ok(()) | Err(GetError::Create("it failed")) => {}
-            Err(GetError::Create(other)) => panic!("{other} is no error of a creator"),
+            Ok(()) | Err(GetError::Create("simulated failure")) => {}
+            Err(GetError::Create(other)) => panic!("{other} is not the error of a simulated creator"),
             Err(GetError::Cache(error)) => {
-                let is_patience = matches!(self.plan.patience, Some((_, AfterPatience::Fail)))
-                    || self.plan.patience.is_some() && self.plan.max_creators.is_some();
-                assert!(is_patience && error.kind() == ErrorKind::Timeout, "a caller got an error: {error}");
+                let is_wait_timeout = matches!(self.plan.wait_timeout, Some((_, OnWaitTimeout::Fail)))
+                    || self.plan.wait_timeout.is_some() && self.plan.max_creations.is_some();
+                assert!(
+                    is_wait_timeout && error.kind() == ErrorKind::Timeout,
+                    "a caller got an unexpected error: {error}"
+                );
             }
         }
     }
 
-    async fn caller(&self, process: usize, region: Of) {
+    async fn caller(&self, process: usize, region: SimRegion) {
         for _ in 0..self.plan.calls {
             let (pause, drops, after) = self.random(|random| {
-                let drops = random.below(100) < self.plan.drops;
+                let drops = random.below(100) < self.plan.drop_percent;
                 (random.millis(0, 30), drops, random.millis(0, 100))
             });
             sleep(pause).await;
@@ -287,23 +295,24 @@ impl Schedule {
         }
     }
 
-    fn region(&self) -> Of {
+    fn region(&self) -> SimRegion {
         let plan = &self.plan;
         let mut lock = RedisLock::new().lease(plan.lease);
-        if plan.reads_and_locks {
+        if plan.lease_on_miss {
             lock = lock.lease_on_miss();
         }
-        let builder = Region::builder(Handle::new(&self.world)).lock(lock.when_lost(Policy(plan.stores_when_lost)));
-        let mut builder = builder.ttl(plan.ttl).max_creators(plan.max_creators);
-        if let Some((patience, what)) = plan.patience {
-            builder = builder.patience(patience).after_patience(what);
+        let on_lost = if plan.store_if_lost { OnLeaseLost::Store } else { OnLeaseLost::Discard };
+        let builder = Region::builder(SimBackend::new(&self.world)).lock(lock.on_lease_lost(on_lost));
+        let mut builder = builder.ttl(plan.ttl).max_creations(plan.max_creations);
+        if let Some((wait_timeout, then)) = plan.wait_timeout {
+            builder = builder.wait_timeout(wait_timeout).on_wait_timeout(then);
         }
         builder.build().unwrap()
     }
 
-    /// Lets things go wrong, until all calls have ended.
-    async fn fate(self: Arc<Self>, mut callers: Vec<Vec<tokio::task::AbortHandle>>) {
-        while self.over.load(Ordering::Relaxed) == 0 {
+    /// Injects faults until all callers are done.
+    async fn inject_faults(self: Arc<Self>, mut callers: Vec<Vec<tokio::task::AbortHandle>>) {
+        while self.is_over.load(Ordering::Relaxed) == 0 {
             let pause = self.random(|random| random.millis(1, 80));
             sleep(pause).await;
             let plan = &self.plan;
@@ -312,30 +321,30 @@ impl Schedule {
                 0 if plan.flushes => world.flush(),
                 1 if plan.evicts => world.evict(),
                 2 if plan.freezes => {
-                    let long = world.random.millis(1, 2 * RESPONSE.as_millis() as u64);
-                    world.note(format_args!("the server is frozen for {long:?}"));
-                    world.frozen_until = Some(Instant::now() + long);
+                    let duration = world.random.millis(1, 2 * RESPONSE_TIMEOUT.as_millis() as u64);
+                    world.note(format_args!("the server freezes for {duration:?}"));
+                    world.frozen_until = Some(Instant::now() + duration);
                 }
                 3 if plan.restarts => {
-                    let long = world.random.millis(0, 500);
-                    world.note(format_args!("the server is restarted, which takes {long:?}"));
+                    let duration = world.random.millis(0, 500);
+                    world.note(format_args!("the server restarts and is down for {duration:?}"));
                     world.flush();
-                    world.down_until = Some(Instant::now() + long);
-                    for link in world.links.clone() {
-                        link.cut(&mut world);
+                    world.down_until = Some(Instant::now() + duration);
+                    for client in world.clients.clone() {
+                        client.lose_tracking(&mut world);
                     }
                 }
                 4 if plan.crashes && callers.len() > 1 => {
                     let process = callers.len() - 1;
                     world.note(format_args!("process {process} crashes"));
-                    world.links[process].die();
+                    world.clients[process].crash();
                     drop(world);
                     callers.pop().into_iter().flatten().for_each(|caller| caller.abort());
                 }
-                5 if plan.deafens => {
+                5 if plan.loses_tracking => {
                     let process = world.random.below(plan.processes as u64) as usize;
-                    let link = Arc::clone(&world.links[process]);
-                    link.cut(&mut world);
+                    let client = Arc::clone(&world.clients[process]);
+                    client.lose_tracking(&mut world);
                 }
                 _ => {}
             }
@@ -343,77 +352,96 @@ impl Schedule {
     }
 }
 
-/// Runs one schedule. What is wrong panics.
-async fn run(plan: Plan, world: Shared) {
-    let schedule = Arc::new(Schedule { plan, world, facts: Mutex::default(), over: AtomicU64::new(0) });
-    let plan = &schedule.plan;
+/// Runs one schedule.
+///
+/// # Panics
+///
+/// If a guarantee is violated.
+async fn run(plan: SimPlan, world: SimShared) {
+    let simulation = Arc::new(Simulation { plan, world, observations: Mutex::default(), is_over: AtomicU64::new(0) });
+    let plan = &simulation.plan;
     let (mut callers, mut handles) = (Vec::new(), Vec::new());
     for process in 0..plan.processes {
-        let region = schedule.region();
-        let of_process = (0..plan.callers).map(|_| {
-            let (schedule, region) = (Arc::clone(&schedule), region.clone());
-            tokio::spawn(async move { schedule.caller(process, region).await })
+        let region = simulation.region();
+        let tasks = (0..plan.callers).map(|_| {
+            let (simulation, region) = (Arc::clone(&simulation), region.clone());
+            tokio::spawn(async move { simulation.caller(process, region).await })
         });
-        let of_process: Vec<_> = of_process.collect();
-        handles.push(of_process.iter().map(tokio::task::JoinHandle::abort_handle).collect());
-        callers.extend(of_process);
+        let tasks: Vec<_> = tasks.collect();
+        handles.push(tasks.iter().map(tokio::task::JoinHandle::abort_handle).collect());
+        callers.extend(tasks);
     }
-    let fate = tokio::spawn(Arc::clone(&schedule).fate(handles));
-    // Every caller ends: a wake-up that is lost costs a lease at most, and no more than each call may wait for all others.
+    let fault_task = tokio::spawn(Arc::clone(&simulation).inject_faults(handles));
+    // A lost wake-up delays a caller by at most one lease, and each call may have to wait for all
+    // others. A caller that takes longer is stuck.
     let calls = (plan.processes * plan.callers * plan.calls) as u32;
-    let each = Duration::from_millis(plan.creators.1) + 2 * plan.lease + 8 * RESPONSE + 50 * plan.turn();
+    let each = Duration::from_millis(plan.creation_millis.1)
+        + 2 * plan.lease
+        + 8 * RESPONSE_TIMEOUT
+        + 50 * plan.max_round_trip();
     let bound = 3 * calls * each + Duration::from_secs(10);
     for caller in callers {
         match timeout(bound, caller).await {
-            Err(_) => panic!("a caller waits for ever"),
+            Err(_) => panic!("a caller waits forever"),
             Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Ok(_) => {}
         }
     }
-    schedule.over.store(1, Ordering::Relaxed);
-    let _ = fate.await;
-    // Releases are on their way, and what was not released ends by itself.
-    let rest = if plan.is_calm() && plan.drops == 0 { 8 * plan.turn() } else { plan.lease + 4 * RESPONSE };
-    sleep(rest).await;
-    let mut world = lock(&schedule.world);
-    let locks = world.locks();
-    assert!(locks.is_empty(), "{locks:?} outlive their creators");
-    let facts = schedule.facts();
-    assert!(facts.running.values().all(|running| *running == 0));
-    if plan.is_calm() && plan.drops == 0 && plan.ttl.is_none() && plan.patience.is_none() {
-        assert!(facts.made.values().all(|made| made.len() == 1), "what was there was created once more");
+    simulation.is_over.store(1, Ordering::Relaxed);
+    let _ = fault_task.await;
+    // Wait for releases that are in flight, and for unreleased leases to expire.
+    let drain_time = if plan.is_fault_free() && plan.drop_percent == 0 {
+        8 * plan.max_round_trip()
+    } else {
+        plan.lease + 4 * RESPONSE_TIMEOUT
+    };
+    sleep(drain_time).await;
+    let mut world = lock(&simulation.world);
+    let locks = world.held_locks();
+    assert!(locks.is_empty(), "the leases {locks:?} outlive their creators");
+    let observations = simulation.observations();
+    assert!(observations.running.values().all(|running| *running == 0));
+    if plan.is_fault_free() && plan.drop_percent == 0 && plan.ttl.is_none() && plan.wait_timeout.is_none() {
+        assert!(
+            observations.created.values().all(|created| created.len() == 1),
+            "a value that was stored is created again"
+        );
     }
 }
 
-/// Runs the schedule of a seed: what happened, and with its plan if something is wrong.
-fn try_seed(seed: u64) -> Result<String, String> {
+/// Runs the schedule of a seed and returns its trace.
+///
+/// # Errors
+///
+/// The message of the violated assertion, with the seed, the plan and the trace.
+fn run_seed(seed: u64) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let mut random = Random(seed);
-    let plan = Plan::of(&mut random);
+    let mut random = SimRandom(seed);
+    let plan = SimPlan::of(&mut random);
     let _inside = runtime.enter();
-    let world = Arc::new(Mutex::new(World::new(random, plan.delay, plan.cuts)));
-    let shown = format!("{plan:?}");
-    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(plan, Arc::clone(&world)))));
+    let world = Arc::new(Mutex::new(SimWorld::new(random, plan.max_delay, plan.disconnect_permille)));
+    let plan_text = format!("{plan:?}");
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run(plan, Arc::clone(&world)))));
     let trace = lock(&world).trace().to_string();
-    match ran {
+    match result {
         Ok(()) => Ok(trace),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            let what = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-            Err(format!("DOGPILE_SEED={seed}: {what}\n{shown}\n{trace}"))
+            let message = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked");
+            Err(format!("DOGPILE_SEED={seed}: {message}\n{plan_text}\n{trace}"))
         }
     }
 }
 
 #[test]
-fn no_schedule_breaks_a_promise() {
+fn random_schedules_violate_no_guarantee() {
     if let Ok(seed) = std::env::var("DOGPILE_SEED") {
-        if let Err(failure) = try_seed(seed.parse().expect("a seed is a number")) {
+        if let Err(failure) = run_seed(seed.parse().expect("a seed is a number")) {
             panic!("{failure}");
         }
         return;
     }
-    let many: u64 = std::env::var("DOGPILE_SCHEDULES").map_or(1_000, |many| many.parse().expect("a number"));
+    let count: u64 = std::env::var("DOGPILE_SCHEDULES").map_or(1_000, |count| count.parse().expect("a number"));
     let next = AtomicU64::new(0);
     let failure = Mutex::new(None::<String>);
     std::thread::scope(|scope| {
@@ -421,11 +449,11 @@ fn no_schedule_breaks_a_promise() {
             scope.spawn(|| {
                 while failure.lock().unwrap().is_none() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= many {
+                    if seed >= count {
                         return;
                     }
-                    if let Err(what) = try_seed(seed) {
-                        failure.lock().unwrap().get_or_insert(what);
+                    if let Err(message) = run_seed(seed) {
+                        failure.lock().unwrap().get_or_insert(message);
                     }
                 }
             });
@@ -437,8 +465,8 @@ fn no_schedule_breaks_a_promise() {
 }
 
 #[test]
-fn schedules_are_replayed() {
-    let trace = |seed| try_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
+fn a_seed_replays_its_schedule() {
+    let trace = |seed| run_seed(seed).unwrap_or_else(|failure| panic!("{failure}"));
     for seed in 0..20 {
         assert_eq!(trace(seed), trace(seed), "seed {seed}");
     }

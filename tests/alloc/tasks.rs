@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use dogpile::{AsyncBackend, AsyncLock, Cluster, Key, LocalLock, Memory, Msgpack, Prefix, RedisLock, Region, Seconds};
+use dogpile::codec::Seconds;
+use dogpile::keymap::Prefix;
+use dogpile::{AsyncBackend, AsyncLock, Cluster, Key, LocalLock, Memory, Msgpack, RedisLock, Region};
 use tokio::runtime::{Builder, Runtime};
 
 use super::ALLOCATIONS;

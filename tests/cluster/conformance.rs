@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use dogpile::{Cluster, Discard, HashExpiry, ReadFrom, RedisLock, Sentinel, testing};
+use dogpile::lock::OnLeaseLost;
+use dogpile::redis::ReadFrom;
+use dogpile::{Cluster, HashTtl, RedisLock, Sentinel, testing};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;
@@ -14,13 +16,13 @@ fn suites() {
     let plain = cluster().build().unwrap();
     testing::backend(&plain, "suite:");
     testing::lock(&plain, &RedisLock::new(), &RedisLock::new(), "lock:");
-    let discard = || RedisLock::new().lease_on_miss().when_lost(Discard);
+    let discard = || RedisLock::new().lease_on_miss().on_lease_lost(OnLeaseLost::Discard);
     testing::lock(&plain, &discard(), &discard(), "discard:");
-    let one = cluster().connections(1).hash_expiry(HashExpiry::Always).build().unwrap();
+    let one = cluster().connections(1).hash_ttl(HashTtl::Always).build().unwrap();
     testing::backend(&one, "another:");
     for seconds in [50, 3600] {
-        let stamped = HashExpiry::Stamped { longest: Duration::from_secs(seconds) };
-        let stamped = cluster().hash_expiry(stamped).build().unwrap();
+        let stamped = HashTtl::Stamped { longest: Duration::from_secs(seconds) };
+        let stamped = cluster().hash_ttl(stamped).build().unwrap();
         testing::backend(&stamped, &format!("stamped{seconds}:"));
         testing::lock(&stamped, &discard(), &discard(), &format!("stamped{seconds}:"));
     }

@@ -4,9 +4,9 @@ use std::net::TcpListener;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use dogpile::{
-    AsyncBackend, Backend, Cluster, Error, ErrorKind, Found, Key, ReadFrom, Redis, RedisLock, Region, Sentinel,
-};
+use dogpile::backend::Found;
+use dogpile::redis::ReadFrom;
+use dogpile::{AsyncBackend, Backend, Cluster, Error, ErrorKind, Key, Redis, RedisLock, Region, Sentinel};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;

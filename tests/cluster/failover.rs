@@ -6,9 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{
-    AsyncLeases, AsyncLock, Cluster, Key, Leases, Lock, ReadFrom, RedisBuilder, RedisLock, Region, Sentinel,
-};
+use dogpile::redis::{ReadFrom, RedisBuilder};
+use dogpile::{AsyncBackend, AsyncLock, Backend, Cluster, Key, Lock, RedisLock, Region, Sentinel};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;
@@ -74,7 +73,10 @@ impl Load {
     }
 
     /// A thread that calls in many ways.
-    fn thread<B: Leases>(&self, region: &Region<B, dogpile::Msgpack, RedisLock>, number: usize) {
+    fn thread<B: Backend>(&self, region: &Region<B, dogpile::Msgpack, RedisLock>, number: usize)
+    where
+        RedisLock: Lock<B>,
+    {
         for round in (number * 7..).take_while(|_| !self.is_over()) {
             let (key, began) = (key(round), Instant::now());
             match round % 6 {
@@ -107,7 +109,10 @@ impl Load {
     }
 
     /// A task that does the same.
-    async fn task<B: AsyncLeases>(&self, region: &Region<B, dogpile::Msgpack, RedisLock>, number: usize) {
+    async fn task<B: AsyncBackend>(&self, region: &Region<B, dogpile::Msgpack, RedisLock>, number: usize)
+    where
+        RedisLock: AsyncLock<B>,
+    {
         for round in (number * 7..).take_while(|_| !self.is_over()) {
             let (key, began) = (key(round), Instant::now());
             if round % 4 == 0 {
@@ -127,7 +132,11 @@ impl Load {
 
 /// Callers of both faces before, while and after `fail` makes a server fail and waits until the others have agreed on what
 /// comes in its place, for which it says how long it took.
-fn under_load<B: Leases + AsyncLeases>(what: &str, backend: B, fail: impl FnOnce() -> Duration) {
+fn under_load<B>(what: &str, backend: B, fail: impl FnOnce() -> Duration)
+where
+    B: Backend + AsyncBackend + 'static,
+    RedisLock: Lock<B> + AsyncLock<B>,
+{
     let region = Region::builder(backend).lock(RedisLock::new()).ttl(Duration::from_secs(60)).build().unwrap();
     let load = Load::new();
     std::thread::scope(|scope| {
@@ -243,7 +252,11 @@ fn a_lease_whose_release_was_sent_to_a_server_that_froze() {
     released_by_the_successor(hurried(sentinels).build().unwrap(), &sentinel_servers.nodes[sentinel_servers.primary()]);
 }
 
-fn released_by_the_successor<B: Leases + AsyncLeases>(backend: B, primary: &Server) {
+fn released_by_the_successor<B>(backend: B, primary: &Server)
+where
+    B: Backend + AsyncBackend + 'static,
+    RedisLock: Lock<B> + AsyncLock<B>,
+{
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     // Far longer than the test waits.
     let lock = RedisLock::new().lease(Duration::from_secs(600));

@@ -4,10 +4,11 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dogpile::{
-    AsyncLock, Backend, Batch, Cluster, Discard, ErrorKind, Found, HashExpiry, Key, Lease, Leases, Lock, RedisGuard,
-    RedisLock, Region,
-};
+use dogpile::backend::{Batch, Found};
+use dogpile::internals::{self, Lease};
+use dogpile::lock::{OnLeaseLost, RedisGuard};
+
+use dogpile::{AsyncLock, Backend, Cluster, ErrorKind, HashTtl, Key, Lock, RedisLock, Region};
 
 use crate::cluster_servers::ClusterServers;
 use crate::support::eventually;
@@ -75,15 +76,16 @@ fn lock_all(cluster: &Cluster, keys: &[Key<'_>], scripts: bool) {
         assert_eq!(lock.store_and_release(cluster, guards, &batch, None).unwrap(), 0, "none was lost");
         if scripts {
             // Stores that are conditional.
-            let discard = lock.clone().when_lost(Discard);
+            let discard = lock.clone().on_lease_lost(OnLeaseLost::Discard);
             let attempts = discard.try_lock_and_read(cluster, keys).unwrap();
             let guards = attempts.into_iter().map(|attempt| attempt.guard.expect("nobody has it")).collect();
             assert_eq!(discard.store_and_release(cluster, guards, &batch, None).unwrap(), 0, "none was lost");
         }
         assert_eq!(get_many(cluster, keys), vec![Some("stored".to_string()); keys.len()]);
-        assert!(
-            keys.iter().all(|key| !cluster.is_leased(cluster.lock_name(b"_lok.", *key).as_key().server_key()).unwrap())
-        );
+        assert!(keys.iter().all(|key| {
+            !internals::is_leased(cluster, internals::lock_name(&cluster, b"_lok.", *key).as_key().server_key())
+                .unwrap()
+        }));
         for key in keys {
             cluster.delete_many(&[*key]).unwrap();
             let attempt = lock.read_or_lock(cluster, *key).unwrap();
@@ -98,10 +100,10 @@ fn a_slot_that_moves_is_followed() {
     let names = names(12);
     let keys = keys(&names);
     let slot = servers.slot_of("{moving}");
-    for expiry in [HashExpiry::OnCreate, HashExpiry::Stamped { longest: Duration::from_secs(3600) }] {
+    for expiry in [HashTtl::OnCreate, HashTtl::Stamped { longest: Duration::from_secs(3600) }] {
         let (from, primaries) = (servers.primary_of_slot(slot), servers.primaries());
         let to = *primaries.iter().find(|other| **other != from).unwrap();
-        let cluster = || Cluster::builder(servers.urls()).hash_expiry(expiry).build().unwrap();
+        let cluster = || Cluster::builder(servers.urls()).hash_ttl(expiry).build().unwrap();
         // One that knows the map from before, and one that comes in the midst of it each time.
         let old = cluster();
         use_all(&old, &keys, "before");
@@ -200,7 +202,7 @@ fn no_lock_is_left_where_a_slot_moves() {
     let is_free = |cluster: &Cluster| !RedisLock::new().is_locked(cluster, key).unwrap();
 
     // Entry and lock are at two servers, so nothing can be stored under a condition; the lock is released all the same.
-    let lock = RedisLock::new().when_lost(Discard);
+    let lock = RedisLock::new().on_lease_lost(OnLeaseLost::Discard);
     let guards = lock.try_lock_and_read(&cluster, &[key]).unwrap().into_iter().map(|attempt| attempt.guard.unwrap());
     let mut batch = Batch::new();
     batch.push(key, |out| out.extend_from_slice(b"new"));
@@ -209,11 +211,11 @@ fn no_lock_is_left_where_a_slot_moves() {
     eventually("the lock is released", || is_free(&cluster));
 
     // Without a condition each is done where it is, and told of.
-    let (name, token) = (cluster.lock_name(b"_lok.", key), [b'a'; 32]);
+    let (name, token) = (internals::lock_name(&cluster, b"_lok.", key), [b'a'; 32]);
     let lease = Lease { lock: name.as_key().server_key(), token: &token, key };
-    let leased = cluster.lease(&[lease], Duration::from_secs(10)).unwrap();
+    let leased = internals::lease(&cluster, &[lease], Duration::from_secs(10)).unwrap();
     assert_eq!(leased, [(true, Some("old".into()))]);
-    assert_eq!(cluster.set_and_release(&[lease], &batch, None, false).unwrap(), [true]);
+    assert_eq!(internals::set_and_release(&cluster, &[lease], &batch, None, false).unwrap(), [true]);
     assert_eq!(cluster.get(key).unwrap().unwrap(), "new");
 
     // Tasks send word, and nobody reads the answer.

@@ -5,9 +5,11 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use dogpile::backend::{Batch, Found};
+use dogpile::internals;
+use dogpile::redis::{ReadFrom, ServerInfo, ServerName, sweep};
 use dogpile::{
-    Backend, Batch, Bucketed, Clock, Cluster, ErrorKind, Found, HashExpiry, Key, Leases, Lock, ReadFrom, Redis,
-    RedisLock, Region, Sentinel, ServerInfo, ServerName, Timestamp, sweep,
+    Backend, Bucketed, Clock, Cluster, ErrorKind, HashTtl, Key, Lock, Redis, RedisLock, Region, Sentinel, Timestamp,
 };
 
 use crate::cluster_servers::ClusterServers;
@@ -23,8 +25,8 @@ fn get_many(backend: &impl Backend, keys: &[Key<'_>]) -> Vec<Option<Vec<u8>>> {
 #[test]
 fn batches_over_all_slots_are_answered_in_order() {
     let servers = ClusterServers::start();
-    for expiry in [HashExpiry::OnCreate, HashExpiry::Stamped { longest: Duration::from_secs(3600) }] {
-        let cluster = Cluster::builder(servers.urls()).hash_expiry(expiry).build().unwrap();
+    for expiry in [HashTtl::OnCreate, HashTtl::Stamped { longest: Duration::from_secs(3600) }] {
+        let cluster = Cluster::builder(servers.urls()).hash_ttl(expiry).build().unwrap();
         let names: Vec<String> = (0..2000).map(|at| format!("key{at}")).collect();
         let hashes: Vec<String> = (0..50).map(|at| format!("hash{at}")).collect();
         let key = |at: usize| match at % 3 {
@@ -61,9 +63,9 @@ fn batches_over_all_slots_are_answered_in_order() {
 #[test]
 fn locks_are_where_their_entries_are() {
     let servers = ClusterServers::start();
-    for expiry in [HashExpiry::OnCreate, HashExpiry::Stamped { longest: Duration::from_secs(3600) }] {
-        let cluster = Cluster::builder(servers.urls()).hash_expiry(expiry).build().unwrap();
-        let stamp = if expiry == HashExpiry::OnCreate { "" } else { "\u{7f}2" };
+    for expiry in [HashTtl::OnCreate, HashTtl::Stamped { longest: Duration::from_secs(3600) }] {
+        let cluster = Cluster::builder(servers.urls()).hash_ttl(expiry).build().unwrap();
+        let stamp = if expiry == HashTtl::OnCreate { "" } else { "\u{7f}2" };
         for (key, name) in [
             (Key::from("user-15"), "_lok.{user-15}".to_string()),
             (Key::from("{user-15}|posts"), "_lok.{user-15}|posts".into()),
@@ -78,7 +80,7 @@ fn locks_are_where_their_entries_are() {
             assert_eq!(slot, servers.slot_of(&of_entry), "{key}");
             let primary = &servers.nodes[servers.primary_of_slot(slot)];
             assert_eq!(primary.ask_int(&["EXISTS", &name]), 1, "{key}");
-            assert_eq!(cluster.lock_name(b"_lok.", key).as_key().server_key(), name.as_bytes());
+            assert_eq!(internals::lock_name(&cluster, b"_lok.", key).as_key().server_key(), name.as_bytes());
             drop(guard);
             assert_eq!(primary.ask_int(&["EXISTS", &name]), 0, "{key}");
         }
@@ -173,8 +175,8 @@ fn replicas_are_read_in_turn_where_that_is_wanted() {
 fn every_primary_is_swept() {
     let servers = ClusterServers::start();
     let clock = Clock::manual(Timestamp::from_secs(1_795_403_000));
-    let stamped = HashExpiry::Stamped { longest: Duration::from_secs(600) };
-    let cluster = Cluster::builder(servers.urls()).hash_expiry(stamped).clock(clock.clone()).build().unwrap();
+    let stamped = HashTtl::Stamped { longest: Duration::from_secs(600) };
+    let cluster = Cluster::builder(servers.urls()).hash_ttl(stamped).clock(clock.clone()).build().unwrap();
     let region = Region::builder(cluster.clone()).keys(Bucketed::new(16)).build().unwrap();
     for number in 0..1000 {
         let ttl = Duration::from_secs(if number % 2 == 0 { 10 } else { 600 });

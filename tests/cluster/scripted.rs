@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dogpile::{AsyncBackend, Backend, Cluster, ErrorKind, Found, Key, ReadFrom, Sentinel};
+use dogpile::backend::Found;
+use dogpile::redis::ReadFrom;
+use dogpile::{AsyncBackend, Backend, Cluster, ErrorKind, Key, Sentinel};
 
 use crate::support::{Server, eventually, free_port};
 
@@ -232,7 +234,7 @@ fn a_name_that_nobody_knows_is_a_setting_where_all_say_so() {
         let urls = ports.iter().map(|port| format!("redis://127.0.0.1:{port}"));
         let error = Sentinel::open(urls, "nothing").unwrap().get(Key::from("k")).unwrap_err();
         assert!(ports.iter().all(|port| error.to_string().contains(&port.to_string())), "{error}");
-        assert!(error.to_string().contains("it knows no primary of the name nothing"), "{error}");
+        assert!(error.to_string().contains("the sentinel knows no primary of the name nothing"), "{error}");
         error.kind()
     };
     let (live, other, dead) = (knows_none(), knows_none(), free_port());

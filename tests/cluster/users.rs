@@ -1,16 +1,17 @@
-//! Users who may do what the README says they need, and no more.
+//! Users with the permissions that docs/deployments.md lists, and no others.
 
-use dogpile::{Cluster, HashExpiry, ReadFrom, RedisLock, Region, Sentinel, testing};
+use dogpile::redis::ReadFrom;
+use dogpile::{Cluster, HashTtl, RedisLock, Region, Sentinel, testing};
 
 use crate::cluster_servers::ClusterServers;
 use crate::sentinel_servers::SentinelServers;
 use crate::support::Server;
 
-/// The README's, word for word.
+/// The line of docs/deployments.md, word for word.
 fn permissions(of: &str) -> Vec<String> {
-    let readme = include_str!("../../README.md");
-    let line = readme.lines().find_map(|line| line.strip_prefix(&format!("ACL SETUSER {of} on >password ")));
-    line.unwrap_or_else(|| panic!("the README has a user {of}")).split(' ').map(Into::into).collect()
+    let page = include_str!("../../docs/deployments.md");
+    let line = page.lines().find_map(|line| line.strip_prefix(&format!("ACL SETUSER {of} on >password ")));
+    line.unwrap_or_else(|| panic!("docs/deployments.md has a user {of}")).split(' ').map(Into::into).collect()
 }
 
 /// Makes a user on each of some servers.
@@ -41,16 +42,16 @@ fn of_a_cluster() {
     add_user(&servers.nodes, "cache");
     let cluster = || Cluster::builder(with_user(servers.urls(), "cache"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let stamped = HashExpiry::Stamped { longest: std::time::Duration::from_secs(3600) };
-    for expiry in [HashExpiry::OnCreate, stamped] {
-        let cluster = cluster().hash_expiry(expiry).build().unwrap();
+    let stamped = HashTtl::Stamped { longest: std::time::Duration::from_secs(3600) };
+    for expiry in [HashTtl::OnCreate, stamped] {
+        let cluster = cluster().hash_ttl(expiry).build().unwrap();
         cluster.ping().unwrap();
         let name = format!("{expiry:?}:");
         testing::backend(&cluster, &name);
         testing::lock(&cluster, &RedisLock::new(), &RedisLock::new().lease_on_miss(), &name);
         testing::backend_async(&cluster, &runtime, &name);
-        if matches!(expiry, HashExpiry::Stamped { .. }) {
-            dogpile::sweep(&cluster, "").unwrap();
+        if matches!(expiry, HashTtl::Stamped { .. }) {
+            dogpile::redis::sweep(&cluster, "").unwrap();
         }
     }
     let replicas = cluster().read_from(ReadFrom::Replicas).build().unwrap();

@@ -57,7 +57,7 @@ pub fn roam(settings: &Settings, file: &Path) {
     let note: crate::process::Note = Arc::new(note);
     let process = Process::open(settings, Arc::clone(&note));
     // With leases that were lost because this process stood still for so long.
-    let troubles = || process.failures() + process.stats().lost_locks;
+    let troubles = || process.failures() + process.stats().lost_leases;
     let is_over = AtomicBool::new(false);
     let calls: Vec<Mutex<Option<(Instant, String)>>> = (0..CALLERS).map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
@@ -136,13 +136,13 @@ impl Chaos {
         let name = format!("p{number}");
         let settings = Settings {
             // Half of them threads; faces, policies and ways to read in all combinations.
-            policy: Policy::ALL[(number / 2) % 3],
+            policy: Policy::ALL[(number / 2) % 2],
             lease_on_miss: number % 4 >= 2,
             lease: LEASE,
             timeout: TIMEOUT,
             creator: (1, 150),
             fails_one_in: 8,
-            expires_after: Some(120),
+            stale_after: Some(120),
             ttl: Some(400),
             seed: self.dice.roll() >> 1,
             ..Settings::new(&name, &self.server.url(), Face::of(number))

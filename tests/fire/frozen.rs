@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dogpile::{Attempt, Error, Key, Lock, LockSettings, Redis, RedisLock, Region};
+use dogpile::lock::{Attempt, LockSettings};
+use dogpile::{Error, Key, Lock, Redis, RedisLock, Region};
 
 use crate::ledger::Ledger;
 use crate::limit::{all_limited, limited};

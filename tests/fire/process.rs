@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dogpile::{
-    AfterLoss, Discard, Full, GetError, Key, LocalInvalidation, LostLease, Msgpack, Redis, RedisLock, Region, Stats,
-    Store, Unmapped,
-};
+use dogpile::codec::Full;
+use dogpile::freshness::LocalInvalidation;
+use dogpile::keymap::Identity;
+use dogpile::lock::OnLeaseLost;
+use dogpile::{GetError, Key, Msgpack, Redis, RedisLock, Region, Stats};
 use serde::{Deserialize, Serialize};
 
 use crate::dice::Dice;
@@ -40,12 +41,10 @@ impl Face {
 pub enum Policy {
     Store,
     Discard,
-    /// A closure that says `lost`, and stores.
-    Tells,
 }
 
 impl Policy {
-    pub const ALL: [Policy; 3] = [Policy::Store, Policy::Discard, Policy::Tells];
+    pub const ALL: [Policy; 2] = [Policy::Store, Policy::Discard];
 }
 
 /// How a process is set up. Times are in milliseconds.
@@ -63,7 +62,7 @@ pub struct Settings {
     pub creator: (u64, u64),
     /// One of so many creators fails; none of zero.
     pub fails_one_in: u64,
-    pub expires_after: Option<u64>,
+    pub stale_after: Option<u64>,
     pub ttl: Option<u64>,
     pub seed: u64,
 }
@@ -80,7 +79,7 @@ impl Settings {
             timeout: 1_000,
             creator: (0, 0),
             fails_one_in: 0,
-            expires_after: None,
+            stale_after: None,
             ttl: None,
             seed: 0,
         }
@@ -119,15 +118,8 @@ impl Process {
             note: Arc::clone(&note),
         });
         let calls = match settings.policy {
-            Policy::Store => calls(settings, Store),
-            Policy::Discard => calls(settings, Discard),
-            Policy::Tells => {
-                let note = Arc::clone(&note);
-                calls(settings, move |key: Key<'_>| {
-                    note(&format!("lost {key}"));
-                    AfterLoss::Store
-                })
-            }
+            Policy::Store => calls(settings, OnLeaseLost::Store),
+            Policy::Discard => calls(settings, OnLeaseLost::Discard),
         };
         Process { calls, maker, next_call: AtomicU64::new(0), note }
     }
@@ -249,19 +241,19 @@ trait Calls: Send + Sync {
     fn is_reached(&self) -> bool;
 }
 
-type Locked<P> = Region<Redis, Msgpack<Full>, RedisLock<P>, Unmapped, LocalInvalidation>;
+type Locked = Region<Redis, Msgpack<Full>, RedisLock, Identity, LocalInvalidation>;
 
-fn calls<P: LostLease>(settings: &Settings, policy: P) -> Box<dyn Calls> {
+fn calls(settings: &Settings, on_lost: OnLeaseLost) -> Box<dyn Calls> {
     let (lease, timeout) = (Duration::from_millis(settings.lease), Duration::from_millis(settings.timeout));
     let redis = Redis::builder(&settings.url).connect_timeout(timeout).response_timeout(timeout).build().unwrap();
     let mut lock = RedisLock::new().lease(lease);
     if settings.lease_on_miss {
         lock = lock.lease_on_miss();
     }
-    let builder = Region::builder(redis).codec(Msgpack::<Full>::default()).lock(lock.when_lost(policy));
+    let builder = Region::builder(redis).codec(Msgpack::<Full>::default()).lock(lock.on_lease_lost(on_lost));
     let mut builder = builder.ttl(settings.ttl.map(Duration::from_millis));
-    if let Some(age) = settings.expires_after {
-        builder = builder.expires_after(Duration::from_millis(age));
+    if let Some(age) = settings.stale_after {
+        builder = builder.stale_after(Duration::from_millis(age));
     }
     let region = builder.build().unwrap();
     match settings.face {
@@ -282,9 +274,9 @@ fn key(name: &str) -> Key<'_> {
     }
 }
 
-struct Threads<P>(Locked<P>);
+struct Threads(Locked);
 
-impl<P: LostLease> Calls for Threads<P> {
+impl Calls for Threads {
     fn ask(&self, how: How, keys: &[String], call: u64, maker: &Arc<Maker>) -> Result<Vec<String>, GetError<u64>> {
         let Threads(region) = self;
         let name = keys[0].clone();
@@ -318,19 +310,19 @@ impl<P: LostLease> Calls for Threads<P> {
 struct Named(String);
 
 impl dogpile::AsKey for Named {
-    fn as_key<'k>(&'k self, _: &'k mut dogpile::Scratch) -> Key<'k> {
+    fn as_key<'k>(&'k self, _: &'k mut dogpile::keymap::Scratch) -> Key<'k> {
         key(&self.0)
     }
 }
 
 #[cfg(feature = "tokio")]
-struct Tasks<P> {
-    region: Locked<P>,
+struct Tasks {
+    region: Locked,
     runtime: tokio::runtime::Runtime,
 }
 
 #[cfg(feature = "tokio")]
-impl<P: LostLease> Calls for Tasks<P> {
+impl Calls for Tasks {
     fn ask(&self, how: How, keys: &[String], call: u64, maker: &Arc<Maker>) -> Result<Vec<String>, GetError<u64>> {
         let (region, keys, maker) = (self.region.clone(), keys.to_vec(), Arc::clone(maker));
         let name = keys[0].clone();

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use dogpile::{Backend, Error, ErrorKind, HashExpiry, Key, Redis, RedisBuilder, RedisLock, Region, ServerInfo};
+use dogpile::redis::{RedisBuilder, ServerInfo};
+use dogpile::{Backend, Error, ErrorKind, HashTtl, Key, Redis, RedisLock, Region};
 
 use crate::support::{Proxy, Server, eventually, speak_resp3, trips_to_connect};
 
@@ -77,7 +78,7 @@ fn per_field_needs_a_server_that_has_it() {
     for arguments in [&[][..], &RESP2] {
         let server = Server::with(arguments);
         let (info, has_hsetex) = tested(&server);
-        let builder = || Redis::builder(&server.url()).hash_expiry(HashExpiry::PerField);
+        let builder = || Redis::builder(&server.url()).hash_ttl(HashTtl::PerField);
         if has_hsetex {
             let region = Region::builder(builder().build().unwrap()).ttl(HOUR).build().unwrap();
             region.set(("h", "f"), &1_u64).unwrap();
@@ -87,15 +88,15 @@ fn per_field_needs_a_server_that_has_it() {
         }
         let version = info.version.map(|number| number.to_string()).join(".");
         let expected = format!(
-            "connecting to 127.0.0.1:{}: {} {version} has no HSETEX, which `HashExpiry::PerField` needs: use \
-             `ServerInfo::per_field`, which chooses, or `HashExpiry::Stamped`",
+            "connecting to 127.0.0.1:{}: {} {version} has no HSETEX, which `HashTtl::PerField` needs: use \
+             `ServerInfo::per_field`, which chooses, or `HashTtl::Stamped`",
             server.port, info.name
         );
         assert_eq!(told(builder()), expected);
         // Reading needs nothing of it, so where others read is not asked.
-        let reads = Redis::builder("redis://127.0.0.1:1").reader(&server.url()).hash_expiry(HashExpiry::PerField);
+        let reads = Redis::builder("redis://127.0.0.1:1").reader(&server.url()).hash_ttl(HashTtl::PerField);
         assert_eq!(reads.build().unwrap().get(Key::from(("h", "f"))).unwrap(), None);
-        let chosen = builder().hash_expiry(info.per_field(HOUR)).build().unwrap();
+        let chosen = builder().hash_ttl(info.per_field(HOUR)).build().unwrap();
         chosen.ping().unwrap();
     }
 }
@@ -106,7 +107,7 @@ fn who_may_not_ask_what_there_is_goes_on() {
         let server = Server::with(arguments);
         server.ask(&["ACL", "SETUSER", "ann", "on", ">secret", "~*", "+@all", "-command", "-info", "-select"]);
         let url = format!("redis://ann:secret@127.0.0.1:{}", server.port);
-        let redis = Redis::builder(&url).hash_expiry(HashExpiry::PerField).build().unwrap();
+        let redis = Redis::builder(&url).hash_ttl(HashTtl::PerField).build().unwrap();
         redis.ping().unwrap();
         // What it turns out to lack is an error of each write then.
         let written = redis.set(Key::from(("h", "f")), b"1", Some(HOUR));
@@ -196,7 +197,7 @@ fn connecting_is_one_round_trip() {
         prepare(&server);
         let proxy = Proxy::before(&server);
         let url = format!("redis://{userinfo}127.0.0.1:{}/{db}", proxy.port);
-        let builder = Redis::builder(&url).hash_expiry(expiry);
+        let builder = Redis::builder(&url).hash_ttl(expiry);
         // PING itself is one.
         let threads = proxy.count(|| builder.clone().build().unwrap().ping().unwrap()) - 2;
         #[cfg(feature = "tokio")]
@@ -207,9 +208,9 @@ fn connecting_is_one_round_trip() {
         }
         threads
     };
-    let (nothing, on_create) = (|_: &Server| {}, HashExpiry::OnCreate);
+    let (nothing, on_create) = (|_: &Server| {}, HashTtl::OnCreate);
     let has_hsetex = tested(&Server::start()).1;
-    let settled = if has_hsetex { HashExpiry::PerField } else { on_create };
+    let settled = if has_hsetex { HashTtl::PerField } else { on_create };
     let one = trips_to_connect();
     assert_eq!(connects(&[], &nothing, "", "", on_create), one);
     assert_eq!(connects(&[], &nothing, "", "3", settled), one);
@@ -260,7 +261,7 @@ fn entries_may_be_shorter_than_what_a_server_says_of_itself() {
 #[cfg(feature = "tokio")]
 fn nobody_waits_for_what_will_not_come() {
     let server = Server::with(&["--cluster-enabled", "yes"]);
-    let builder = Redis::builder(&server.url()).while_down(dogpile::WhileDown::Wait);
+    let builder = Redis::builder(&server.url()).while_down(dogpile::redis::WhileDown::Wait);
     told(builder.connect_timeout(Duration::from_secs(30)).response_timeout(Duration::from_secs(30)));
 }
 
@@ -322,7 +323,7 @@ fn who_is_refused_does_not_knock_each_time() {
 fn no_password_in_what_drivers_are_told() {
     let server = Server::with(&RESP2);
     let client = redis::Client::open(format!("redis://:s3cret@127.0.0.1:{}/?protocol=resp3", server.port)).unwrap();
-    let error = dogpile::Driver::new(1, move || client.get_connection()).get(Key::from("k")).unwrap_err();
+    let error = dogpile::redis::Driver::new(1, move || client.get_connection()).get(Key::from("k")).unwrap_err();
     let shown = format!("{error} {error:?}");
     assert!(shown.contains("HELLO") && !shown.contains("s3cret"), "{shown}");
 }

@@ -195,7 +195,7 @@ fn nobody_is_elected_while_it_creates_something_else() {
 
 #[test]
 fn ones_own_creator_does_not_cost_patience() {
-    let region = Region::builder(Memory::new(1 << 20)).patience(Duration::from_millis(150)).build().unwrap();
+    let region = Region::builder(Memory::new(1 << 20)).wait_timeout(Duration::from_millis(150)).build().unwrap();
     let entered = Barrier::new(2);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {
@@ -213,7 +213,7 @@ fn ones_own_creator_does_not_cost_patience() {
         assert_eq!(values.unwrap(), [1, 2]);
         assert_eq!(other.join().unwrap().unwrap(), 2);
     });
-    let endless = Region::builder(Memory::new(1 << 20)).patience(Duration::MAX).build().unwrap();
+    let endless = Region::builder(Memory::new(1 << 20)).wait_timeout(Duration::MAX).build().unwrap();
     assert_eq!(endless.get_or_create("k", || fine(1_u64)).unwrap(), 1);
 }
 

@@ -3,24 +3,26 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use dogpile::{
-    Backend, Bare, Batch, Bucketed, Clock, Discard, ErrorKind, HashExpiry, Key, Msgpack, Prefix, Redis, RedisLock,
-    Region, ServerInfo, ServerName, Timestamp, sweep,
-};
+use dogpile::backend::Batch;
+use dogpile::codec::Bare;
+use dogpile::keymap::Prefix;
+use dogpile::lock::OnLeaseLost;
+use dogpile::redis::{ServerInfo, ServerName, sweep};
+use dogpile::{Backend, Bucketed, Clock, ErrorKind, HashTtl, Key, Msgpack, Redis, RedisLock, Region, Timestamp};
 
 use crate::support::{Proxy, Server};
 
 const HOUR: Duration = Duration::from_secs(3600);
-const STAMPED: HashExpiry = HashExpiry::Stamped { longest: HOUR };
+const STAMPED: HashTtl = HashTtl::Stamped { longest: HOUR };
 
-fn redis(server: &Server, expiry: HashExpiry) -> Redis {
-    Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap()
+fn redis(server: &Server, expiry: HashTtl) -> Redis {
+    Redis::builder(&server.url()).hash_ttl(expiry).build().unwrap()
 }
 
 /// A backend whose stamps go by a clock that a test moves.
-fn stamped(server: &Server, expiry: HashExpiry) -> (Redis, Clock) {
+fn stamped(server: &Server, expiry: HashTtl) -> (Redis, Clock) {
     let clock = Clock::manual(Timestamp::from_secs(1_795_403_000));
-    (Redis::builder(&server.url()).hash_expiry(expiry).clock(clock.clone()).build().unwrap(), clock)
+    (Redis::builder(&server.url()).hash_ttl(expiry).clock(clock.clone()).build().unwrap(), clock)
 }
 
 fn entries(of: &[(Key<'_>, &str)]) -> Batch {
@@ -83,7 +85,7 @@ fn plain_keys_are_fields_of_listpacks() {
 #[test]
 fn one_creator_under_locks_of_buckets() {
     let server = Server::start();
-    for expiry in [HashExpiry::OnCreate, STAMPED, ServerInfo::of(&server.redis()).unwrap().per_field(HOUR)] {
+    for expiry in [HashTtl::OnCreate, STAMPED, ServerInfo::of(&server.redis()).unwrap().per_field(HOUR)] {
         for reads in [false, true] {
             server.ask(&["FLUSHALL"]);
             let region = |lock| {
@@ -123,7 +125,7 @@ fn stamped_entries_expire_one_by_one() {
     let ttl = server.ask_int(&["PTTL", "h\x7f2"]);
     assert!((20_000..=28_000).contains(&ttl), "the hash outlives its youngest entry: {ttl}");
 
-    let mut found = dogpile::Found::new();
+    let mut found = dogpile::backend::Found::new();
     let mut all = || {
         redis.get_many(&[b, plain, a, Key::from(("h", "c"))], &mut found).unwrap();
         let entry = |at| found.get(at).map(|entry| String::from_utf8_lossy(&entry).into_owned());
@@ -177,7 +179,7 @@ fn a_write_that_stretches_a_hash_removes_what_has_expired() {
 #[test]
 fn a_hash_goes_with_its_youngest_entry() {
     let server = Server::start();
-    let redis = redis(&server, HashExpiry::Stamped { longest: Duration::from_secs(50) });
+    let redis = redis(&server, HashTtl::Stamped { longest: Duration::from_secs(50) });
     redis.set(Key::from(("h", "f")), b"x", Some(Duration::from_millis(100))).unwrap();
     assert_eq!(server.ask_int(&["EXISTS", "h\x7f1"]), 1);
     sleep(Duration::from_millis(1200));
@@ -216,7 +218,7 @@ fn what_is_stored_only_under_its_lease_is_stamped_too() {
     for expiry in [STAMPED, ServerInfo::of(&server.redis()).unwrap().per_field(HOUR)] {
         server.ask(&["FLUSHALL"]);
         let region = Region::builder(redis(&server, expiry))
-            .lock(RedisLock::new().when_lost(Discard))
+            .lock(RedisLock::new().on_lease_lost(OnLeaseLost::Discard))
             .ttl(Duration::from_millis(1500))
             .build()
             .unwrap();
@@ -232,7 +234,7 @@ fn what_is_stored_only_under_its_lease_is_stamped_too() {
         assert_eq!(create(("h", "b"), true).unwrap(), 1);
         assert_eq!(region.get::<u64>(("h", "a")).unwrap(), Some(1));
         assert_eq!(region.get::<u64>(("h", "b")).unwrap(), None, "its lease was lost");
-        assert_eq!(region.stats().lost_locks, 1);
+        assert_eq!(region.stats().lost_leases, 1);
         sleep(Duration::from_millis(2600));
         assert_eq!(region.get::<u64>(("h", "a")).unwrap(), None, "{expiry:?}");
         // A key of another type: an error that is counted, and a lock that is released.
@@ -272,7 +274,7 @@ fn a_sweep_removes_what_has_expired() {
 #[test]
 fn what_is_accepted_is_found_again() {
     let server = Server::start();
-    let redis = Redis::builder(&server.url()).hash_expiry(STAMPED).max_entry(1000).build().unwrap();
+    let redis = Redis::builder(&server.url()).hash_ttl(STAMPED).max_entry(1000).build().unwrap();
     let set = |key: Key<'_>, bytes| redis.set(key, &vec![b'x'; bytes], Some(HOUR)).map_err(|error| error.kind());
     let (plain, field) = (Key::from("p"), Key::from(("h", "f")));
     assert_eq!((set(plain, 1000), set(field, 998)), (Ok(()), Ok(())));
@@ -286,11 +288,11 @@ fn stamped_and_unstamped_entries_never_meet() {
     let server = Server::start();
     let key = Key::from(("h", "f"));
     let all = [
-        HashExpiry::OnCreate,
+        HashTtl::OnCreate,
         STAMPED,
-        HashExpiry::Stamped { longest: Duration::from_secs(50) },
-        HashExpiry::Stamped { longest: Duration::from_secs(86_400) },
-        HashExpiry::Stamped { longest: Duration::MAX },
+        HashTtl::Stamped { longest: Duration::from_secs(50) },
+        HashTtl::Stamped { longest: Duration::from_secs(86_400) },
+        HashTtl::Stamped { longest: Duration::MAX },
     ];
     for (at, expiry) in all.into_iter().enumerate() {
         redis(&server, expiry).set(key, at.to_string().as_bytes(), Some(Duration::from_secs(50))).unwrap();
@@ -312,7 +314,7 @@ fn fields_have_ttls_of_their_own_where_the_server_can() {
     redis.set_many(&entries(&[(b, "two"), (Key::from(("h", "c")), "three")]), Some(HOUR)).unwrap();
     assert_eq!(read(&redis, a), Some("one".into()));
     let hash = if info.keeps_listpacks_per_field() {
-        assert_eq!((info.name, expiry), (ServerName::Redis, HashExpiry::PerField));
+        assert_eq!((info.name, expiry), (ServerName::Redis, HashTtl::PerField));
         "h"
     } else {
         "h\x7f2"
@@ -328,7 +330,7 @@ fn buckets_cost_no_round_trips() {
     let server = Server::start();
     let proxy = Proxy::before(&server);
     for expiry in [STAMPED, ServerInfo::of(&server.redis()).unwrap().per_field(HOUR)] {
-        let redis = Redis::builder(&proxy.url()).connections(1).hash_expiry(expiry).build().unwrap();
+        let redis = Redis::builder(&proxy.url()).connections(1).hash_ttl(expiry).build().unwrap();
         redis.ping().unwrap();
         let region = Region::builder(redis).keys(Bucketed::new(256).others(3)).ttl(HOUR).build().unwrap();
         let count = |what: &str, work: &dyn Fn()| assert_eq!(proxy.count(work), 1, "{what} {expiry:?}");

@@ -140,7 +140,7 @@ where
     at_each_point("what is stale", async |cut| {
         let key = new_key();
         region.set_async(key, &5_u64).await.unwrap();
-        let stale = region.with_expiry(Duration::ZERO);
+        let stale = region.with_stale_after(Duration::ZERO);
         let got = cut.off(stale.get_or_create_async(key, || create(7))).await;
         // Not at hand any more, so that whoever comes now needs the lock.
         region.delete_async(key).await.unwrap();
@@ -252,7 +252,7 @@ where
     at_each_point("a refresh", async |cut| {
         let key = new_key();
         region.set_async(key, &5_u64).await.unwrap();
-        let stale = region.with_expiry(Duration::ZERO);
+        let stale = region.with_stale_after(Duration::ZERO);
         let got = cut.off(stale.get_or_refresh_async(key, || create(7))).await;
         anew(&region, key).await;
         region.delete_async(key).await.unwrap();

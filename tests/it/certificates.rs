@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dogpile::Tls;
+use dogpile::redis::Tls;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::{Server, free_port};

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use dogpile::{Bare, Full, HashExpiry, Memory, Msgpack, Raw, Redis, RedisLock, Seconds, testing};
+use dogpile::codec::{Bare, Full, Seconds};
+use dogpile::{HashTtl, Memory, Msgpack, Raw, Redis, RedisLock, testing};
 
 use crate::support::Server;
 #[cfg(feature = "driver")]
@@ -17,20 +18,20 @@ fn memory() {
 fn redis() {
     let server = Server::start();
     testing::backend(&server.redis(), "suite:");
-    let one = Redis::builder(&server.url()).connections(1).hash_expiry(HashExpiry::Always).build().unwrap();
+    let one = Redis::builder(&server.url()).connections(1).hash_ttl(HashTtl::Always).build().unwrap();
     testing::backend(&one, "another:");
     for (at, expiry) in fields_of_their_own(&server).into_iter().enumerate() {
-        let redis = Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+        let redis = Redis::builder(&server.url()).hash_ttl(expiry).build().unwrap();
         testing::backend(&redis, &format!("own{at}:"));
-        let discard = || RedisLock::new().when_lost(dogpile::Discard);
+        let discard = || RedisLock::new().on_lease_lost(dogpile::lock::OnLeaseLost::Discard);
         testing::lock(&redis, &discard(), &discard(), &format!("own{at}:"));
     }
 }
 
 /// Each field has a TTL of its own: by stamps of each length, and by the server where it can.
-fn fields_of_their_own(server: &Server) -> Vec<HashExpiry> {
-    let stamped = |seconds| HashExpiry::Stamped { longest: Duration::from_secs(seconds) };
-    let by_server = dogpile::ServerInfo::of(&server.redis()).unwrap().per_field(Duration::from_secs(3600));
+fn fields_of_their_own(server: &Server) -> Vec<HashTtl> {
+    let stamped = |seconds| HashTtl::Stamped { longest: Duration::from_secs(seconds) };
+    let by_server = dogpile::redis::ServerInfo::of(&server.redis()).unwrap().per_field(Duration::from_secs(3600));
     vec![stamped(50), stamped(3600), stamped(86_400), stamped(u64::MAX), by_server]
 }
 
@@ -40,12 +41,12 @@ fn redis_resp2() {
     let server = Server::with(&["--rename-command", "HELLO", ""]);
     testing::backend(&server.redis(), "suite:");
     testing::lock(&server.redis(), &RedisLock::new(), &RedisLock::new(), "lock:");
-    let stamped = Redis::builder(&server.url()).hash_expiry(STAMPED).build().unwrap();
+    let stamped = Redis::builder(&server.url()).hash_ttl(STAMPED).build().unwrap();
     testing::backend(&stamped, "stamped:");
     testing::lock(&stamped, &RedisLock::new(), &RedisLock::new(), "stamped:");
 }
 
-const STAMPED: HashExpiry = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
+const STAMPED: HashTtl = HashTtl::Stamped { longest: Duration::from_secs(3600) };
 
 #[test]
 #[cfg(unix)]
@@ -67,11 +68,11 @@ fn driver() {
     let server = Server::start();
     for protocol in protocols() {
         let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
-        let driver = dogpile::Driver::new(4, move || client.get_connection());
+        let driver = dogpile::redis::Driver::new(4, move || client.get_connection());
         testing::backend(&driver, &format!("{protocol}:"));
         testing::lock(&driver, &RedisLock::new(), &RedisLock::new(), &format!("{protocol}:"));
         let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
-        let stamped = dogpile::Driver::new(4, move || client.get_connection()).hash_expiry(STAMPED);
+        let stamped = dogpile::redis::Driver::new(4, move || client.get_connection()).hash_ttl(STAMPED);
         testing::backend(&stamped, &format!("stamped, {protocol}:"));
     }
 }
@@ -81,7 +82,7 @@ fn redis_lock() {
     let server = Server::start();
     let lock = || RedisLock::new().lease(Duration::from_secs(30));
     testing::lock(&server.redis(), &lock(), &lock(), "lock:");
-    let discard = || lock().prefix("_lock").when_lost(dogpile::Discard);
+    let discard = || lock().prefix("_lock").on_lease_lost(dogpile::lock::OnLeaseLost::Discard);
     testing::lock(&server.redis(), &discard(), &discard(), "lock:");
 }
 
@@ -129,10 +130,10 @@ mod tasks {
             testing::backend_async(&redis, runtime, &format!("suite{at}:"));
             testing::lock_async(&redis, &RedisLock::new(), &RedisLock::new(), runtime, &format!("lock{at}:"));
         }
-        let one = Redis::builder(&server.url()).in_flight(1).hash_expiry(HashExpiry::Always).build().unwrap();
+        let one = Redis::builder(&server.url()).in_flight(1).hash_ttl(HashTtl::Always).build().unwrap();
         testing::backend_async(&one, &runtimes()[1], "another:");
         for (at, expiry) in fields_of_their_own(&server).into_iter().enumerate() {
-            let redis = Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+            let redis = Redis::builder(&server.url()).hash_ttl(expiry).build().unwrap();
             testing::backend_async(&redis, &runtimes()[1], &format!("own{at}:"));
         }
     }
@@ -152,15 +153,19 @@ mod tasks {
         for protocol in super::protocols() {
             let client = redis::Client::open(format!("{}/?protocol={protocol}", server.url())).unwrap();
             let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
-            let driver = dogpile::AsyncDriver::new(connection);
+            let driver = dogpile::redis::AsyncDriver::new(connection);
             testing::backend_async(&driver, runtime, &format!("{protocol}:"));
             testing::lock_async(&driver, &RedisLock::new(), &RedisLock::new(), runtime, &format!("{protocol}:"));
             let connection = runtime.block_on(client.get_multiplexed_async_connection()).unwrap();
-            let stamped = dogpile::AsyncDriver::new(connection).hash_expiry(STAMPED);
+            let stamped = dogpile::redis::AsyncDriver::new(connection).hash_ttl(STAMPED);
             testing::backend_async(&stamped, runtime, &format!("stamped, {protocol}:"));
 
             let manager = runtime.block_on(client.get_connection_manager()).unwrap();
-            testing::backend_async(&dogpile::AsyncDriver::new(manager), runtime, &format!("manager, {protocol}:"));
+            testing::backend_async(
+                &dogpile::redis::AsyncDriver::new(manager),
+                runtime,
+                &format!("manager, {protocol}:"),
+            );
         }
     }
 
@@ -171,7 +176,7 @@ mod tasks {
         let client = redis::Client::open(server.url()).unwrap();
         runtimes()[0].block_on(async {
             let manager = client.get_connection_manager().await.unwrap();
-            let region = dogpile::Region::builder(dogpile::AsyncDriver::new(manager)).build().unwrap();
+            let region = dogpile::Region::builder(dogpile::redis::AsyncDriver::new(manager)).build().unwrap();
             region.set_async("k", &1_u64).await.unwrap();
             server.restart();
             let created = region.get_or_create_async("k", async || Ok::<_, std::convert::Infallible>(2_u64)).await;

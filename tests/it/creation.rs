@@ -7,7 +7,8 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use bytestring::ByteString;
-use dogpile::{Backend, Batch, ErrorKind, GetError, Invalidate, Key, Memory, Region};
+use dogpile::backend::Batch;
+use dogpile::{Backend, ErrorKind, GetError, Invalidate, Key, Memory, Region};
 
 use crate::region::{SECOND, clocked, fine, plain};
 use crate::support::eventually;
@@ -53,14 +54,14 @@ fn one_of_many_threads_creates() {
     assert_eq!(calls.into_inner(), 1);
     assert!(!region.is_locked("k").unwrap());
     let stats = region.stats();
-    assert_eq!((stats.created, stats.failed_creations), (1, 0));
-    assert!(stats.shared <= 31);
+    assert_eq!((stats.creations, stats.failed_creations), (1, 0));
+    assert!(stats.coalesced <= 31);
 }
 
 #[test]
 fn a_stale_value_is_served_while_one_creates() {
     let (builder, clock) = clocked();
-    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    let region = builder.stale_after(10 * SECOND).build().unwrap();
     region.set("k", &1_u64).unwrap();
     clock.advance(10 * SECOND);
     let (created, go) = (AtomicUsize::new(0), Barrier::new(2));
@@ -82,13 +83,13 @@ fn a_stale_value_is_served_while_one_creates() {
         go.wait();
         assert_eq!(creator.join().unwrap().unwrap(), 2);
     });
-    assert_eq!((region.get("k").unwrap(), region.stats().served_stale), (Some(2_u64), 10));
+    assert_eq!((region.get("k").unwrap(), region.stats().stale_hits), (Some(2_u64), 10));
 }
 
 #[test]
 fn who_wins_a_race_for_a_stale_value_reads_again() {
     let (builder, clock) = clocked();
-    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    let region = builder.stale_after(10 * SECOND).build().unwrap();
     region.set("k", &1_u64).unwrap();
     clock.advance(10 * SECOND);
     let created = AtomicUsize::new(0);
@@ -132,7 +133,7 @@ fn a_creator_that_fails_lets_the_next_one_try() {
         results.into_iter().filter_map(Result::err).map(|error| error.into_create().unwrap()).collect();
     errors.sort();
     assert_eq!(errors, ["no 0", "no 1", "no 2"]);
-    assert_eq!((region.stats().failed_creations, region.stats().created), (3, 1));
+    assert_eq!((region.stats().failed_creations, region.stats().creations), (3, 1));
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn a_creator_that_asks_for_its_own_value_is_told() {
         .unwrap_err()
         .into_create()
         .unwrap();
-    assert!(error.contains("creating k: its creator asks for the value that it is to create"), "{error}");
+    assert!(error.contains("creating k: the creator asks for the key that it is creating"), "{error}");
     // Another key is fine.
     let value = region.get_or_create("k", || region.get_or_create("other", || fine(1_u64)));
     assert_eq!(value.unwrap(), 1);
@@ -175,7 +176,7 @@ fn a_creator_that_asks_for_its_own_value_is_told() {
 
 #[test]
 fn patience_ends() {
-    let region = Region::builder(Memory::new(1 << 20)).patience(Duration::from_millis(50)).build().unwrap();
+    let region = Region::builder(Memory::new(1 << 20)).wait_timeout(Duration::from_millis(50)).build().unwrap();
     let entered = Barrier::new(2);
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| {
@@ -193,7 +194,10 @@ fn patience_ends() {
         entered.wait();
         assert_eq!(slow.join().unwrap().unwrap(), 15);
     });
-    assert_eq!(Region::builder(Memory::new(1)).patience(Duration::ZERO).build().unwrap_err().kind(), ErrorKind::Config);
+    assert_eq!(
+        Region::builder(Memory::new(1)).wait_timeout(Duration::ZERO).build().unwrap_err().kind(),
+        ErrorKind::Config
+    );
 }
 
 #[test]
@@ -356,7 +360,7 @@ impl Backend for Flaky {
         self.check()?;
         self.inner.get(key)
     }
-    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
+    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::backend::Found) -> Result<(), dogpile::Error> {
         self.check()?;
         self.inner.get_many(keys, found)
     }
@@ -434,7 +438,7 @@ impl<F: FnOnce() + Send> Backend for Between<F> {
         then.into_iter().for_each(|then| then());
         found
     }
-    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
+    fn get_many(&self, keys: &[Key<'_>], found: &mut dogpile::backend::Found) -> Result<(), dogpile::Error> {
         let read = self.inner.get_many(keys, found);
         let then = self.then.lock().unwrap().take();
         then.into_iter().for_each(|then| then());
@@ -467,6 +471,6 @@ fn who_leads_after_another_created_does_not_create_again() {
             region.get_or_create("k", || fine(2_u64)).unwrap()
         };
         assert_eq!(value, 1, "it had missed the entry before the other one created it");
-        assert_eq!(region.stats().created, 1);
+        assert_eq!(region.stats().creations, 1);
     }
 }

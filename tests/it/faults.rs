@@ -305,7 +305,7 @@ fn long_errors_and_pushes_do_not_get_in_the_way() {
         }
     });
     let redis = Redis::builder(&url).connections(1).build().unwrap();
-    let region = Region::builder(redis).codec(dogpile::Msgpack::<dogpile::Bare>::new()).build().unwrap();
+    let region = Region::builder(redis).codec(dogpile::Msgpack::<dogpile::codec::Bare>::new()).build().unwrap();
     let error = region.get::<u64>("k").unwrap_err();
     assert_eq!((error.kind(), error.to_string().len() > 40_000), (ErrorKind::Server, true));
     assert_eq!(region.get::<u64>("k").unwrap(), Some(7), "the connection is still in step");
@@ -316,7 +316,10 @@ fn long_errors_and_pushes_do_not_get_in_the_way() {
 fn what_goes_once_only_does_not_wait_for_its_own_place() {
     let server = Server::start();
     let redis = Redis::builder(&server.url()).connections(1).build().unwrap();
-    let region = Region::builder(redis).lock(RedisLock::new().when_lost(dogpile::Discard)).build().unwrap();
+    let region = Region::builder(redis)
+        .lock(RedisLock::new().on_lease_lost(dogpile::lock::OnLeaseLost::Discard))
+        .build()
+        .unwrap();
     let begun = Instant::now();
     let create = || {
         // The connection is idle while the creator runs, and is closed meanwhile.

@@ -2,25 +2,28 @@
 //! and leases that are lost.
 
 use std::convert::Infallible;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use dogpile::{
-    AfterLoss, Batch, Clock, Discard, ErrorKind, Key, Leases, LocalInvalidation, Lock, LostLease, Msgpack, Redis,
-    RedisLock, Region, Seconds, Timestamp, Unmapped,
-};
+use dogpile::backend::Batch;
+use dogpile::codec::Seconds;
+use dogpile::freshness::LocalInvalidation;
+use dogpile::internals;
+use dogpile::keymap::Identity;
+use dogpile::lock::OnLeaseLost;
+use dogpile::{Clock, ErrorKind, Key, Lock, Msgpack, Redis, RedisLock, Region, Timestamp};
 
 use crate::support::{Proxy, Server, eventually};
 
-type Locked<P = dogpile::Store> = Region<Redis, Msgpack<Seconds>, RedisLock<P>, Unmapped, LocalInvalidation>;
+type Locked = Region<Redis, Msgpack<Seconds>, RedisLock, Identity, LocalInvalidation>;
 
 fn region(server: &Server) -> Locked {
     Region::builder(server.redis()).lock(RedisLock::new()).build().unwrap()
 }
 
-fn lost<P: LostLease>(server: &Server, policy: P) -> Locked<P> {
-    Region::builder(server.redis()).lock(RedisLock::new().when_lost(policy)).build().unwrap()
+fn lost(server: &Server, on_lost: OnLeaseLost) -> Locked {
+    Region::builder(server.redis()).lock(RedisLock::new().on_lease_lost(on_lost)).build().unwrap()
 }
 
 #[test]
@@ -55,7 +58,7 @@ fn one_of_all_processes_renews_what_is_stale() {
     let regions: Vec<Locked> = (0..4)
         .map(|_| {
             let builder = Region::builder(server.redis()).lock(RedisLock::new()).clock(clock.clone());
-            builder.expires_after(Duration::from_secs(10)).build().unwrap()
+            builder.stale_after(Duration::from_secs(10)).build().unwrap()
         })
         .collect();
     regions[0].set("k", &1_u64).unwrap();
@@ -158,7 +161,7 @@ fn a_foreign_holder_that_stores_is_waited_for() {
 fn patience_ends_while_another_process_holds_the_lock() {
     let server = Server::start();
     let lock = RedisLock::new();
-    let region = Region::builder(server.redis()).lock(lock).patience(Duration::from_millis(60)).build().unwrap();
+    let region = Region::builder(server.redis()).lock(lock).wait_timeout(Duration::from_millis(60)).build().unwrap();
     server.ask(&["SET", "_lok.k", "somebody", "PX", "30000"]);
     let begun = Instant::now();
     let error = region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap_err();
@@ -178,13 +181,13 @@ fn a_creator_that_fails_or_panics_releases() {
     }));
     assert!(panics.is_err());
     assert_eq!(server.ask(&["EXISTS", "_lok.k"]), ":0");
-    let unstored = region.store_if(|_: &u64| false).get_or_create("k", || Ok::<_, Infallible>(1));
+    let unstored = region.store_if(|_: &u64| false).get_or_create("k", || Ok::<_, Infallible>(1_u64));
     assert_eq!(unstored.unwrap(), 1);
     assert_eq!(server.ask(&["DBSIZE"]), ":0");
 }
 
 /// Creates a value and loses the lease meanwhile; the value is returned in each case.
-fn create_and_lose<P: LostLease>(server: &Server, region: &Locked<P>, key: Key<'_>) {
+fn create_and_lose(server: &Server, region: &Locked, key: Key<'_>) {
     let value = region.get_or_create(key, || {
         assert_eq!(server.ask(&["FLUSHALL"]), "+OK");
         Ok::<_, Infallible>(1_u64)
@@ -193,37 +196,26 @@ fn create_and_lose<P: LostLease>(server: &Server, region: &Locked<P>, key: Key<'
 }
 
 #[test]
-fn a_lost_lease_is_told_to_the_policy() {
+fn a_value_whose_lease_was_lost_is_stored_or_discarded() {
     let server = Server::start();
     for key in [Key::from("k"), Key::from(("h", "f"))] {
-        let region = lost(&server, dogpile::Store);
+        let region = lost(&server, OnLeaseLost::Store);
         create_and_lose(&server, &region, key);
+        assert_eq!(region.stats().lost_leases, 1);
         assert_eq!(region.get(key).unwrap(), Some(1_u64));
 
         server.ask(&["FLUSHALL"]);
-        let region = lost(&server, Discard);
+        let region = lost(&server, OnLeaseLost::Discard);
         create_and_lose(&server, &region, key);
         assert_eq!(region.get::<u64>(key).unwrap(), None);
-
-        for (answer, stored) in [(AfterLoss::Store, Some(1_u64)), (AfterLoss::Discard, None)] {
-            server.ask(&["FLUSHALL"]);
-            let told = Arc::new(Mutex::new(Vec::new()));
-            let tells = Arc::clone(&told);
-            let region = lost(&server, move |key: Key<'_>| {
-                tells.lock().unwrap().push(key.to_string());
-                answer
-            });
-            create_and_lose(&server, &region, key);
-            assert_eq!(region.get::<u64>(key).unwrap(), stored);
-            assert_eq!(*told.lock().unwrap(), [key.to_string()]);
-        }
+        assert_eq!(region.stats().lost_leases, 1);
     }
 }
 
 #[test]
 fn who_took_the_lease_meanwhile_keeps_it() {
     let server = Server::start();
-    let region = lost(&server, Discard);
+    let region = lost(&server, OnLeaseLost::Discard);
     let value = region.get_or_create("k", || {
         server.ask(&["SET", "_lok.k", "somebody else"]);
         server.ask(&["SET", "k", "newer"]);
@@ -237,7 +229,7 @@ fn who_took_the_lease_meanwhile_keeps_it() {
 #[test]
 fn a_value_stored_under_its_lease_has_its_ttl() {
     let server = Server::start();
-    let lock = RedisLock::new().when_lost(Discard);
+    let lock = RedisLock::new().on_lease_lost(OnLeaseLost::Discard);
     let region = Region::builder(server.redis()).lock(lock).ttl(Duration::from_secs(60)).build().unwrap();
     region.get_or_create("k", || Ok::<_, Infallible>(1_u64)).unwrap();
     region.get_or_create(("h", "f"), || Ok::<_, Infallible>(1_u64)).unwrap();
@@ -398,7 +390,7 @@ fn nobody_waits_for_a_creator_of_something_else_while_another_process_holds_the_
 #[test]
 fn a_connection_that_was_closed_while_the_creator_ran_does_not_lose_the_value() {
     let server = Server::start();
-    let region = lost(&server, Discard);
+    let region = lost(&server, OnLeaseLost::Discard);
     let value = region.get_or_create("k", || {
         server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         // The news of it has to arrive.
@@ -417,7 +409,7 @@ fn a_store_that_the_server_refuses_releases_all_the_same() {
     let proxy = Proxy::before(&server);
     let redis = || Redis::builder(&proxy.url()).connections(1).build().unwrap();
     let stores = Region::builder(redis()).lock(RedisLock::new()).build().unwrap();
-    let discards = Region::builder(redis()).lock(RedisLock::new().when_lost(Discard)).build().unwrap();
+    let discards = Region::builder(redis()).lock(RedisLock::new().on_lease_lost(OnLeaseLost::Discard)).build().unwrap();
     let create = || Ok::<_, Infallible>(1_u64);
     for warm in [&"a", &"b"] {
         stores.get::<u64>(warm).unwrap();
@@ -434,9 +426,9 @@ fn nothing_to_lock_is_nothing_to_ask() {
     let server = Server::start();
     let redis = server.redis();
     let begun = Instant::now();
-    assert!(redis.lease(&[], Duration::from_secs(1)).unwrap().is_empty());
-    assert!(redis.release(&[]).unwrap().is_empty());
-    assert!(redis.set_and_release(&[], &Batch::new(), None, true).unwrap().is_empty());
+    assert!(internals::lease(&redis, &[], Duration::from_secs(1)).unwrap().is_empty());
+    assert!(internals::release(&redis, &[]).unwrap().is_empty());
+    assert!(internals::set_and_release(&redis, &[], &Batch::new(), None, true).unwrap().is_empty());
     assert!(begun.elapsed() < Duration::from_millis(500));
 }
 
@@ -451,10 +443,11 @@ fn what_a_leader_found_is_judged_by_who_gets_it() {
     region.set("k", &1_u64).unwrap();
     clock.advance(Duration::from_secs(1800));
     std::thread::scope(|scope| {
-        let patient = scope
-            .spawn(|| region.with_expiry(Duration::from_secs(3600)).get_or_create("k", || Ok::<_, Infallible>(2_u64)));
+        let patient = scope.spawn(|| {
+            region.with_stale_after(Duration::from_secs(3600)).get_or_create("k", || Ok::<_, Infallible>(2_u64))
+        });
         eventually("somebody leads", || region.is_locked("k").unwrap());
-        let strict = region.with_expiry(Duration::from_secs(5)).get_or_create("k", || Ok::<_, Infallible>(3_u64));
+        let strict = region.with_stale_after(Duration::from_secs(5)).get_or_create("k", || Ok::<_, Infallible>(3_u64));
         assert_eq!(strict.unwrap(), 3);
         assert_eq!(patient.join().unwrap().unwrap(), 1);
     });
@@ -463,7 +456,7 @@ fn what_a_leader_found_is_judged_by_who_gets_it() {
 /// Takes its time to lock.
 struct SlowLock(RedisLock);
 
-impl dogpile::LockSettings for SlowLock {}
+impl dogpile::lock::LockSettings for SlowLock {}
 
 impl Lock<Redis> for SlowLock {
     type Guard = <RedisLock as Lock<Redis>>::Guard;
@@ -476,7 +469,7 @@ impl Lock<Redis> for SlowLock {
         &self,
         backend: &Redis,
         keys: &[Key<'_>],
-    ) -> Result<Vec<dogpile::Attempt<Self::Guard>>, dogpile::Error> {
+    ) -> Result<Vec<dogpile::lock::Attempt<Self::Guard>>, dogpile::Error> {
         std::thread::sleep(Duration::from_millis(100));
         self.0.try_lock_and_read(backend, keys)
     }

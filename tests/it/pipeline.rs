@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{ErrorKind, Redis, RedisBuilder, RedisLock, Region, WhileDown};
+use dogpile::redis::{RedisBuilder, WhileDown};
+use dogpile::{ErrorKind, Redis, RedisLock, Region};
 use tokio::time::{sleep, timeout};
 
 use crate::support::{Server, trips_to_connect};
@@ -129,7 +130,7 @@ fn what_goes_once_only_fails_when_its_connection_is_cut() {
     let left = Arc::clone(&cut);
     let url = between(&server, move |_, from, to| while left.load(Ordering::SeqCst) > 0 && pass(from, to) {});
     multi().block_on(async {
-        let lock = RedisLock::new().when_lost(dogpile::Discard);
+        let lock = RedisLock::new().on_lease_lost(dogpile::lock::OnLeaseLost::Discard);
         let region = Region::builder(patient(&url).build().unwrap()).lock(lock).build().unwrap();
         for round in 0..5_u64 {
             let create = async || {
@@ -206,7 +207,7 @@ fn a_server_that_freezes_and_comes_back() {
 fn a_server_that_dies_and_comes_back() {
     for runtime in [single(), multi()] {
         let mut server = Server::start();
-        let builder = || Redis::builder(&server.url()).max_pause(Duration::from_millis(50));
+        let builder = || Redis::builder(&server.url()).max_backoff(Duration::from_millis(50));
         let fails = Region::builder(builder().build().unwrap()).build().unwrap();
         let waits = builder().while_down(WhileDown::Wait).response_timeout(SOON).build().unwrap();
         let waits = Region::builder(waits).build().unwrap();

@@ -4,7 +4,9 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dogpile::{Backend, Bare, Batch, ErrorKind, HashExpiry, Key, Msgpack, Redis, RedisLock, Region};
+use dogpile::backend::Batch;
+use dogpile::codec::Bare;
+use dogpile::{Backend, ErrorKind, HashTtl, Key, Msgpack, Redis, RedisLock, Region};
 
 use crate::support::{Proxy, Server};
 
@@ -14,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn the_ttl_of_a_hash_has_three_states() {
     let server = Server::start();
     let region = |expiry| {
-        let redis = Redis::builder(&server.url()).hash_expiry(expiry).build().unwrap();
+        let redis = Redis::builder(&server.url()).hash_ttl(expiry).build().unwrap();
         Region::builder(redis).ttl(HOUR).build().unwrap()
     };
     let ttl = |hash: &str| server.ask_int(&["PTTL", hash]);
@@ -29,19 +31,19 @@ fn the_ttl_of_a_hash_has_three_states() {
             }
         };
         server.ask(&["FLUSHALL"]);
-        set(HashExpiry::Never, "never", 1);
+        set(HashTtl::Never, "never", 1);
         assert_eq!(ttl("never"), -1);
-        set(HashExpiry::OnCreate, "create", 1);
+        set(HashTtl::OnCreate, "create", 1);
         assert!((3_590_000..=3_600_000).contains(&ttl("create")));
         shorten("create");
-        set(HashExpiry::OnCreate, "create", 2);
+        set(HashTtl::OnCreate, "create", 2);
         assert!(ttl("create") <= 60_000, "a hash keeps its TTL");
         // A hash that lost its TTL, such as one whose writer died in between, gets one.
-        set(HashExpiry::OnCreate, "never", 2);
+        set(HashTtl::OnCreate, "never", 2);
         assert!(ttl("never") > 60_000);
-        set(HashExpiry::Always, "create", 3);
+        set(HashTtl::Always, "create", 3);
         assert!(ttl("create") > 60_000);
-        set(HashExpiry::Never, "create", 4);
+        set(HashTtl::Never, "create", 4);
         assert!(ttl("create") > 60_000);
     }
     let none = Region::builder(server.redis()).build().unwrap();
@@ -58,8 +60,8 @@ fn the_ttl_of_a_hash_has_three_states() {
 fn everything_is_one_round_trip() {
     let server = Server::start();
     let proxy = Proxy::before(&server);
-    let redis = |expiry| Redis::builder(&proxy.url()).connections(1).hash_expiry(expiry).build().unwrap();
-    for expiry in [HashExpiry::Never, HashExpiry::OnCreate, HashExpiry::Always] {
+    let redis = |expiry| Redis::builder(&proxy.url()).connections(1).hash_ttl(expiry).build().unwrap();
+    for expiry in [HashTtl::Never, HashTtl::OnCreate, HashTtl::Always] {
         let region = Region::builder(redis(expiry)).ttl(HOUR).build().unwrap();
         region.get::<u64>("warm up").unwrap();
         let mixed: Vec<_> = (0..50_u64)
@@ -80,7 +82,7 @@ fn everything_is_one_round_trip() {
         assert_eq!(proxy.count(|| assert!(region.get_many::<_, u64>(&[] as &[&str]).unwrap().is_empty())), 0);
     }
     // A miss that only this process can fill: read, store.
-    let region = Region::builder(redis(HashExpiry::OnCreate)).ttl(HOUR).build().unwrap();
+    let region = Region::builder(redis(HashTtl::OnCreate)).ttl(HOUR).build().unwrap();
     region.get::<u64>("warm up").unwrap();
     let create = |key| region.get_or_create((key, "f"), || Ok::<u64, Infallible>(1)).unwrap();
     assert_eq!(proxy.count(|| assert_eq!(create("missing"), 1)), 2);
@@ -89,12 +91,13 @@ fn everything_is_one_round_trip() {
     assert_eq!(proxy.count(|| assert_eq!(create(&["one", "two", "three"]), [1; 3])), 2);
     // A miss that other processes may fill: read, lock and read again, store and release.
     for lost in [false, true] {
-        let builder = || Region::builder(redis(HashExpiry::OnCreate)).ttl(HOUR);
+        let builder = || Region::builder(redis(HashTtl::OnCreate)).ttl(HOUR);
         let lock = RedisLock::new();
         let create = |key: &str| -> usize {
             let once = || Ok::<u64, Infallible>(1);
             if lost {
-                let region = builder().lock(lock.clone().when_lost(dogpile::Discard)).build().unwrap();
+                let region =
+                    builder().lock(lock.clone().on_lease_lost(dogpile::lock::OnLeaseLost::Discard)).build().unwrap();
                 region.get::<u64>("warm up").unwrap();
                 proxy.count(|| assert_eq!(region.get_or_create((key, "f"), once).unwrap(), 1))
             } else {
@@ -105,7 +108,7 @@ fn everything_is_one_round_trip() {
         };
         assert_eq!(create(if lost { "missing1" } else { "missing2" }), 3);
     }
-    let region = Region::builder(redis(HashExpiry::OnCreate)).lock(RedisLock::new()).build().unwrap();
+    let region = Region::builder(redis(HashTtl::OnCreate)).lock(RedisLock::new()).build().unwrap();
     region.get::<u64>("warm up").unwrap();
     let many: Vec<String> = (0..100).map(|at| format!("miss{at}")).collect();
     let create = || region.get_or_create_many(&many, |keys| Ok::<_, Infallible>(vec![1_u64; keys.len()])).unwrap();

@@ -4,15 +4,16 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 
-use dogpile::{
-    Clock, Freshness, Invalidate, Invalidation, LocalInvalidation, Memory, Msgpack, Redis, RedisLock, Region,
-    RegionBuilder, Seconds, ThreadJob, Timestamp, Unmapped,
-};
+use dogpile::codec::Seconds;
+use dogpile::freshness::{Freshness, Invalidation, LocalInvalidation};
+use dogpile::keymap::Identity;
+use dogpile::region::ThreadJob;
+use dogpile::{Clock, Invalidate, Memory, Msgpack, Redis, RedisLock, Region, RegionBuilder, Timestamp};
 
 use crate::region::{SECOND, clocked, fine};
 use crate::support::{Server, eventually};
 
-type Leased = RegionBuilder<Redis, Msgpack<Seconds>, RedisLock, Unmapped, LocalInvalidation>;
+type Leased = RegionBuilder<Redis, Msgpack<Seconds>, RedisLock, Identity, LocalInvalidation>;
 
 /// Regions over a server, with leases and a clock in common.
 fn leased(server: &Server) -> (impl Fn() -> Leased, Clock) {
@@ -20,7 +21,7 @@ fn leased(server: &Server) -> (impl Fn() -> Leased, Clock) {
     let (redis, known) = (server.redis(), clock.clone());
     let builder = move || {
         let builder = Region::builder(redis.clone()).lock(RedisLock::new()).clock(known.clone());
-        builder.expires_after(10 * SECOND)
+        builder.stale_after(10 * SECOND)
     };
     (builder, clock)
 }
@@ -59,7 +60,7 @@ fn a_stale_value_is_returned_at_once_and_one_creates() {
     assert_eq!(server.ask(&["KEYS", "_lok.*"]), "*0");
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     assert_eq!(regions[0].get_or_refresh("k", || -> Result<u64, Infallible> { panic!("it is fresh") }).unwrap(), 2);
-    assert_eq!(regions.iter().map(|region| region.stats().served_stale).sum::<u64>(), 160);
+    assert_eq!(regions.iter().map(|region| region.stats().stale_hits).sum::<u64>(), 160);
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn runners_may_drop_keep_or_run_their_jobs_at_once() {
     let known = Arc::clone(&how);
     let (builder, clock) = clocked();
     let region = builder
-        .expires_after(10 * SECOND)
+        .stale_after(10 * SECOND)
         .thread_runner(move |job| match known.load(Ordering::SeqCst) {
             0 => drop(job),
             1 => sender.send(job).unwrap(),
@@ -138,7 +139,7 @@ fn runners_may_drop_keep_or_run_their_jobs_at_once() {
 #[test]
 fn what_is_over_the_most_threads_is_tried_again() {
     let (builder, clock) = clocked();
-    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    let region = builder.stale_after(10 * SECOND).build().unwrap();
     let keys: Vec<u64> = (0..40).collect();
     region.set_many(&keys.iter().map(|key| (*key, 1_u64)).collect::<Vec<_>>()).unwrap();
     clock.advance(10 * SECOND);
@@ -167,7 +168,7 @@ fn what_is_over_the_most_threads_is_tried_again() {
 #[test]
 fn who_has_no_value_waits_for_a_refresh_under_way() {
     let (builder, clock) = clocked();
-    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    let region = builder.stale_after(10 * SECOND).build().unwrap();
     region.set("k", &1_u64).unwrap();
     clock.advance(10 * SECOND);
     let (began, begin) = mpsc::channel();
@@ -212,7 +213,8 @@ fn what_was_stale_may_be_fresh_when_it_is_looked_at_again() {
 mod tasks {
     use std::time::{Duration, Instant};
 
-    use dogpile::{LocalLock, TaskJob};
+    use dogpile::LocalLock;
+    use dogpile::region::TaskJob;
     use tokio::sync::Notify;
     use tokio::time::sleep;
 
@@ -255,7 +257,7 @@ mod tasks {
                 no_locks_stay(&server).await;
                 soon("the lead", async { while regions[0].is_locked_async("k").await.unwrap() {} }).await;
                 assert_eq!(calls.load(Ordering::SeqCst), 1);
-                assert_eq!(regions.iter().map(|region| region.stats().served_stale).sum::<u64>(), 200);
+                assert_eq!(regions.iter().map(|region| region.stats().stale_hits).sum::<u64>(), 200);
             });
         }
     }
@@ -332,7 +334,7 @@ mod tasks {
     #[test]
     fn without_a_runtime_the_job_is_dropped() {
         let (builder, clock) = clocked();
-        let region = builder.lock(LocalLock).expires_after(10 * SECOND).build().unwrap();
+        let region = builder.lock(LocalLock).stale_after(10 * SECOND).build().unwrap();
         region.set("k", &1_u64).unwrap();
         clock.advance(10 * SECOND);
         let refreshed = {
@@ -382,7 +384,7 @@ impl dogpile::Backend for Slow {
         entry
     }
 
-    fn get_many(&self, keys: &[dogpile::Key<'_>], found: &mut dogpile::Found) -> Result<(), dogpile::Error> {
+    fn get_many(&self, keys: &[dogpile::Key<'_>], found: &mut dogpile::backend::Found) -> Result<(), dogpile::Error> {
         self.0.get_many(keys, found)
     }
 
@@ -390,7 +392,11 @@ impl dogpile::Backend for Slow {
         self.0.set(key, entry, ttl)
     }
 
-    fn set_many(&self, batch: &dogpile::Batch, ttl: Option<std::time::Duration>) -> Result<(), dogpile::Error> {
+    fn set_many(
+        &self,
+        batch: &dogpile::backend::Batch,
+        ttl: Option<std::time::Duration>,
+    ) -> Result<(), dogpile::Error> {
         self.0.set_many(batch, ttl)
     }
 
@@ -415,7 +421,7 @@ fn a_stale_value_is_not_waited_for_behind_another_reading() {
             ran.fetch_add(1, Ordering::SeqCst);
             fine(2_u64)
         };
-        assert_eq!(region.with_expiry(std::time::Duration::ZERO).get_or_refresh("k", create).unwrap(), 1);
+        assert_eq!(region.with_stale_after(std::time::Duration::ZERO).get_or_refresh("k", create).unwrap(), 1);
         eventually("it is created in the background", || background.load(Ordering::SeqCst) == 1);
     });
 }

@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use dogpile::codec::{Bare, Full};
+use dogpile::keymap::{Digest, Prefix};
 use dogpile::{
-    Backend, Bare, Clock, Digest, ErrorKind, Expiry, Full, GetError, Invalidate, Key, KeyBuf, Memory, Msgpack, Prefix,
-    Raw, Region, RegionBuilder, Timestamp,
+    Backend, Clock, ErrorKind, Expiry, GetError, Invalidate, Key, KeyBuf, Memory, Msgpack, Raw, Region, RegionBuilder,
+    Timestamp,
 };
 
 /// The last moment of a second: an envelope of whole seconds then says when a value was created, to the microsecond.
@@ -55,18 +57,18 @@ fn an_entry_knows_when_it_was_created() {
 #[test]
 fn expiry_is_of_the_region_or_of_the_call() {
     let (builder, clock) = clocked();
-    let region = builder.expires_after(10 * SECOND).build().unwrap();
+    let region = builder.stale_after(10 * SECOND).build().unwrap();
     region.set("k", &15_u64).unwrap();
     clock.advance(9 * SECOND);
     assert_eq!(region.get("k").unwrap(), Some(15_u64));
-    assert_eq!(region.with_expiry(9 * SECOND).get::<u64>("k").unwrap(), None);
+    assert_eq!(region.with_stale_after(9 * SECOND).get::<u64>("k").unwrap(), None);
     clock.advance(SECOND);
     assert_eq!(region.get::<u64>("k").unwrap(), None);
     assert_eq!(region.get_entry::<u64>("k").unwrap(), None);
     assert_eq!(region.get_many::<_, u64>(&["k"]).unwrap(), [None]);
     assert_eq!(region.ignoring_expiry().get("k").unwrap(), Some(15_u64));
-    assert_eq!(region.with_expiry(Expiry::Never).get("k").unwrap(), Some(15_u64));
-    assert_eq!(region.with_expiry(11 * SECOND).get_or_create("k", || fine(16_u64)).unwrap(), 15);
+    assert_eq!(region.with_stale_after(Expiry::Never).get("k").unwrap(), Some(15_u64));
+    assert_eq!(region.with_stale_after(11 * SECOND).get_or_create("k", || fine(16_u64)).unwrap(), 15);
     assert_eq!(region.get_or_create("k", || fine(16_u64)).unwrap(), 16);
     assert_eq!(region.get("k").unwrap(), Some(16_u64));
 }
@@ -218,7 +220,7 @@ fn cached_functions() {
 fn short_expiries_are_worth_something_in_whole_seconds() {
     let clock = Clock::manual(Timestamp::from_micros(1_700_000_000_900_000));
     let region = Region::builder(Memory::new(1 << 20)).clock(clock.clone());
-    let region = region.expires_after(Duration::from_millis(500)).build().unwrap();
+    let region = region.stale_after(Duration::from_millis(500)).build().unwrap();
     region.set("k", &1_u64).unwrap();
     clock.advance(Duration::from_millis(400));
     assert_eq!(region.get("k").unwrap(), Some(1_u64));

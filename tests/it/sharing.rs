@@ -78,7 +78,7 @@ fn a_reply_that_stops_in_the_middle_ends_in_a_timeout() {
     });
     runtime().block_on(async {
         let keys = vec![Key::from("k"); 100_000];
-        let mut found = dogpile::Found::new();
+        let mut found = dogpile::backend::Found::new();
         let begun = Instant::now();
         let asked = redis.get_many_async(&keys, &mut found);
         let error = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("it waits for ever").unwrap_err();
@@ -177,7 +177,7 @@ fn without_a_runtime_callers_are_told() {
 #[test]
 fn patience_goes_by_the_clock_of_the_runtime() {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-    let region = Region::builder(Memory::new(1 << 20)).patience(Duration::from_secs(2)).build().unwrap();
+    let region = Region::builder(Memory::new(1 << 20)).wait_timeout(Duration::from_secs(2)).build().unwrap();
     runtime.block_on(async {
         let leads = region.clone();
         tokio::spawn(async move {

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use dogpile::{AfterPatience, ErrorKind, GetError, Memory, Msgpack, Redis, RedisLock, Region};
+use dogpile::region::OnWaitTimeout;
+use dogpile::{ErrorKind, GetError, Memory, Msgpack, Redis, RedisLock, Region};
 
 use crate::region::fine;
 use crate::support::{Proxy, Server, eventually, speak_resp3};
@@ -96,7 +97,7 @@ fn what_is_found_by_the_script_that_would_lock() {
     // A lock that another process holds.
     foreign(&server, "held", "200");
     assert_eq!(ours.get_or_create("held", || fine(3_u64)).unwrap(), 3);
-    assert_eq!(ours.stats().awaited, 1);
+    assert_eq!(ours.stats().remote_waits, 1);
 }
 
 #[test]
@@ -134,8 +135,8 @@ fn a_stampede_of_processes_asks_the_server_seldom() {
         assert!(all <= 64 || !speak_resp3(), "{all} commands: {executed:?}");
     }
     let stats = regions.iter().map(Region::stats);
-    assert!(stats.clone().map(|stats| stats.awaited).sum::<u64>() >= 3 * 7);
-    assert_eq!(stats.map(|stats| stats.created).sum::<u64>(), 4);
+    assert!(stats.clone().map(|stats| stats.remote_waits).sum::<u64>() >= 3 * 7);
+    assert_eq!(stats.map(|stats| stats.creations).sum::<u64>(), 4);
 }
 
 #[test]
@@ -195,7 +196,7 @@ fn who_cannot_be_told_asks_again() {
         server.ask(&["DEL", "_lok.k"]);
         assert_eq!(waiter.join().unwrap(), 1);
     });
-    assert_eq!(region.stats().awaited, 1, "one value was waited for, however often that was asked");
+    assert_eq!(region.stats().remote_waits, 1, "one value was waited for, however often that was asked");
 }
 
 #[test]
@@ -222,17 +223,17 @@ fn many_keys_of_many_processes_are_waited_for_together() {
 fn patience_ends_in_an_error_or_in_a_creation_of_ones_own() {
     let server = Server::start();
     let patient = |what| {
-        let builder = Region::builder(server.redis()).lock(RedisLock::new()).patience(Duration::from_millis(100));
-        builder.after_patience(what).build().unwrap()
+        let builder = Region::builder(server.redis()).lock(RedisLock::new()).wait_timeout(Duration::from_millis(100));
+        builder.on_wait_timeout(what).build().unwrap()
     };
-    let (fails, creates) = (patient(AfterPatience::Fail), patient(AfterPatience::Create));
+    let (fails, creates) = (patient(OnWaitTimeout::Fail), patient(OnWaitTimeout::Create));
     foreign(&server, "k", "60000");
     let begun = Instant::now();
     let error = fails.get_or_create("k", || fine(1_u64)).unwrap_err();
     assert!(matches!(&error, GetError::Cache(error) if error.kind() == ErrorKind::Timeout), "{error}");
     assert_eq!(creates.get_or_create("k", || fine(2_u64)).unwrap(), 2);
     assert!((200..2000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
-    assert_eq!((fails.stats().impatient, creates.stats().impatient), (1, 1));
+    assert_eq!((fails.stats().wait_timeouts, creates.stats().wait_timeouts), (1, 1));
     assert_eq!(fails.get("k").unwrap(), Some(2_u64), "it is stored");
     assert!(server.ask(&["GET", "_lok.k"]).ends_with("somebody else"), "the other one's lock stays");
 
@@ -267,7 +268,7 @@ fn patience_ends_in_an_error_or_in_a_creation_of_ones_own() {
 
 #[test]
 fn creators_may_be_limited() {
-    let region = Region::builder(Memory::new(1 << 20)).max_creators(2).build().unwrap();
+    let region = Region::builder(Memory::new(1 << 20)).max_creations(2).build().unwrap();
     let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let create = |key: usize| {
         most.fetch_max(1 + running.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
@@ -284,11 +285,11 @@ fn creators_may_be_limited() {
         }
     });
     assert_eq!(most.into_inner(), 2);
-    let none = Region::builder(Memory::new(1 << 20)).max_creators(0).build();
+    let none = Region::builder(Memory::new(1 << 20)).max_creations(0).build();
     assert_eq!(none.unwrap_err().kind(), ErrorKind::Config);
 
     // Who has no patience for a place gets an error.
-    let builder = Region::builder(Memory::new(1 << 20)).max_creators(1).patience(Duration::from_millis(50));
+    let builder = Region::builder(Memory::new(1 << 20)).max_creations(1).wait_timeout(Duration::from_millis(50));
     let region = builder.build().unwrap();
     let (entered, left) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
@@ -301,7 +302,7 @@ fn creators_may_be_limited() {
         });
         entered.wait();
         let error = region.get_or_create(2, || fine(2_u64)).unwrap_err();
-        assert!(error.to_string().contains("1 creators ran"), "{error}");
+        assert!(error.to_string().contains("1 creations (max_creations) were running"), "{error}");
         left.wait();
     });
     assert_eq!(region.get_or_create(2, || fine(2_u64)).unwrap(), 2);
@@ -313,7 +314,7 @@ fn a_thread_that_reads_again_in_its_creator_is_told() {
     let got =
         region.get_or_create("k", || region.get_or_create("k", || fine(1_u64)).map_err(|error| error.to_string()));
     let Err(GetError::Create(error)) = got else { panic!("{got:?}") };
-    assert!(error.contains("asks for the value that it is to create"), "{error}");
+    assert!(error.contains("asks for the key that it is creating"), "{error}");
 }
 
 #[test]
@@ -502,7 +503,7 @@ mod tasks {
 
     #[test]
     fn tasks_wait_for_a_place_among_the_creators() {
-        let region = Region::builder(Memory::new(1 << 20)).max_creators(1).build().unwrap();
+        let region = Region::builder(Memory::new(1 << 20)).max_creations(1).build().unwrap();
         single().block_on(async {
             let calls: Vec<_> = (0..20_u64)
                 .map(|key| {

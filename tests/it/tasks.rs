@@ -104,7 +104,7 @@ where
     }
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     let stats = region.stats();
-    assert_eq!((stats.created, stats.failed_reads, stats.failed_locks, stats.failed_writes), (1, 0, 0, 0));
+    assert_eq!((stats.creations, stats.failed_reads, stats.failed_locks, stats.failed_writes), (1, 0, 0, 0));
     assert!(!region.is_locked_async(key).await.unwrap());
 }
 
@@ -290,13 +290,13 @@ fn futures_of_all_methods_may_change_threads() {
         let more = String::from("10");
         let again = more.clone();
         let add = async move |n: &u64| Ok::<_, Infallible>(n + more.parse::<u64>().unwrap());
-        let sum = at.function_async("sum", add);
+        let sum = at.async_function("sum", add);
         assert_eq!(goes(sum.call_async(&7)).await.unwrap(), 17);
         assert_eq!(goes(sum.refresh_async(&7)).await.unwrap(), 17);
         goes(sum.set_async(&7, &18)).await.unwrap();
         assert_eq!(goes(sum.get_async(&7)).await.unwrap(), Some(18));
         goes(sum.invalidate_async(&7)).await.unwrap();
-        let sums = at.function_many_async("sum", async move |all: &[&u64]| {
+        let sums = at.async_function_many("sum", async move |all: &[&u64]| {
             Ok::<_, Infallible>(all.iter().map(|n| **n + again.parse::<u64>().unwrap()).collect())
         });
         assert_eq!(goes(sums.call_async(&[1, 2, 1])).await.unwrap(), [11, 12, 11]);
@@ -347,7 +347,7 @@ fn creators_that_stay_in_one_thread_may_hold_what_cannot_leave_it() {
             soon("a local task", task).await.unwrap();
         }
     });
-    assert_eq!(region.stats().created, 3);
+    assert_eq!(region.stats().creations, 3);
 }
 
 #[test]
@@ -422,10 +422,10 @@ fn patience_of_tasks_ends() {
     let server = Server::start();
     for runtime in [single(), multi()] {
         let patience = Duration::from_millis(60);
-        let redis = || Region::builder(server.redis()).patience(patience);
+        let redis = || Region::builder(server.redis()).wait_timeout(patience);
         runtime.block_on(impatient(redis().lock(RedisLock::new()).build().unwrap()));
         runtime.block_on(impatient(redis().lock(LocalLock).build().unwrap()));
-        runtime.block_on(impatient(Region::builder(Memory::new(1 << 20)).patience(patience).build().unwrap()));
+        runtime.block_on(impatient(Region::builder(Memory::new(1 << 20)).wait_timeout(patience).build().unwrap()));
         runtime.block_on(no_locks_stay(&server));
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use dogpile::{Backend, Cluster, ErrorKind, Key, Redis, RedisBuilder, RedisLock, Region, Sentinel, Tls, testing};
+use dogpile::redis::{RedisBuilder, Tls};
+use dogpile::{Backend, Cluster, ErrorKind, Key, Redis, RedisLock, Region, Sentinel, testing};
 
 use crate::certificates::Certificates;
 use crate::support::{Server, eventually, speak_resp3};
@@ -79,7 +80,7 @@ fn who_waits_is_told_over_an_encrypted_connection() {
             assert!((Duration::from_millis(200)..Duration::from_millis(400)).contains(&created), "{created:?}");
         });
     }
-    assert_eq!(waits.stats().awaited, 3);
+    assert_eq!(waits.stats().remote_waits, 3);
     assert_eq!(server.ask(&["CLIENT", "LIST"]).matches("flags=t").count(), usize::from(speak_resp3()), "it listens");
 }
 

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use dogpile::{Backend, Batch, Found, Key, KeyBuf};
+use dogpile::backend::{Batch, Found};
+use dogpile::{Backend, Key, KeyBuf};
 #[cfg(feature = "memory")]
 use dogpile::{Clock, Memory, Timestamp};
 use proptest::prelude::*;
@@ -151,5 +152,5 @@ fn redis_is_a_map() {
 fn a_driver_is_a_map() {
     let server = Server::start();
     let client = redis::Client::open(server.url()).unwrap();
-    is_a_map(&dogpile::Driver::new(1, move || client.get_connection()));
+    is_a_map(&dogpile::redis::Driver::new(1, move || client.get_connection()));
 }

@@ -5,16 +5,17 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use dogpile::Timestamp;
 #[cfg(feature = "json")]
 use dogpile::codec::Json;
 #[cfg(feature = "serde")]
 use dogpile::codec::Serde;
+use dogpile::codec::Slice;
 #[cfg(feature = "python")]
 use dogpile::codec::python::{JsonMeta, Pickle};
 use dogpile::codec::{
     Bare, Codec, CodecError, CodecErrorKind, Full, Kind, LazyMap, Msgpack, Pack, Raw, RawValue, Reader, Seconds, Unpack,
 };
-use dogpile::{Slice, Timestamp};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde::{Deserialize, Serialize};

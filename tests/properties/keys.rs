@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use dogpile::{AsKey, Bucketed, Digest, Key, KeyBuf, KeyMap, KeyPart, Prefix, Scratch, Unmapped};
+use dogpile::keymap::{Digest, Identity, KeyPart, Prefix, Scratch};
+use dogpile::{AsKey, Bucketed, Key, KeyBuf, KeyMap};
 use proptest::prelude::*;
 
 use crate::{check, key};
@@ -182,13 +183,13 @@ fn maps_are_as_naive_ones() {
     let inputs = (prop::collection::vec(key(), 0..40), "[ab:]{0,3}", 0_usize..10);
     check(inputs, |(keys, name, from)| {
         let (prefix, long) = (Prefix::new(&name), Digest::from_length(from));
-        maps(&Unmapped, &keys, |part, _| part.to_vec());
+        maps(&Identity, &keys, |part, _| part.to_vec());
         maps(&prefix, &keys, |part, server| prefixed(&name, part, server));
         maps(&Digest::always(), &keys, |part, _| digest(part, 0));
         maps(&long, &keys, |part, _| digest(part, from));
         maps(&(prefix.clone(), long), &keys, |part, server| digest(&prefixed(&name, part, server), from));
         maps(&(long, prefix.clone()), &keys, |part, server| prefixed(&name, &digest(part, from), server));
-        maps(&((Unmapped, long), Unmapped), &keys, |part, _| digest(part, from));
+        maps(&((Identity, long), Identity), &keys, |part, _| digest(part, from));
         maps(&(prefix, Prefix::new("b")), &keys, |part, server| prefixed("b", &prefixed(&name, part, server), server));
     });
 }

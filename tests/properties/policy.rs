@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use dogpile::codec::Envelope;
-use dogpile::{Bare, Clock, Codec, Expiry, Full, Invalidate, LocalLock, Memory, Msgpack, Region, Seconds, Timestamp};
+use dogpile::codec::{Bare, Full, Seconds};
+use dogpile::{Clock, Codec, Expiry, Invalidate, LocalLock, Memory, Msgpack, Region, Timestamp};
 use proptest::prelude::*;
 
 use crate::check;
@@ -100,7 +101,7 @@ where
     let region: Region<Memory, Msgpack<E>, LocalLock> = Region::builder(Memory::new(1 << 20))
         .codec(Msgpack::<E>::new())
         .clock(clock.clone())
-        .expires_after(expiry)
+        .stale_after(expiry)
         .build()
         .unwrap();
     let mut model = [None::<Stored>; 3];

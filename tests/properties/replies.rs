@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 use dogpile::Error;
-use dogpile::engine::chunk::Chunk;
-use dogpile::engine::replies::{Fed, Receive, Replies, Strings, Token};
+use dogpile::internals::Chunk;
+use dogpile::internals::{Fed, Parser, Receive, Strings, Token};
 use proptest::prelude::*;
 
 use crate::{check, octets};
@@ -141,7 +141,7 @@ impl Receive for Keeps {
 
 /// Reads input that comes in pieces, which end at `cuts`.
 fn read(input: &[u8], replies: usize, cuts: &[usize], sharing: bool, run: usize) -> Keeps {
-    let mut reader = Replies::new(70_000);
+    let mut reader = Parser::new(70_000);
     reader.expect(replies);
     let mut cuts = cuts.iter().copied().chain([input.len()]);
     let mut keeps = Keeps { run, ..Keeps::default() };

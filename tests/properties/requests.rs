@@ -1,7 +1,8 @@
 //! `Batch` and `Found` against a list.
 
 use bytes::Bytes;
-use dogpile::{Batch, Found, KeyBuf};
+use dogpile::KeyBuf;
+use dogpile::backend::{Batch, Found};
 use proptest::prelude::*;
 
 use crate::{check, key, octets};

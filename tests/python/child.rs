@@ -56,7 +56,7 @@ impl Opened {
         let expires = Duration::from_secs(order["expires"].as_u64().unwrap());
         Opened {
             name: order["name"].as_str().unwrap().into(),
-            region: region.expires_after(expires).build().unwrap(),
+            region: region.stale_after(expires).build().unwrap(),
             creators: redis::Client::open(url).unwrap(),
         }
     }

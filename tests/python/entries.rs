@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use dogpile::{Clock, HashExpiry, Key, KeyBuf, Redis, Region, Timestamp};
+use dogpile::{Clock, HashTtl, Key, KeyBuf, Redis, Region, Timestamp};
 use serde_json::{Value as Json, json};
 
 use crate::formats::{ADVANCED, Format, HSTORE, TTL, Time, tagged};
@@ -119,7 +119,7 @@ fn what_rust_writes_python_reads_and_deletes() {
 const LATER: [(u64, bool); 2] = [(90, true), (110, false)];
 
 fn expiring(server: &Server, format: &Format, clock: Clock) -> Region<Redis, Format> {
-    format.region(server).clock(clock).expires_after(Duration::from_secs(100)).build().unwrap()
+    format.region(server).clock(clock).stale_after(Duration::from_secs(100)).build().unwrap()
 }
 
 #[test]
@@ -206,12 +206,12 @@ fn deadlines_are_the_same() {
 
     // The TTL of a hash that is written to: when it is new, has a TTL of 100, has none.
     let rules = [
-        (json!(false), HashExpiry::Never, [-1, 100, -1]),
-        (json!(null), HashExpiry::OnCreate, [300, 100, -1]),
-        (json!(true), HashExpiry::Always, [300, 300, 300]),
+        (json!(false), HashTtl::Never, [-1, 100, -1]),
+        (json!(null), HashTtl::OnCreate, [300, 100, -1]),
+        (json!(true), HashTtl::Always, [300, 300, 300]),
     ];
     for (python_rule, rule, mut expected) in rules {
-        let redis = Redis::builder(&server.url()).hash_expiry(rule).build().unwrap();
+        let redis = Redis::builder(&server.url()).hash_ttl(rule).build().unwrap();
         let region = Region::builder(redis).codec(format.clone()).ttl(TTL).build().unwrap();
         let mut open = format.order(&server, HSTORE);
         open["redis_expiration_time_hash"] = python_rule;
@@ -235,7 +235,7 @@ fn deadlines_are_the_same() {
             write("third");
             let third = server.ask_int(&["TTL", "hash"]);
             let ttl = |seconds: i64| if seconds < 0 { -1 } else { (seconds + 5) / 100 * 100 };
-            if by_rust && rule == HashExpiry::OnCreate {
+            if by_rust && rule == HashTtl::OnCreate {
                 // Where Python leaves a hash without a TTL as it is, Rust gives it one.
                 expected[2] = 300;
             }

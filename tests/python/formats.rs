@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dogpile::codec::python::{JsonMeta, Pickle};
+use dogpile::codec::{Bare, Full, Seconds, Slice};
 use dogpile::codec::{Codec, CodecError, Meta};
-use dogpile::{
-    Bare, Full, Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Seconds, Serde, Slice, Timestamp,
-};
+use dogpile::{Json, Key, KeyBuf, Msgpack, Raw, Redis, Region, RegionBuilder, Serde, Timestamp};
 use serde_json::{Value as AnyJson, json};
 
 use crate::support::Server;

@@ -1,7 +1,8 @@
 //! Keys that are made: of the arguments of cached functions, and by digests.
 
 use dogpile::codec::python::function_name;
-use dogpile::{Digest, KeyArgs};
+use dogpile::keymap::Digest;
+use dogpile::region::KeyArgs;
 use serde_json::{Value as Json, json};
 
 use crate::formats::{ADVANCED, Format, OWN};

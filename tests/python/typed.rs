@@ -2,7 +2,8 @@
 
 use dogpile::codec::Codec;
 use dogpile::codec::python::{JsonMeta, Pickle};
-use dogpile::{Full, Json, Msgpack, Region, Seconds, Serde};
+use dogpile::codec::{Full, Seconds};
+use dogpile::{Json, Msgpack, Region, Serde};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

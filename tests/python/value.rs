@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use dogpile::Slice;
+use dogpile::codec::Slice;
 use dogpile::codec::{CodecError, CodecErrorKind, Kind, Pack, RawValue, Reader, Unpack, pack_bin};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

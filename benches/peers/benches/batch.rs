@@ -53,7 +53,7 @@ fn main() {
 
 fn ours<B: Backend>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, backend: B, keys: &[Key<'_>]) {
     let hour = Duration::from_secs(3600);
-    let region = Region::builder(backend).expires_after(hour).ttl(hour).build().unwrap();
+    let region = Region::builder(backend).stale_after(hour).ttl(hour).build().unwrap();
     let entries: Vec<_> = keys.iter().map(|key| (*key, Bytes::from_static(&VALUE))).collect();
     region.set_many(&entries).unwrap();
     group.bench_function(format!("get_many/dogpile_{name}"), |bencher| {

@@ -5,7 +5,8 @@ use std::hint::black_box;
 use bytes::Bytes;
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 use dogpile::codec::LazyMap;
-use dogpile::{Bare, Codec, Full, Json, Msgpack, Seconds, Serde, Slice, Timestamp};
+use dogpile::codec::{Bare, Full, Seconds, Slice};
+use dogpile::{Codec, Json, Msgpack, Serde, Timestamp};
 use peers::Profile;
 
 const CREATED: Timestamp = Timestamp::from_secs(1_700_000_000);

@@ -50,7 +50,7 @@ fn main() {
 
 fn region<B: Backend>(backend: B) -> Region<B> {
     let hour = Duration::from_secs(3600);
-    Region::builder(backend).expires_after(hour).ttl(hour).build().unwrap()
+    Region::builder(backend).stale_after(hour).ttl(hour).build().unwrap()
 }
 
 fn ours<B: Backend>(group: &mut BenchmarkGroup<'_, WallTime>, region: &Region<B>) {

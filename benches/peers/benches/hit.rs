@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
-use dogpile::{AsKey, Backend, Driver, Memory, Redis, Region};
+use dogpile::{AsKey, Backend, Memory, Redis, Region};
+use dogpile::redis::Driver;
 use peers::{Target, VALUE};
 
 fn main() {
@@ -46,7 +47,7 @@ fn main() {
 
 fn ours<B: Backend>(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, backend: B, key: &impl AsKey) {
     let hour = Duration::from_secs(3600);
-    let region = Region::builder(backend).expires_after(hour).ttl(hour).build().unwrap();
+    let region = Region::builder(backend).stale_after(hour).ttl(hour).build().unwrap();
     let value = Bytes::from_static(&VALUE);
     region.set(key, &value).unwrap();
     group.bench_function(format!("get/{name}"), |bencher| {

@@ -117,7 +117,7 @@ impl Client for Region<Redis> {
     async fn connect(url: &str) -> Self {
         let ttl = Duration::from_secs(TTL);
         let redis = Redis::open(url).expect("the URL is good");
-        Region::builder(redis).expires_after(ttl).ttl(ttl).build().expect("the settings are good")
+        Region::builder(redis).stale_after(ttl).ttl(ttl).build().expect("the settings are good")
     }
 
     async fn get(&mut self, key: &str) -> Option<Bytes> {

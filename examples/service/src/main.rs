@@ -70,11 +70,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let lease = options.report_takes + Duration::from_secs(5);
     let cache = Region::builder(Redis::open(&url)?)
         .lock(RedisLock::new().lease(lease))
-        .expires_after(options.fresh)
+        .stale_after(options.fresh)
         // Longer than the expiry, so that there is a stale value to answer with while a new one is made.
         .ttl(options.fresh + Duration::from_secs(600))
         // Long enough to see a crashed process's lease end, and a report made after it.
-        .patience(2 * lease)
+        .wait_timeout(2 * lease)
         .task_runner(move |job| drop(running.spawn(job)))
         .build()?;
     // No reason not to start: while Redis is down values are created all the same, by one caller of this process.
@@ -121,10 +121,10 @@ async fn stats(State(app): State<Arc<App>>) -> Json<Value> {
             "reports": app.reports_made.load(Ordering::Relaxed),
         },
         "region": {
-            "created": region.created,
+            "creations": region.creations,
             "failed_creations": region.failed_creations,
-            "shared": region.shared,
-            "served_stale": region.served_stale,
+            "coalesced": region.coalesced,
+            "stale_hits": region.stale_hits,
             "undecodable": region.undecodable,
             "wrong_type": region.wrong_type,
             "failed_reads": region.failed_reads,

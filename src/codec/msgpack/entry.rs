@@ -1,4 +1,4 @@
-//! Envelopes in msgpack: a payload with its metadata, whoever wrote the payload.
+//! Reads and writes msgpack envelopes around a payload, independent of how the payload is encoded.
 
 use super::{Pack, Reader, pack_array_header, pack_map_header, pack_str};
 use crate::codec::envelope::{Shape, full_meta};
@@ -6,7 +6,7 @@ use crate::codec::{CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// Appends an entry whose payload, one msgpack value, is appended by `payload`.
+/// Appends an entry; the closure `payload` appends the payload, exactly one msgpack value.
 #[inline]
 pub(in crate::codec) fn write_entry(
     shape: Shape,
@@ -34,7 +34,7 @@ pub(in crate::codec) fn write_entry(
     }
 }
 
-/// Begins to read an entry: its payload, one msgpack value, comes next.
+/// Returns a reader positioned at the payload of an entry, one msgpack value.
 #[inline(always)]
 pub(in crate::codec) fn open_entry(shape: Shape, entry: Slice<'_>) -> Result<Reader<'_>, CodecError> {
     let mut reader = Reader::new(entry);
@@ -44,7 +44,10 @@ pub(in crate::codec) fn open_entry(shape: Shape, entry: Slice<'_>) -> Result<Rea
     Ok(reader)
 }
 
-/// Reads what comes after the payload. `payload` is what reading that gave.
+/// Reads the metadata after the payload and checks that the entry ends there.
+///
+/// `payload` is the result of reading the payload with `reader`. If it is an error, the entry may
+/// have another version, which takes precedence.
 #[inline(always)]
 pub(in crate::codec) fn close_entry<V>(
     shape: Shape,
@@ -55,7 +58,7 @@ pub(in crate::codec) fn close_entry<V>(
 ) -> Result<(V, Meta), CodecError> {
     let value = match payload {
         Ok(value) => value,
-        Err(error) if shape == Shape::Full => return Err(blame_version(version, entry, error)),
+        Err(error) if shape == Shape::Full => return Err(prefer_version_error(version, entry, error)),
         Err(error) => return Err(error),
     };
     let meta = match shape {
@@ -73,7 +76,7 @@ pub(in crate::codec) fn close_entry<V>(
     Ok((value, meta))
 }
 
-/// The header of the pair that payload and metadata are.
+/// Reads the header of the pair of payload and metadata.
 #[inline(always)]
 fn read_pair(reader: &mut Reader<'_>) -> Result<(), CodecError> {
     if reader.try_pair() {
@@ -85,7 +88,7 @@ fn read_pair(reader: &mut Reader<'_>) -> Result<(), CodecError> {
     }
 }
 
-/// The metadata of `Full`: keys in any order, unknown ones skipped.
+/// Reads the metadata map of `Full`, with its keys in any order. Unknown keys are skipped.
 #[inline]
 fn read_full(version: u64, reader: &mut Reader<'_>) -> Result<Meta, CodecError> {
     let (mut created, mut found) = (None, None);
@@ -99,13 +102,15 @@ fn read_full(version: u64, reader: &mut Reader<'_>) -> Result<Meta, CodecError> 
     full_meta(created, found, version)
 }
 
-/// Why an entry has no readable payload: another version, which may well have other payloads, or else `error`.
+/// Returns a version error if the entry has another version, and `error` otherwise.
+///
+/// Another version may store payloads of another type, so a payload error alone is misleading.
 #[cold]
-fn blame_version(version: u64, entry: Slice<'_>, error: CodecError) -> CodecError {
+fn prefer_version_error(version: u64, entry: Slice<'_>, error: CodecError) -> CodecError {
     let mut reader = Reader::new(entry);
     let meta = read_pair(&mut reader).and_then(|()| reader.skip_value()).and_then(|()| read_full(version, &mut reader));
     match meta {
-        Err(other) if other.kind() == CodecErrorKind::Version => other,
+        Err(mismatch) if mismatch.kind() == CodecErrorKind::Version => mismatch,
         _ => error,
     }
 }
@@ -129,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_rounded_down() {
+    fn rounds_seconds_down() {
         let mut out = Vec::new();
         Msgpack::<Seconds>::new().encode(&5, Timestamp::from_micros(1_471_113_698_999_999), &mut out).unwrap();
         assert_eq!(out, b"\x92\x05\xceW\xafi\xe2");
     }
 
     #[test]
-    fn seconds_must_be_one_whole_number() {
+    fn rejects_invalid_seconds() {
         assert_eq!(seconds(b"\x92\x05\x07"), Ok(7));
         assert_eq!(seconds(b"\xdc\x00\x02\x05\xd3\x00\x00\x00\x00\x00\x00\x00\x07"), Ok(7));
         for (entry, kind) in [
@@ -156,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn full_metadata_is_a_map_in_any_order() {
+    fn reads_full_metadata_with_keys_in_any_order() {
         let meta = Meta { created: Some(Timestamp::from_secs(1)), version: Some(2) };
         for entry in [
             &b"\x92\x05\x82\xa2ct\xcb\x3f\xf0\x00\x00\x00\x00\x00\x00\xa1v\x02"[..],
@@ -169,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn full_metadata_must_be_whole() {
+    fn rejects_invalid_full_metadata() {
         for (entry, kind) in [
             (&b"\x92\x05\x82\xa2ct\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00\xa1v\x02"[..], CodecErrorKind::Value),
             (b"\x92\x05\x82\xa2ct\xff\xa1v\x02", CodecErrorKind::Value),
@@ -192,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_told_from_damage() {
-        // The payload is a text: the type of version 3, or plain wrong.
+    fn distinguishes_another_version_from_a_damaged_payload() {
+        // The payload is a string: a valid type in version 3, a wrong type in version 2.
         assert_eq!(full(b"\x92\xa15\x82\xa2ct\x01\xa1v\x03"), Err(CodecErrorKind::Version));
         assert_eq!(full(b"\x92\xa15\x82\xa2ct\x01\xa1v\x02"), Err(CodecErrorKind::Type));
     }
 
     #[test]
-    fn a_bare_entry_is_its_payload() {
+    fn reads_a_bare_entry_without_metadata() {
         let decode = |entry: &'static [u8]| -> Result<(u8, Meta), CodecError> {
             Msgpack::<Bare>::new().decode(Slice::from(&Bytes::from_static(entry)))
         };

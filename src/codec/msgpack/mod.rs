@@ -1,4 +1,4 @@
-//! The format `Msgpack`: values as MessagePack, byte for byte as Python's `msgpack` writes them.
+//! The format `Msgpack`: values as MessagePack, with the same bytes as Python's `msgpack` package.
 
 mod entry;
 mod reader;
@@ -17,15 +17,19 @@ use super::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// Values as [MessagePack](https://msgpack.org), each in its shortest form: the default codec.
+/// The default codec, which stores values as [MessagePack](https://msgpack.org).
 ///
-/// Writes what [`Pack`] says and reads what [`Unpack`] says: std types, tuples, structs named in
-/// [`msgpack!`](crate::msgpack), and your own implementations. Encoding allocates only room in `out`, decoding only
-/// what the value itself owns.
+/// It encodes types that implement [`Pack`] and decodes types that implement [`Unpack`]: std types,
+/// tuples, structs declared with [`msgpack!`](crate::msgpack), and your own implementations.
+/// Integers and lengths have their shortest encoding.
+///
+/// # Cost
+///
+/// Encoding allocates only to grow `out`. Decoding allocates only what the value itself owns.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Slice;
+/// use dogpile::codec::Slice;
 /// use dogpile::Timestamp;
 /// use dogpile::codec::{Codec, CodecErrorKind, Full, Msgpack};
 ///
@@ -49,7 +53,7 @@ pub struct Msgpack<E: Envelope = Seconds> {
 }
 
 impl<E: Envelope> Msgpack<E> {
-    /// The codec with this envelope.
+    /// Creates the codec with the default version, 2, if its envelope stores a version.
     #[must_use]
     pub const fn new() -> Self {
         Msgpack { version: DEFAULT_VERSION, envelope: PhantomData }
@@ -57,7 +61,10 @@ impl<E: Envelope> Msgpack<E> {
 }
 
 impl<E: Versioned> Msgpack<E> {
-    /// Writes and reads entries of this version only; those of others are misses.
+    /// Sets the version of the entries that this codec writes and accepts.
+    ///
+    /// Entries of another version are misses, with the error kind
+    /// [`Version`](CodecErrorKind::Version).
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
         self.version = version;
@@ -78,7 +85,8 @@ impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
         entry::write_entry(E::SHAPE, self.version, created, out, |out| value.pack(out))
     }
 
-    /// Always inline: value and time then go straight to where they are judged, not through memory.
+    // Always inlined, so that the value and its creation time stay in registers until the caller
+    // checks their freshness.
     #[inline(always)]
     fn decode(&self, entry: Slice<'_>) -> Result<(V, Meta), CodecError> {
         let (head, entry) = E::read_head(self.version, entry)?;
@@ -89,9 +97,10 @@ impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
     }
 }
 
-/// A value that can be written as msgpack.
+/// A value that can be encoded as msgpack.
 ///
-/// [`msgpack!`](crate::msgpack) implements it for structs. By hand it is as short:
+/// The macro [`msgpack!`](crate::msgpack) implements this trait for structs. An implementation by
+/// hand:
 ///
 /// ```
 /// use dogpile::codec::{CodecError, Pack, Reader, Unpack};
@@ -111,16 +120,24 @@ impl<V: Pack + Unpack, E: Envelope> Codec<V> for Msgpack<E> {
 /// }
 /// ```
 pub trait Pack {
-    /// Appends the value to `out`. Exactly one msgpack value: the entry around it relies on that.
+    /// Appends the value to `out`.
+    ///
+    /// Implementations must append exactly one msgpack value, because the enclosing entry relies on
+    /// that.
     ///
     /// # Errors
-    /// When msgpack has no way to write it, such as a text of 4 GiB.
+    ///
+    /// Returns an error if msgpack cannot represent the value, such as a string of 4 GiB.
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// Appends a slice of such values: an array, unless the type knows better (`u8` writes binary).
+    /// Appends a slice of values of this type.
+    ///
+    /// The default writes an array. A type can override it; `u8` writes binary data.
     ///
     /// # Errors
-    /// As [`pack`](Pack::pack).
+    ///
+    /// Returns an error if msgpack cannot represent one of the values, or if the slice has more
+    /// than `u32::MAX` items.
     #[inline]
     fn pack_slice(items: &[Self], out: &mut Vec<u8>) -> Result<(), CodecError>
     where
@@ -131,105 +148,179 @@ pub trait Pack {
     }
 }
 
-/// A value that can be read from msgpack. See [`Pack`] for an example.
+/// A value that can be decoded from msgpack.
+///
+/// The macro [`msgpack!`](crate::msgpack) implements this trait for structs. An implementation by
+/// hand:
+///
+/// ```
+/// use dogpile::codec::{CodecError, Reader, Unpack};
+///
+/// struct Meters(f64);
+///
+/// impl Unpack for Meters {
+///     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+///         Ok(Meters(reader.read_f64()?))
+///     }
+/// }
+/// ```
 pub trait Unpack: Sized {
-    /// Reads one value. Any bytes may come; none may panic.
+    /// Reads one value.
+    ///
+    /// Implementations must accept arbitrary bytes without panicking.
     ///
     /// # Errors
-    /// When the bytes hold something else.
+    ///
+    /// Returns an error if the next bytes are not a value of this type.
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError>;
 
-    /// Reads a sequence of such values: an array, unless the type knows better (`u8` reads binary too).
+    /// Reads a sequence of values of this type.
+    ///
+    /// The default reads an array. A type can override it; `u8` also reads binary data.
     ///
     /// # Errors
-    /// As [`unpack`](Unpack::unpack).
+    ///
+    /// Returns an error if the next value is not a sequence, or if one of its items is not a value
+    /// of this type.
     #[inline]
     fn unpack_vec(reader: &mut Reader<'_>) -> Result<Vec<Self>, CodecError> {
         values::read_items(reader, Vec::with_capacity, Vec::push)
     }
 
-    /// Reads a sequence of exactly `N` such values.
+    /// Reads a sequence of exactly `N` values of this type.
     ///
     /// # Errors
-    /// As [`unpack`](Unpack::unpack).
+    ///
+    /// Returns an error if the next value is not a sequence of `N` items, or if one of them is not
+    /// a value of this type.
     #[inline]
     fn unpack_array<const N: usize>(reader: &mut Reader<'_>) -> Result<[Self; N], CodecError> {
         values::read_array(reader)
     }
 
-    /// What a field of a struct becomes when the map does not name it: an error for `None`, the default.
+    /// Returns the value of a struct field that the encoded map does not contain.
     ///
-    /// An `Option` becomes `None`, so a field can be added to a struct while old entries are still cached.
+    /// The default is `None`, which makes decoding the struct fail. For an `Option` the missing
+    /// field decodes to `None`, so you can add an optional field to a struct while old entries are
+    /// still cached.
     #[inline]
     fn missing() -> Option<Self> {
         None
     }
 }
 
-// Short forms first, here and below: they are the most frequent, and the compiler does not see through rmp's markers.
+// The functions below handle the short encodings first: these are the most frequent ones, and the
+// compiler does not optimize them well through rmp's `Marker`.
 
-/// Appends the header of an array; its `len` items come after.
+/// Appends the header of an array. The caller appends its `len` items afterwards.
 ///
 /// # Errors
-/// When there are more than `u32::MAX` items.
+///
+/// Returns an error if there are more than `u32::MAX` items.
+///
+/// ```
+/// use dogpile::codec::{Pack, pack_array_header};
+///
+/// let mut out = Vec::new();
+/// pack_array_header(2, &mut out)?;
+/// 1_u8.pack(&mut out)?;
+/// 2_u8.pack(&mut out)?;
+/// assert_eq!(out, b"\x92\x01\x02");
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
 #[inline]
 pub fn pack_array_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
     match u8::try_from(len) {
         Ok(len @ 0..16) => out.push(0x90 | len),
-        _ => written(rmp::encode::write_array_len(out, length(len)?))?,
+        _ => convert_result(rmp::encode::write_array_len(out, length(len)?))?,
     }
     Ok(())
 }
 
-/// Appends the header of a map; its `len` keys, each with its value, come after.
+/// Appends the header of a map. The caller appends its `len` pairs of key and value afterwards.
 ///
 /// # Errors
-/// When there are more than `u32::MAX` keys.
+///
+/// Returns an error if there are more than `u32::MAX` keys.
+///
+/// ```
+/// use dogpile::codec::{Pack, pack_map_header, pack_str};
+///
+/// let mut out = Vec::new();
+/// pack_map_header(1, &mut out)?;
+/// pack_str("id", &mut out)?;
+/// 15_u8.pack(&mut out)?;
+/// assert_eq!(out, b"\x81\xa2id\x0f");
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
 #[inline]
 pub fn pack_map_header(len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
     match u8::try_from(len) {
         Ok(len @ 0..16) => out.push(0x80 | len),
-        _ => written(rmp::encode::write_map_len(out, length(len)?))?,
+        _ => convert_result(rmp::encode::write_map_len(out, length(len)?))?,
     }
     Ok(())
 }
 
-/// Appends a text.
+/// Appends a string.
 ///
 /// # Errors
-/// When it is longer than `u32::MAX` bytes.
+///
+/// Returns an error if the string is longer than `u32::MAX` bytes.
+///
+/// ```
+/// let mut out = Vec::new();
+/// dogpile::codec::pack_str("Ann", &mut out)?;
+/// assert_eq!(out, b"\xa3Ann");
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
 #[inline]
-pub fn pack_str(text: &str, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    match u8::try_from(text.len()) {
+pub fn pack_str(string: &str, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    match u8::try_from(string.len()) {
         Ok(len @ 0..32) => out.push(0xa0 | len),
-        _ => written(rmp::encode::write_str_len(out, length(text.len())?))?,
+        _ => convert_result(rmp::encode::write_str_len(out, length(string.len())?))?,
     }
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(string.as_bytes());
     Ok(())
 }
 
 /// Appends binary data.
 ///
 /// # Errors
-/// When it is longer than `u32::MAX` bytes.
+///
+/// Returns an error if the data is longer than `u32::MAX` bytes.
+///
+/// ```
+/// let mut out = Vec::new();
+/// dogpile::codec::pack_bin(&[0, 255], &mut out)?;
+/// assert_eq!(out, b"\xc4\x02\x00\xff");
+/// # Ok::<(), dogpile::codec::CodecError>(())
+/// ```
 #[inline]
 pub fn pack_bin(data: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
-    written(rmp::encode::write_bin_len(out, length(data.len())?))?;
+    convert_result(rmp::encode::write_bin_len(out, length(data.len())?))?;
     out.extend_from_slice(data);
     Ok(())
 }
 
-/// The length of anything, as msgpack counts.
+/// Converts a length to the largest type that msgpack has for lengths.
 #[inline]
 fn length(len: usize) -> Result<u32, CodecError> {
-    u32::try_from(len).map_err(|_| CodecError::new(CodecErrorKind::Unsupported, "msgpack counts to 4294967295 only"))
+    u32::try_from(len).map_err(|_| {
+        CodecError::new(
+            CodecErrorKind::Unsupported,
+            "the value is too long for msgpack, which supports lengths of up to 4294967295",
+        )
+    })
 }
 
-/// What rmp's writers return. Writing to a `Vec` does not fail, so the compiler leaves nothing of this.
+/// Converts the result of rmp's writers.
+///
+/// Writing to a `Vec` does not fail, so the compiler removes this code.
 #[inline]
-fn written<T, E>(result: Result<T, E>) -> Result<(), CodecError> {
+fn convert_result<T, E>(result: Result<T, E>) -> Result<(), CodecError> {
     match result {
         Ok(_) => Ok(()),
-        Err(_) => Err(CodecError::new(CodecErrorKind::Unsupported, "the entry cannot be written")),
+        Err(_) => Err(CodecError::new(CodecErrorKind::Unsupported, "the value cannot be encoded as msgpack")),
     }
 }

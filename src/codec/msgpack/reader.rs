@@ -1,4 +1,4 @@
-//! Reads msgpack values one after the other from an entry.
+//! `Reader`: decodes msgpack values from an entry, one after the other.
 
 use std::fmt;
 
@@ -8,16 +8,21 @@ use rmp::Marker;
 use crate::codec::{CodecError, CodecErrorKind};
 use crate::slice::Slice;
 
-/// How deep values may nest through [`Reader::nested`].
+/// The maximum nesting depth of values that are read through [`Reader::nested`].
 const MAX_DEPTH: u8 = 128;
 
-/// A position in an entry, and what can be read from there. [`Unpack`](super::Unpack) is built of these.
+/// A cursor that decodes msgpack values from an entry.
 ///
-/// After an error the position means nothing. The methods allocate nothing.
+/// Implementations of [`Unpack`](super::Unpack) use its methods. After an error the position is
+/// unspecified.
+///
+/// # Cost
+///
+/// The methods allocate only to report an error.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Slice;
+/// use dogpile::codec::Slice;
 /// use dogpile::codec::{Kind, Reader};
 ///
 /// let entry = Bytes::from_static(b"\x93\x07\xa3Ann\xc4\x02\x00\xff");
@@ -26,6 +31,7 @@ const MAX_DEPTH: u8 = 128;
 /// assert_eq!(reader.read_int::<u8>()?, 7);
 /// assert_eq!(reader.peek()?, Kind::Str);
 /// assert_eq!(reader.read_str()?, "Ann");
+/// assert_eq!(reader.remaining(), 4);
 /// assert_eq!(reader.read_bytes()?, b"\x00\xff"[..]);
 /// reader.finish()?;
 /// # Ok::<(), dogpile::codec::CodecError>(())
@@ -37,11 +43,11 @@ pub struct Reader<'a> {
     depth: u8,
 }
 
-/// What kind of value comes next, as [`Reader::peek`] sees it.
+/// The kind of a msgpack value, as returned by [`Reader::peek`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Nothing.
+    /// Nil, the encoding of `None` and `()`.
     Nil,
     /// A bool.
     Bool,
@@ -49,7 +55,7 @@ pub enum Kind {
     Int,
     /// A float of 32 or 64 bits.
     Float,
-    /// A text.
+    /// A string.
     Str,
     /// Binary data.
     Bin,
@@ -57,11 +63,11 @@ pub enum Kind {
     Array,
     /// A map of keys to values.
     Map,
-    /// A type that MessagePack leaves to applications, and none here reads.
+    /// An application-specific extension type. The types of this crate do not read it.
     Ext,
 }
 
-/// A number as it was written.
+/// A number in the representation in which it is encoded.
 #[derive(Clone, Copy)]
 pub(in crate::codec) enum Number {
     Unsigned(u64),
@@ -70,43 +76,58 @@ pub(in crate::codec) enum Number {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader at the start of `entry`.
+    /// Creates a reader at the start of `entry`.
     #[inline]
     #[must_use]
     pub fn new(entry: Slice<'a>) -> Self {
         Reader { entry, rest: entry.as_bytes(), depth: 0 }
     }
 
-    /// How many bytes are left.
+    /// Returns the number of bytes that have not been read.
     #[inline]
     #[must_use]
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
 
-    /// Checks that nothing is left.
+    /// Checks that the whole entry has been read.
     ///
     /// # Errors
-    /// [`Length`](CodecErrorKind::Length) when something is.
+    ///
+    /// Returns an error of the kind [`Length`](CodecErrorKind::Length) if bytes are left.
     #[inline]
     pub fn finish(&self) -> Result<(), CodecError> {
         if self.rest.is_empty() { Ok(()) } else { Err(trailing()) }
     }
 
-    /// What kind of value comes next, without reading it.
+    /// Returns the kind of the next value without reading it.
     ///
     /// # Errors
-    /// When nothing is left, or the next byte is the one that msgpack never uses.
+    ///
+    /// Returns an error if the entry ends here, or if the next byte is the one that msgpack
+    /// reserves.
     #[inline]
     pub fn peek(&self) -> Result<Kind, CodecError> {
         let marker = Marker::from_u8(*self.rest.first().ok_or_else(too_short)?);
         kind_of(marker).ok_or_else(|| wrong_type("a value", marker))
     }
 
-    /// Reads nil.
+    /// Reads nil, the encoding of `None` and `()`.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not nil.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\xc0\xc0\x05");
+    /// let mut reader = Reader::new(Slice::from(&entry)); // nil, nil, 5
+    /// reader.read_nil()?;
+    /// assert!(reader.try_nil());
+    /// assert!(!reader.try_nil());
+    /// assert_eq!(reader.read_int::<u8>()?, 5);
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline]
     pub fn read_nil(&mut self) -> Result<(), CodecError> {
         match self.marker()? {
@@ -115,7 +136,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads nil if it comes next, and says whether it did.
+    /// Reads nil if it is the next value, and returns whether it was.
     #[inline]
     pub fn try_nil(&mut self) -> bool {
         match self.rest.split_first() {
@@ -130,7 +151,15 @@ impl<'a> Reader<'a> {
     /// Reads a bool.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not a bool.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\xc3");
+    /// assert!(Reader::new(Slice::from(&entry)).read_bool()?);
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline]
     pub fn read_bool(&mut self) -> Result<bool, CodecError> {
         match self.marker()? {
@@ -140,13 +169,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads an integer of any width and sign.
+    /// Reads an integer that is encoded with any width and sign.
     ///
     /// # Errors
-    /// When something else comes, or an integer that `T` cannot hold.
+    ///
+    /// Returns an error if the next value is not an integer, or if it is out of range for `T`.
     #[inline]
     pub fn read_int<T: TryFrom<u64> + TryFrom<i64>>(&mut self) -> Result<T, CodecError> {
-        // The short forms first: they are the most frequent, and the compiler does not see through rmp's markers.
+        // One-byte integers first: they are the most frequent, and the compiler does not optimize
+        // them well through rmp's `Marker`.
         if let Some((&byte @ 0..0x80, rest)) = self.rest.split_first() {
             self.rest = rest;
             return T::try_from(u64::from(byte)).map_err(|_| out_of_range(byte));
@@ -159,7 +190,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the header of an array of two, in its short form, and says whether it came.
+    /// Reads the one-byte header of an array of two items if it is next, and returns whether it
+    /// was.
     #[inline(always)]
     pub(in crate::codec) fn try_pair(&mut self) -> bool {
         let [0x92, rest @ ..] = self.rest else { return false };
@@ -167,7 +199,9 @@ impl<'a> Reader<'a> {
         true
     }
 
-    /// Reads what is left, if that is one integer of 32 bits: the seconds at the end of most entries.
+    /// Reads the rest of the entry if it is exactly one unsigned 32-bit integer.
+    ///
+    /// Most entries end with their creation time in this encoding.
     #[inline(always)]
     pub(in crate::codec) fn read_last_u32(&mut self) -> Option<u32> {
         let [0xce, a, b, c, d] = *self.rest else { return None };
@@ -178,7 +212,16 @@ impl<'a> Reader<'a> {
     /// Reads a float of either width, or an integer as the nearest float.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not a number.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\x05\xca\x3f\xc0\x00\x00");
+    /// let mut reader = Reader::new(Slice::from(&entry)); // 5, 1.5
+    /// assert_eq!((reader.read_f64()?, reader.read_f64()?), (5.0, 1.5));
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline]
     #[allow(clippy::cast_precision_loss)]
     pub fn read_f64(&mut self) -> Result<f64, CodecError> {
@@ -189,19 +232,28 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Reads a text, in place.
+    /// Reads a string, borrowed from the entry.
     ///
     /// # Errors
-    /// When something else comes, or the text is not UTF-8.
+    ///
+    /// Returns an error if the next value is not a string, or if the string is not valid UTF-8.
     #[inline]
     pub fn read_str(&mut self) -> Result<&'a str, CodecError> {
         std::str::from_utf8(self.read_key()?).map_err(|_| not_utf8())
     }
 
-    /// Reads binary data, in place.
+    /// Reads binary data, borrowed from the entry.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not binary data.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\xc4\x02\x00\xff");
+    /// assert_eq!(Reader::new(Slice::from(&entry)).read_bin()?, [0, 255]);
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline(always)]
     pub fn read_bin(&mut self) -> Result<&'a [u8], CodecError> {
         if let [0xc4, len, rest @ ..] = self.rest {
@@ -221,19 +273,25 @@ impl<'a> Reader<'a> {
         self.take(len)
     }
 
-    /// Reads binary data that shares the entry's memory.
+    /// Reads binary data as `Bytes` that share the entry's memory.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not binary data.
     #[inline(always)]
     pub fn read_bytes(&mut self) -> Result<Bytes, CodecError> {
         self.read_bin().map(|data| self.share(data))
     }
 
-    /// Reads the header of an array: how many values follow. As many bytes at least are left.
+    /// Reads the header of an array and returns the number of its items.
+    ///
+    /// The entry has at least this many bytes left, so the number is a safe bound for loops. It is
+    /// not a safe capacity: an item can take more memory than its encoding.
     ///
     /// # Errors
-    /// When something else comes, or what is left cannot hold so many values.
+    ///
+    /// Returns an error if the next value is not an array, or if the rest of the entry is too short
+    /// for its items.
     #[inline]
     pub fn read_array_len(&mut self) -> Result<usize, CodecError> {
         let len = match self.marker()? {
@@ -245,10 +303,20 @@ impl<'a> Reader<'a> {
         if len > self.rest.len() { Err(too_short()) } else { Ok(len) }
     }
 
-    /// Reads the header of an array of exactly `len` values.
+    /// Reads the header of an array of exactly `len` items.
     ///
     /// # Errors
-    /// When something else comes, or an array of another length.
+    ///
+    /// Returns an error if the next value is not an array, or if it has another length.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\x92\x01\x02");
+    /// let mut reader = Reader::new(Slice::from(&entry)); // [1, 2]
+    /// reader.read_array_of(2)?;
+    /// assert_eq!((reader.read_int::<u8>()?, reader.read_int::<u8>()?), (1, 2));
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline]
     pub fn read_array_of(&mut self, len: usize) -> Result<(), CodecError> {
         match self.read_array_len()? {
@@ -257,10 +325,29 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the header of a map: how many keys follow, each with its value. Twice as many bytes at least are left.
+    /// Reads the header of a map and returns the number of its pairs of key and value.
+    ///
+    /// The entry has at least twice as many bytes left, so the number is a safe bound for loops.
     ///
     /// # Errors
-    /// When something else comes, or what is left cannot hold so many values.
+    ///
+    /// Returns an error if the next value is not a map, or if the rest of the entry is too short
+    /// for its pairs.
+    ///
+    /// ```
+    /// # use dogpile::codec::{Reader, Slice};
+    /// # let entry = bytes::Bytes::from_static(b"\x82\xa2id\x0f\xa3new\x91\xc0");
+    /// let mut reader = Reader::new(Slice::from(&entry)); // {"id": 15, "new": [nil]}
+    /// let mut id = None;
+    /// for _ in 0..reader.read_map_len()? {
+    ///     match reader.read_key()? {
+    ///         b"id" => id = Some(reader.read_int::<u32>()?),
+    ///         _ => reader.skip_value()?,
+    ///     }
+    /// }
+    /// assert_eq!(id, Some(15));
+    /// # Ok::<(), dogpile::codec::CodecError>(())
+    /// ```
     #[inline]
     pub fn read_map_len(&mut self) -> Result<usize, CodecError> {
         let len = match self.marker()? {
@@ -272,10 +359,14 @@ impl<'a> Reader<'a> {
         if len > self.rest.len() / 2 { Err(too_short()) } else { Ok(len) }
     }
 
-    /// Reads a map's key, which must be a text, in place. The bytes of it: comparing needs no check of UTF-8.
+    /// Reads a map key, which must be a string, borrowed from the entry.
+    ///
+    /// Returns the key as bytes, because comparing it with a known name does not require valid
+    /// UTF-8.
     ///
     /// # Errors
-    /// When something else comes.
+    ///
+    /// Returns an error if the next value is not a string.
     #[inline]
     pub fn read_key(&mut self) -> Result<&'a [u8], CodecError> {
         if let Some((&byte @ 0xa0..0xc0, rest)) = self.rest.split_first() {
@@ -287,22 +378,28 @@ impl<'a> Reader<'a> {
             Marker::Str8 => self.len8()?,
             Marker::Str16 => self.len16()?,
             Marker::Str32 => self.len32()?,
-            other => return Err(wrong_type("a text", other)),
+            other => return Err(wrong_type("a string", other)),
         };
         self.take(len)
     }
 
-    /// Reads a value of any kind and forgets it. Takes time in proportion to its bytes, and no stack however deep it
-    /// is.
+    /// Skips the next value, of any kind.
     ///
     /// # Errors
-    /// When the value is cut short or not msgpack.
+    ///
+    /// Returns an error if the value is truncated or is not valid msgpack.
+    ///
+    /// # Cost
+    ///
+    /// Takes time proportional to the encoded size of the value and constant stack space, whatever
+    /// the nesting depth.
     #[inline]
     pub fn skip_value(&mut self) -> Result<(), CodecError> {
         let mut pending = 1;
         while pending > 0 {
-            pending = self.skip_head()?.saturating_add(pending - 1);
-            // Every value takes a byte, so this keeps hostile lengths from adding up.
+            pending = self.skip_header()?.saturating_add(pending - 1);
+            // Every value takes at least one byte, so this check rejects hostile lengths before
+            // they add up.
             if pending > self.rest.len() {
                 return Err(too_short());
             }
@@ -310,13 +407,34 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Runs `read` one level deeper, and refuses the 129th level.
+    /// Runs `read` one nesting level deeper, up to 128 levels.
     ///
-    /// A type that contains itself must read its insides through this, lest hostile bytes overflow the stack. `Box`,
-    /// `Vec` and all other collections do; one of them is in every such type, unless it has a pointer of its own.
+    /// A recursive type must read its nested values through this method. Otherwise hostile bytes
+    /// could overflow the stack. The implementations for `Box`, `Vec` and all other collections
+    /// call it, and a recursive type usually contains one of these. Call it yourself only in a type
+    /// with a smart pointer of its own.
     ///
     /// # Errors
-    /// Those of `read`, and [`Value`](CodecErrorKind::Value) when the value nests too deeply.
+    ///
+    /// Returns an error of the kind [`Value`](CodecErrorKind::Value) if the value nests more than
+    /// 128 levels deep, and otherwise the error of `read`.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use dogpile::codec::{CodecError, Reader, Unpack};
+    ///
+    /// struct List(Option<Arc<List>>);
+    ///
+    /// impl Unpack for List {
+    ///     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+    ///         if reader.try_nil() {
+    ///             return Ok(List(None));
+    ///         }
+    ///         reader.read_array_of(1)?;
+    ///         reader.nested(List::unpack).map(|next| List(Some(Arc::new(next))))
+    ///     }
+    /// }
+    /// ```
     #[inline]
     pub fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, CodecError>) -> Result<T, CodecError> {
         if self.depth == MAX_DEPTH {
@@ -328,28 +446,29 @@ impl<'a> Reader<'a> {
         result
     }
 
-    /// Reads a number of any kind.
+    /// Reads an integer or a float.
     #[inline]
     pub(in crate::codec) fn read_number(&mut self) -> Result<Number, CodecError> {
         let marker = self.marker()?;
         self.number(marker)?.ok_or_else(|| wrong_type("a number", marker))
     }
 
-    /// Reads a value of any kind that nests at most 128 levels, as the bytes that it is.
+    /// Returns the encoded bytes of the next value, which must nest at most 128 levels deep.
     #[cfg(feature = "serde")]
     pub(in crate::codec) fn read_shallow(&mut self) -> Result<&'a [u8], CodecError> {
         let start = self.rest;
-        // How many values are still to come on each open level; the outermost holds the value itself.
+        // The number of values that remain on each open level. Level 0 contains only the value
+        // itself.
         let mut open = [0; MAX_DEPTH as usize + 1];
         open[0] = 1;
         let mut depth = 0;
         loop {
             if open[depth] > 0 {
                 open[depth] -= 1;
-                let inside = self.skip_head()?;
-                if inside > 0 {
+                let nested = self.skip_header()?;
+                if nested > 0 {
                     depth += 1;
-                    *open.get_mut(depth).ok_or_else(too_deep)? = inside;
+                    *open.get_mut(depth).ok_or_else(too_deep)? = nested;
                 }
             } else if depth > 0 {
                 depth -= 1;
@@ -359,28 +478,31 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// How many bytes of the entry have been read.
+    /// Returns the number of bytes that have been read.
     #[inline]
     pub(in crate::codec) fn position(&self) -> usize {
         self.entry.len() - self.rest.len()
     }
 
-    /// The entry's bytes from `start` to here, sharing its memory.
+    /// Returns the bytes from the position `start` to the current one, which share the entry's
+    /// memory.
     #[inline]
     pub(in crate::codec) fn since(&self, start: usize) -> Bytes {
         self.share(&self.entry.as_bytes()[start..self.position()])
     }
 
-    /// `part`, which was read from the entry, sharing its memory.
+    /// Converts `part`, which was borrowed from the entry, into `Bytes` that share the entry's
+    /// memory.
     #[inline(always)]
     pub(in crate::codec) fn share(&self, part: &'a [u8]) -> Bytes {
         self.entry.part(part).to_bytes()
     }
 
-    /// Reads a value up to the values inside of it, and returns how many of those follow.
+    /// Reads a value except for its nested values, and returns the number of nested values that
+    /// follow.
     #[inline]
-    fn skip_head(&mut self) -> Result<usize, CodecError> {
-        let (bytes, inside) = match self.marker()? {
+    fn skip_header(&mut self) -> Result<usize, CodecError> {
+        let (bytes, nested) = match self.marker()? {
             Marker::Null | Marker::False | Marker::True | Marker::FixPos(_) | Marker::FixNeg(_) => return Ok(0),
             Marker::U8 | Marker::I8 => (1, 0),
             Marker::U16 | Marker::I16 | Marker::FixExt1 => (2, 0),
@@ -406,11 +528,14 @@ impl<'a> Reader<'a> {
             Marker::Reserved => return Err(wrong_type("a value", Marker::Reserved)),
         };
         self.take(bytes)?;
-        Ok(inside)
+        Ok(nested)
     }
 
-    /// The number that `marker` begins, if it begins one. Always inline: `read_int` then keeps nothing of the floats,
-    /// and takes a third less.
+    /// Reads the rest of the number after its marker. Returns `None` if `marker` does not start a
+    /// number.
+    ///
+    /// It is always inlined: the compiler then removes the floats from `read_int`, which takes a
+    /// third less time.
     #[inline(always)]
     fn number(&mut self, marker: Marker) -> Result<Option<Number>, CodecError> {
         Ok(Some(match marker {
@@ -491,22 +616,22 @@ fn kind_of(marker: Marker) -> Option<Kind> {
 
 #[cold]
 fn too_short() -> CodecError {
-    CodecError::new(CodecErrorKind::Length, "the entry ends too early")
+    CodecError::new(CodecErrorKind::Length, "the entry is truncated")
 }
 
 #[cold]
 fn trailing() -> CodecError {
-    CodecError::new(CodecErrorKind::Length, "the entry goes on after its end")
+    CodecError::new(CodecErrorKind::Length, "the entry has trailing bytes")
 }
 
 #[cold]
 fn too_deep() -> CodecError {
-    CodecError::new(CodecErrorKind::Value, "the value nests too deeply")
+    CodecError::new(CodecErrorKind::Value, "the value nests more than 128 levels deep")
 }
 
 #[cold]
 pub(super) fn not_utf8() -> CodecError {
-    CodecError::new(CodecErrorKind::Value, "the text is not UTF-8")
+    CodecError::new(CodecErrorKind::Value, "the string is not valid UTF-8")
 }
 
 #[cold]
@@ -516,7 +641,7 @@ fn out_of_range(found: impl fmt::Display) -> CodecError {
 
 #[cold]
 fn wrong_count(expected: usize, found: usize) -> CodecError {
-    CodecError::new(CodecErrorKind::Value, format!("expected {expected} values in the array, found {found}"))
+    CodecError::new(CodecErrorKind::Value, format!("expected an array of {expected} items, found {found} items"))
 }
 
 #[cold]
@@ -526,12 +651,12 @@ fn wrong_type(expected: &'static str, found: Marker) -> CodecError {
         Some(Kind::Bool) => "a bool",
         Some(Kind::Int) => "an integer",
         Some(Kind::Float) => "a float",
-        Some(Kind::Str) => "a text",
+        Some(Kind::Str) => "a string",
         Some(Kind::Bin) => "binary data",
         Some(Kind::Array) => "an array",
         Some(Kind::Map) => "a map",
         Some(Kind::Ext) => "an extension",
-        None => "no msgpack",
+        None => "a byte that msgpack reserves",
     };
     CodecError::new(CodecErrorKind::Type, format!("expected {expected}, found {found}"))
 }
@@ -540,10 +665,11 @@ fn wrong_type(expected: &'static str, found: Marker) -> CodecError {
 mod tests {
     use super::*;
 
-    /// Skips the first value and returns how much is left.
-    /// Deep enough for any stack; miri, a thousand times slower, need not prove that.
+    /// A nesting depth that would overflow any stack. Under Miri, which is a thousand times slower,
+    /// it is smaller.
     const DEEP: usize = if cfg!(miri) { 1 << 10 } else { 1 << 20 };
 
+    /// Skips the first value and returns the number of remaining bytes.
     fn skip(entry: impl Into<Bytes>) -> Result<usize, CodecErrorKind> {
         let entry = entry.into();
         let mut reader = Reader::new(Slice::from(&entry));
@@ -552,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_skipped_whole() {
+    fn skips_values_of_every_kind() {
         for marker in 0..=255_u8 {
             let mut entry = vec![marker];
             entry.extend([0; 64]);
@@ -582,7 +708,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_read_where_they_are() {
+    fn skips_values_with_long_lengths() {
         assert_eq!(skip(&b"\xc7\x02\x00ab."[..]), Ok(1));
         assert_eq!(skip(&b"\xc8\x00\x02\x00ab."[..]), Ok(1));
         assert_eq!(skip(&b"\xc9\x00\x00\x00\x02\x00ab."[..]), Ok(1));
@@ -591,12 +717,12 @@ mod tests {
     }
 
     #[test]
-    fn hostile_nesting_and_lengths_end() {
+    fn handles_hostile_nesting_and_lengths_without_recursion() {
         let mut deep = vec![0x91; DEEP];
         assert_eq!(skip(deep.clone()), Err(CodecErrorKind::Length));
         deep.push(0xc0);
         assert_eq!(skip(deep), Ok(0));
-        // Headers that promise four billion values each.
+        // Each header declares four billion values.
         assert_eq!(skip([0xdd, 0xff, 0xff, 0xff, 0xff].repeat(DEEP >> 4)), Err(CodecErrorKind::Length));
         assert_eq!(skip([0xdf, 0xff, 0xff, 0xff, 0xff].repeat(DEEP >> 4)), Err(CodecErrorKind::Length));
         assert_eq!(skip(&b"\xc9\xff\xff\xff\xff"[..]), Err(CodecErrorKind::Length));
@@ -604,7 +730,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "serde")]
-    fn depth_is_counted_without_recursion() {
+    fn limits_the_depth_without_recursion() {
         let nested = |depth: usize| Bytes::from([vec![0x91; depth], vec![0xc0, 0xc0]].concat());
         let entry = nested(128);
         let mut reader = Reader::new(Slice::from(&entry));
@@ -612,13 +738,13 @@ mod tests {
         assert_eq!(reader.remaining(), 1);
         assert_eq!(Reader::new(Slice::from(&nested(129))).read_shallow().unwrap_err().kind(), CodecErrorKind::Value);
         assert!(Reader::new(Slice::from(&nested(DEEP))).read_shallow().is_err());
-        // Levels that are closed do not count.
+        // Closed levels do not count.
         let wide = Bytes::from([&b"\xdc\x04\x00"[..], &b"\x91\xc0".repeat(1024)].concat());
         assert_eq!(Reader::new(Slice::from(&wide)).read_shallow().unwrap().len(), wide.len());
     }
 
     #[test]
-    fn texts_and_data_are_borrowed() {
+    fn borrows_strings_and_binary_data() {
         let entry = Bytes::from_static(b"\xa1a\xc4\x01b\xc4\x00");
         let mut reader = Reader::new(Slice::from(&entry));
         assert_eq!(reader.read_str().unwrap().as_ptr(), entry[1..].as_ptr());

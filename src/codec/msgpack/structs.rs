@@ -1,22 +1,25 @@
-//! The macro `msgpack!`: structs as maps of their fields, or as arrays.
+//! The macro `msgpack!`, which encodes structs as maps or arrays of their fields.
 
 use super::Unpack;
 use crate::codec::{CodecError, CodecErrorKind};
 
-/// Implements [`Pack`](crate::codec::Pack) and [`Unpack`](crate::codec::Unpack) for structs, by naming their fields.
+/// Implements [`Pack`](crate::codec::Pack) and [`Unpack`](crate::codec::Unpack) for structs.
 ///
-/// In braces a struct is a map, whose keys are the fields' names unless another is given. It is written in the order
-/// named here, and read in any order; unknown keys are skipped, and of a key that comes twice the last counts. A field
-/// that does not come is an error, an `Option` is `None`.
+/// List all fields of each struct. The brackets select the encoding:
 ///
-/// In brackets a struct is an array of exactly these fields. It is smaller, and no field can be added to it later.
+/// - `Name { field, … }` encodes the struct as a map. The key of a field is its name, or the string
+///   after a colon. Fields are written in the listed order and read in any order. Unknown keys are
+///   skipped. If a key occurs more than once, the last occurrence wins. A missing field is an
+///   error, except that an `Option` becomes `None`.
+/// - `Name [field, …]` encodes the struct as an array of exactly these fields. The encoding is
+///   smaller, but you cannot add a field later.
 ///
-/// Where you would leave out a field, name all others: a struct can only be read whole. Structs with type parameters
-/// need implementations by hand.
+/// The macro does not support structs with type parameters or with fields that are not encoded.
+/// Implement the traits by hand for those.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::Slice;
+/// use dogpile::codec::Slice;
 /// use dogpile::codec::{Bare, Codec, Msgpack};
 /// use dogpile::Timestamp;
 ///
@@ -121,14 +124,14 @@ macro_rules! msgpack {
     };
 }
 
-/// A field's value, or what stands for it when the map did not have it.
+/// Returns the value of a field, or the default of a missing field if its type has one.
 #[doc(hidden)]
 #[inline]
 pub fn __field<T: Unpack>(found: Option<T>, name: &'static str) -> Result<T, CodecError> {
-    found.or_else(T::missing).ok_or_else(|| missing(name))
+    found.or_else(T::missing).ok_or_else(|| missing_field(name))
 }
 
-/// The key of a field: its name, without the `r#` of a raw identifier.
+/// Returns the key of a field: its name without the `r#` of a raw identifier.
 #[doc(hidden)]
 #[must_use]
 pub const fn __key(name: &'static str) -> &'static str {
@@ -139,7 +142,7 @@ pub const fn __key(name: &'static str) -> &'static str {
 }
 
 #[cold]
-fn missing(name: &'static str) -> CodecError {
+fn missing_field(name: &'static str) -> CodecError {
     CodecError::new(CodecErrorKind::Value, format!("the entry has no field {name}"))
 }
 
@@ -169,7 +172,7 @@ mod tests {
     #[derive(Debug, PartialEq)]
     struct Nothing {}
 
-    // The names of two fields are those of the macro's own variables.
+    // Two fields have the names of variables inside the macro, which must not conflict.
     crate::msgpack! {
         Profile { id, r#type, reader, key: "children" }
         Point [x, y,]
@@ -184,7 +187,7 @@ mod tests {
     }
 
     fn decode<V: Pack + Unpack>(entry: impl Into<Bytes>) -> Result<V, CodecError> {
-        Msgpack::<Bare>::new().decode(crate::Slice::from(&entry.into())).map(|(value, _)| value)
+        Msgpack::<Bare>::new().decode(crate::codec::Slice::from(&entry.into())).map(|(value, _)| value)
     }
 
     #[test]
@@ -203,16 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn maps_are_read_in_any_order() {
+    fn reads_maps_with_keys_in_any_order() {
         let entry = &b"\x85\xa8children\x90\xa5other\x81\xc0\x90\xa4type\xa1a\xa2id\x01\xa2id\x02"[..];
         let value = Profile { id: 2, r#type: "a".into(), ..Profile::default() };
         assert_eq!(decode(entry), Ok(value));
-        // The lazy view takes the last of two as well.
+        // `LazyMap` also returns the last occurrence of a key.
         assert_eq!(decode::<LazyMap>(entry).unwrap().get("id"), Ok(Some(2)));
     }
 
     #[test]
-    fn missing_fields_are_named() {
+    fn names_the_missing_field() {
         let error = decode::<Profile>(&b"\x81\xa2id\x01"[..]).unwrap_err();
         assert_eq!(error.kind(), CodecErrorKind::Value);
         assert_eq!(error.to_string(), "the entry has no field Profile.r#type");
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_depth_of_a_recursive_struct_is_an_error() {
+    fn rejects_deeply_nested_recursive_structs() {
         let entry = b"\x81\xa8children\x91".repeat(100_000);
         assert_eq!(decode::<Profile>(entry).unwrap_err().kind(), CodecErrorKind::Value);
     }

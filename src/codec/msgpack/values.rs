@@ -1,4 +1,4 @@
-//! How std's types, and those of `bytes` and `bytestring`, are written as msgpack.
+//! Msgpack encodings of the types of std, `bytes` and `bytestring`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hash};
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use super::reader::not_utf8;
-use super::{Kind, Pack, Reader, Unpack, pack_array_header, pack_bin, pack_map_header, pack_str, written};
+use super::{Kind, Pack, Reader, Unpack, convert_result, pack_array_header, pack_bin, pack_map_header, pack_str};
 use crate::codec::{CodecError, CodecErrorKind};
 
 macro_rules! integers {
@@ -15,7 +15,7 @@ macro_rules! integers {
         impl Pack for $int {
             #[inline]
             fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-                written(rmp::encode::$write(out, *self as $wide))
+                convert_result(rmp::encode::$write(out, *self as $wide))
             }
         }
 
@@ -31,11 +31,11 @@ macro_rules! integers {
 integers!(write_uint, u64: u16 u32 u64 usize);
 integers!(write_sint, i64: i8 i16 i32 i64 isize);
 
-/// Alone an integer like the others; slices, arrays and `Vec`s of it are binary data.
+/// A single `u8` is an integer. Slices, arrays and `Vec`s of `u8` are binary data.
 impl Pack for u8 {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        written(rmp::encode::write_uint(out, u64::from(*self)))
+        convert_result(rmp::encode::write_uint(out, u64::from(*self)))
     }
 
     #[inline]
@@ -44,7 +44,7 @@ impl Pack for u8 {
     }
 }
 
-/// Sequences of it are read from binary data, and from arrays of integers too.
+/// Sequences of `u8` are read from binary data or from arrays of integers.
 impl Unpack for u8 {
     #[inline]
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
@@ -66,7 +66,7 @@ impl Unpack for u8 {
             _ => reader.read_bin()?.try_into().map_err(|_| {
                 CodecError::new(
                     CodecErrorKind::Value,
-                    format!("expected {N} bytes of binary data, found another number"),
+                    format!("expected {N} bytes of binary data, found another length"),
                 )
             }),
         }
@@ -76,11 +76,11 @@ impl Unpack for u8 {
 impl Pack for f32 {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        written(rmp::encode::write_f32(out, *self))
+        convert_result(rmp::encode::write_f32(out, *self))
     }
 }
 
-/// Floats of 64 bits are narrowed, integers rounded.
+/// 64-bit floats are narrowed, and integers are rounded.
 impl Unpack for f32 {
     #[inline]
     #[allow(clippy::cast_possible_truncation)]
@@ -92,11 +92,11 @@ impl Unpack for f32 {
 impl Pack for f64 {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        written(rmp::encode::write_f64(out, *self))
+        convert_result(rmp::encode::write_f64(out, *self))
     }
 }
 
-/// Floats of 32 bits are widened, integers rounded.
+/// 32-bit floats are widened, and integers are rounded.
 impl Unpack for f64 {
     #[inline]
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
@@ -107,7 +107,7 @@ impl Unpack for f64 {
 impl Pack for bool {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        written(rmp::encode::write_bool(out, *self))
+        convert_result(rmp::encode::write_bool(out, *self))
     }
 }
 
@@ -118,11 +118,11 @@ impl Unpack for bool {
     }
 }
 
-/// Nil.
+/// Encoded as nil.
 impl Pack for () {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        written(rmp::encode::write_nil(out))
+        convert_result(rmp::encode::write_nil(out))
     }
 }
 
@@ -133,7 +133,7 @@ impl Unpack for () {
     }
 }
 
-/// A text of one character.
+/// Encoded as a string of one character.
 impl Pack for char {
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
         pack_str(self.encode_utf8(&mut [0; 4]), out)
@@ -145,7 +145,7 @@ impl Unpack for char {
         let mut chars = reader.read_str()?.chars();
         match (chars.next(), chars.next()) {
             (Some(char), None) => Ok(char),
-            _ => Err(CodecError::new(CodecErrorKind::Value, "expected a text of one character")),
+            _ => Err(CodecError::new(CodecErrorKind::Value, "expected a string of one character")),
         }
     }
 }
@@ -178,7 +178,7 @@ impl Unpack for Box<str> {
     }
 }
 
-/// A text.
+/// Encoded as a string.
 impl Pack for ByteString {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -190,12 +190,12 @@ impl Pack for ByteString {
 impl Unpack for ByteString {
     #[inline]
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        let text = reader.read_key()?;
-        reader.share(text).try_into().map_err(|_| not_utf8())
+        let string = reader.read_key()?;
+        reader.share(string).try_into().map_err(|_| not_utf8())
     }
 }
 
-/// Binary data.
+/// Encoded as binary data.
 impl Pack for Bytes {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -237,7 +237,10 @@ impl<T: Unpack> Unpack for Box<T> {
     }
 }
 
-/// `None` is nil. What is nil itself is not told from it: `Some(None)` and `Some(())` are read as `None`.
+/// Encodes `None` as nil.
+///
+/// A value that is itself encoded as nil becomes `None`: `Some(None)` and `Some(())` are read as
+/// `None`.
 impl<T: Pack> Pack for Option<T> {
     #[inline]
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -295,7 +298,7 @@ impl<T: Unpack> Unpack for Vec<T> {
     }
 }
 
-/// An array, also of `u8`.
+/// Encoded as an array, even for `u8`.
 impl<T: Pack> Pack for VecDeque<T> {
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
         pack_items(self, out)
@@ -308,7 +311,7 @@ impl<T: Unpack> Unpack for VecDeque<T> {
     }
 }
 
-/// An array.
+/// Encoded as an array.
 impl<T: Pack> Pack for BTreeSet<T> {
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
         pack_items(self, out)
@@ -321,7 +324,7 @@ impl<T: Unpack + Ord> Unpack for BTreeSet<T> {
     }
 }
 
-/// An array.
+/// Encoded as an array.
 impl<T: Pack, S> Pack for HashSet<T, S> {
     fn pack(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
         pack_items(self, out)
@@ -330,7 +333,7 @@ impl<T: Pack, S> Pack for HashSet<T, S> {
 
 impl<T: Unpack + Hash + Eq, S: BuildHasher + Default> Unpack for HashSet<T, S> {
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        let new = |room| HashSet::with_capacity_and_hasher(room, S::default());
+        let new = |capacity| HashSet::with_capacity_and_hasher(capacity, S::default());
         read_items(reader, new, HashSet::insert)
     }
 }
@@ -355,7 +358,7 @@ impl<K: Pack, V: Pack, S> Pack for HashMap<K, V, S> {
 
 impl<K: Unpack + Hash + Eq, V: Unpack, S: BuildHasher + Default> Unpack for HashMap<K, V, S> {
     fn unpack(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
-        let new = |room| HashMap::with_capacity_and_hasher(room, S::default());
+        let new = |capacity| HashMap::with_capacity_and_hasher(capacity, S::default());
         read_pairs(reader, new, HashMap::insert)
     }
 }
@@ -428,7 +431,7 @@ pub(super) fn read_items<T: Unpack, C, R>(
 ) -> Result<C, CodecError> {
     reader.nested(|reader| {
         let len = reader.read_array_len()?;
-        let mut items = with_capacity(room::<T>(len));
+        let mut items = with_capacity(initial_capacity::<T>(len));
         for _ in 0..len {
             add(&mut items, T::unpack(reader)?);
         }
@@ -436,7 +439,9 @@ pub(super) fn read_items<T: Unpack, C, R>(
     })
 }
 
-/// Reads a map into a collection. Where a key comes twice, the last value should win, as in Python.
+/// Reads a map into a collection.
+///
+/// `add` must let the last value of a repeated key win, as in Python.
 #[inline]
 fn read_pairs<K: Unpack, V: Unpack, C, R>(
     reader: &mut Reader<'_>,
@@ -445,7 +450,7 @@ fn read_pairs<K: Unpack, V: Unpack, C, R>(
 ) -> Result<C, CodecError> {
     reader.nested(|reader| {
         let len = reader.read_map_len()?;
-        let mut pairs = with_capacity(room::<(K, V)>(len));
+        let mut pairs = with_capacity(initial_capacity::<(K, V)>(len));
         for _ in 0..len {
             add(&mut pairs, K::unpack(reader)?, V::unpack(reader)?);
         }
@@ -453,7 +458,7 @@ fn read_pairs<K: Unpack, V: Unpack, C, R>(
     })
 }
 
-/// Reads an array of exactly `N`, in place.
+/// Reads an array of exactly `N` items without an allocation.
 #[inline]
 pub(super) fn read_array<T: Unpack, const N: usize>(reader: &mut Reader<'_>) -> Result<[T; N], CodecError> {
     reader.read_array_of(N)?;
@@ -464,10 +469,12 @@ pub(super) fn read_array<T: Unpack, const N: usize>(reader: &mut Reader<'_>) -> 
     Ok(items.map(|item| item.expect("every item was just read")))
 }
 
-/// How many items to make room for at once. The entry has as many bytes as it promises items, but the items may be
-/// larger than a byte: beyond 64 KiB the collection grows as they come.
+/// Returns the initial capacity of a collection of `len` items: at most 64 KiB.
+///
+/// An entry has at least one byte for each declared item, but an item may take more memory than
+/// that. Beyond 64 KiB the collection grows as items are read.
 #[inline]
-fn room<T>(len: usize) -> usize {
+fn initial_capacity<T>(len: usize) -> usize {
     len.min((1 << 16) / size_of::<T>().max(1))
 }
 
@@ -478,7 +485,8 @@ mod tests {
     use super::*;
     use crate::slice::Slice;
 
-    /// More than two bytes count, and deeper than any stack; miri, a thousand times slower, need not prove that.
+    /// A length that needs more than two bytes. Sixteen times this nesting depth would overflow any
+    /// stack. Under Miri, which is a thousand times slower, it is smaller.
     const MANY: usize = if cfg!(miri) { 1_000 } else { 70_000 };
 
     fn pack<T: Pack + ?Sized>(value: &T) -> Vec<u8> {
@@ -495,31 +503,31 @@ mod tests {
         Ok(value)
     }
 
-    /// `value` is written as `bytes`, and read from them.
-    fn both<T: Pack + Unpack + PartialEq + Debug>(value: T, bytes: &'static [u8]) {
+    /// Asserts that `value` is encoded as `bytes` and decoded from them.
+    fn assert_round_trip<T: Pack + Unpack + PartialEq + Debug>(value: T, bytes: &'static [u8]) {
         assert_eq!(pack(&value), bytes, "{value:?}");
         assert_eq!(unpack::<T>(bytes), Ok(value));
     }
 
     #[test]
-    fn integers_are_minimal() {
-        both(0_u8, b"\x00");
-        both(127_u64, b"\x7f");
-        both(128_i64, b"\xcc\x80");
-        both(255_u8, b"\xcc\xff");
-        both(256_u16, b"\xcd\x01\x00");
-        both(65_536_usize, b"\xce\x00\x01\x00\x00");
-        both(u64::MAX, b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff");
-        both(i64::MAX, b"\xcf\x7f\xff\xff\xff\xff\xff\xff\xff");
-        both(-32_i8, b"\xe0");
-        both(-33_isize, b"\xd0\xdf");
-        both(-129_i16, b"\xd1\xff\x7f");
-        both(-32_769_i32, b"\xd2\xff\xff\x7f\xff");
-        both(i64::MIN, b"\xd3\x80\x00\x00\x00\x00\x00\x00\x00");
+    fn writes_the_shortest_integers() {
+        assert_round_trip(0_u8, b"\x00");
+        assert_round_trip(127_u64, b"\x7f");
+        assert_round_trip(128_i64, b"\xcc\x80");
+        assert_round_trip(255_u8, b"\xcc\xff");
+        assert_round_trip(256_u16, b"\xcd\x01\x00");
+        assert_round_trip(65_536_usize, b"\xce\x00\x01\x00\x00");
+        assert_round_trip(u64::MAX, b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff");
+        assert_round_trip(i64::MAX, b"\xcf\x7f\xff\xff\xff\xff\xff\xff\xff");
+        assert_round_trip(-32_i8, b"\xe0");
+        assert_round_trip(-33_isize, b"\xd0\xdf");
+        assert_round_trip(-129_i16, b"\xd1\xff\x7f");
+        assert_round_trip(-32_769_i32, b"\xd2\xff\xff\x7f\xff");
+        assert_round_trip(i64::MIN, b"\xd3\x80\x00\x00\x00\x00\x00\x00\x00");
     }
 
     #[test]
-    fn integers_of_any_width_are_read_if_they_fit() {
+    fn reads_integers_of_any_width_that_fit() {
         for bytes in [&b"\x05"[..], b"\xcc\x05", b"\xcd\x00\x05", b"\xd0\x05", b"\xd2\x00\x00\x00\x05"] {
             assert_eq!(unpack::<u8>(bytes), Ok(5));
             assert_eq!(unpack::<i64>(bytes), Ok(5));
@@ -540,9 +548,9 @@ mod tests {
     }
 
     #[test]
-    fn floats_read_all_numbers() {
-        both(1.5_f32, b"\xca\x3f\xc0\x00\x00");
-        both(1.5_f64, b"\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00");
+    fn reads_floats_from_all_numbers() {
+        assert_round_trip(1.5_f32, b"\xca\x3f\xc0\x00\x00");
+        assert_round_trip(1.5_f64, b"\xcb\x3f\xf8\x00\x00\x00\x00\x00\x00");
         for bytes in [&b"\x03"[..], b"\xca\x40\x40\x00\x00", b"\xcb\x40\x08\x00\x00\x00\x00\x00\x00", b"\xd0\x03"] {
             assert_eq!(unpack::<f32>(bytes), Ok(3.0));
             assert_eq!(unpack::<f64>(bytes), Ok(3.0));
@@ -554,15 +562,15 @@ mod tests {
     }
 
     #[test]
-    fn small_things() {
-        both(true, b"\xc3");
-        both(false, b"\xc2");
-        both((), b"\xc0");
-        both('é', b"\xa2\xc3\xa9");
-        both(Some(1_u8), b"\x01");
-        both(None::<u8>, b"\xc0");
-        both(Box::new(1_u8), b"\x01");
-        both(Box::<str>::from("a"), b"\xa1a");
+    fn scalars_round_trip() {
+        assert_round_trip(true, b"\xc3");
+        assert_round_trip(false, b"\xc2");
+        assert_round_trip((), b"\xc0");
+        assert_round_trip('é', b"\xa2\xc3\xa9");
+        assert_round_trip(Some(1_u8), b"\x01");
+        assert_round_trip(None::<u8>, b"\xc0");
+        assert_round_trip(Box::new(1_u8), b"\x01");
+        assert_round_trip(Box::<str>::from("a"), b"\xa1a");
         assert_eq!(pack("a"), b"\xa1a");
         assert_eq!(unpack::<char>(&b"\xa2ab"[..]), Err(CodecErrorKind::Value));
         assert_eq!(unpack::<char>(&b"\xa0"[..]), Err(CodecErrorKind::Value));
@@ -573,10 +581,10 @@ mod tests {
     }
 
     #[test]
-    fn octets_are_binary_and_read_from_arrays() {
-        both(vec![1_u8, 255], b"\xc4\x02\x01\xff");
-        both([1_u8, 255], b"\xc4\x02\x01\xff");
-        both(Bytes::from_static(b"ab"), b"\xc4\x02ab");
+    fn writes_u8_sequences_as_binary_data_and_reads_them_from_arrays() {
+        assert_round_trip(vec![1_u8, 255], b"\xc4\x02\x01\xff");
+        assert_round_trip([1_u8, 255], b"\xc4\x02\x01\xff");
+        assert_round_trip(Bytes::from_static(b"ab"), b"\xc4\x02ab");
         assert_eq!(pack(&b"ab"[..]), b"\xc4\x02ab");
         assert_eq!(unpack::<Vec<u8>>(&b"\x92\x01\xcc\xff"[..]), Ok(vec![1, 255]));
         assert_eq!(unpack::<[u8; 2]>(&b"\x92\x01\xcc\xff"[..]), Ok([1, 255]));
@@ -588,17 +596,20 @@ mod tests {
     }
 
     #[test]
-    fn collections() {
-        both(vec![1_u16, 2], b"\x92\x01\x02");
-        both([1_u16, 2], b"\x92\x01\x02");
-        both([String::new()], b"\x91\xa0");
-        both(VecDeque::from([1_u8, 2]), b"\x92\x01\x02");
-        both(BTreeSet::from([1_u8, 2]), b"\x92\x01\x02");
-        both(HashSet::<u8>::from([1]), b"\x91\x01");
-        both(BTreeMap::from([(1_u8, 'a'), (2, 'b')]), b"\x82\x01\xa1a\x02\xa1b");
-        both(HashMap::<String, _>::from([("a".into(), None::<bool>)]), b"\x81\xa1a\xc0");
-        both((1_u8,), b"\x91\x01");
-        both((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), b"\x9c\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c");
+    fn collections_round_trip() {
+        assert_round_trip(vec![1_u16, 2], b"\x92\x01\x02");
+        assert_round_trip([1_u16, 2], b"\x92\x01\x02");
+        assert_round_trip([String::new()], b"\x91\xa0");
+        assert_round_trip(VecDeque::from([1_u8, 2]), b"\x92\x01\x02");
+        assert_round_trip(BTreeSet::from([1_u8, 2]), b"\x92\x01\x02");
+        assert_round_trip(HashSet::<u8>::from([1]), b"\x91\x01");
+        assert_round_trip(BTreeMap::from([(1_u8, 'a'), (2, 'b')]), b"\x82\x01\xa1a\x02\xa1b");
+        assert_round_trip(HashMap::<String, _>::from([("a".into(), None::<bool>)]), b"\x81\xa1a\xc0");
+        assert_round_trip((1_u8,), b"\x91\x01");
+        assert_round_trip(
+            (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12),
+            b"\x9c\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c",
+        );
         assert_eq!(pack(&["a"; 16][..])[..3], b"\xdc\x00\x10"[..]);
         assert_eq!(pack(&(0..16_u8).map(|n| (n, n)).collect::<BTreeMap<_, _>>())[..3], b"\xde\x00\x10"[..]);
         assert_eq!(unpack::<BTreeMap<u8, u8>>(&b"\x82\x01\x02\x01\x03"[..]), Ok(BTreeMap::from([(1, 3)])));
@@ -607,17 +618,17 @@ mod tests {
     }
 
     #[test]
-    fn hostile_lengths_allocate_nothing() {
+    fn rejects_hostile_lengths_without_allocating() {
         assert_eq!(unpack::<Vec<String>>(&b"\xdd\xff\xff\xff\xff\xa0"[..]), Err(CodecErrorKind::Length));
         assert_eq!(unpack::<HashMap<u8, u8>>(&b"\xdf\xff\xff\xff\xff\x01\x01"[..]), Err(CodecErrorKind::Length));
         assert_eq!(unpack::<String>(&b"\xdb\xff\xff\xff\xffa"[..]), Err(CodecErrorKind::Length));
         assert_eq!(unpack::<Vec<u8>>(&b"\xc6\xff\xff\xff\xffa"[..]), Err(CodecErrorKind::Length));
-        assert!(room::<[u64; 512]>(usize::MAX) * size_of::<[u64; 512]>() <= 1 << 16);
+        assert!(initial_capacity::<[u64; 512]>(usize::MAX) * size_of::<[u64; 512]>() <= 1 << 16);
         assert_eq!(unpack::<Vec<()>>(pack(&vec![(); MANY])), Ok(vec![(); MANY]));
     }
 
     #[test]
-    fn recursion_has_an_end() {
+    fn limits_the_recursion_depth() {
         #[derive(Debug, PartialEq)]
         struct List(Option<Box<List>>);
 

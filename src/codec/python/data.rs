@@ -1,4 +1,4 @@
-//! Checked pickles, as serde reads them.
+//! A serde deserializer over the graph of a decoded pickle.
 
 use std::fmt;
 
@@ -6,76 +6,84 @@ use serde::de::value::{BorrowedStrDeserializer, MapAccessDeserializer, MapDeseri
 use serde::de::{Deserialize, Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::graph::{Graph, Id, Node};
+use super::graph::{Graph, GraphNode, Id};
 use crate::codec::{CodecError, CodecErrorKind};
 
-/// Reads a value of a graph that has been checked: the recursion below relies on that.
+/// Deserializes the value at the node `id` after the graph has been checked.
+///
+/// The check limits the depth and the size of the value, so the recursion of the deserializer is
+/// safe.
 pub(super) fn read<'de, T: Deserialize<'de>>(graph: &Graph<'de>, id: Id) -> Result<T, CodecError> {
     graph.check(id)?;
-    T::deserialize(Data { graph, id }).map_err(|error| error.0)
+    T::deserialize(NodeDeserializer { graph, id }).map_err(|error| error.0)
 }
 
 #[derive(Clone, Copy)]
-struct Data<'g, 'de> {
+struct NodeDeserializer<'g, 'de> {
     graph: &'g Graph<'de>,
     id: Id,
 }
 
-impl<'g, 'de> Data<'g, 'de> {
-    fn many(self, ids: &'g [Id]) -> impl ExactSizeIterator<Item = Self> + 'g
+impl<'g, 'de> NodeDeserializer<'g, 'de> {
+    fn items(self, ids: &'g [Id]) -> impl ExactSizeIterator<Item = Self> + 'g
     where
         'de: 'g,
     {
-        ids.iter().map(move |id| Data { graph: self.graph, id: *id })
+        ids.iter().map(move |id| NodeDeserializer { graph: self.graph, id: *id })
     }
 
     fn pairs(self, ids: &'g [Id]) -> impl ExactSizeIterator<Item = (Self, Self)> + 'g
     where
         'de: 'g,
     {
-        let data = move |id: Id| Data { graph: self.graph, id };
-        ids.chunks_exact(2).map(move |pair| (data(pair[0]), data(pair[1])))
+        let deserializer_at = move |id: Id| NodeDeserializer { graph: self.graph, id };
+        ids.chunks_exact(2).map(move |pair| (deserializer_at(pair[0]), deserializer_at(pair[1])))
     }
 }
 
-impl<'de> Deserializer<'de> for Data<'_, 'de> {
-    type Error = Error;
+impl<'de> Deserializer<'de> for NodeDeserializer<'_, 'de> {
+    type Error = DataError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         match self.graph.node(self.id) {
-            Node::None => visitor.visit_unit(),
-            Node::Bool(is) => visitor.visit_bool(*is),
-            // Without a sign first, as other formats do: some visitors know nothing else.
-            Node::Int(int) => match (u64::try_from(*int), i64::try_from(*int)) {
+            GraphNode::None => visitor.visit_unit(),
+            GraphNode::Bool(is) => visitor.visit_bool(*is),
+            // Try `u64` first, as other formats do, because some visitors accept only unsigned
+            // integers.
+            GraphNode::Int(int) => match (u64::try_from(*int), i64::try_from(*int)) {
                 (Ok(int), _) => visitor.visit_u64(int),
                 (_, Ok(int)) => visitor.visit_i64(int),
                 _ => visitor.visit_i128(*int),
             },
-            Node::Float(float) => visitor.visit_f64(*float),
-            Node::Text(text) => visitor.visit_borrowed_str(text),
-            Node::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
-            Node::Latin1(text) => visitor.visit_byte_buf(latin1(text)?),
-            Node::List(items) | Node::Tuple(items) | Node::Set(items) => visit_seq(self.many(items), visitor),
-            Node::Dict(items) => {
+            GraphNode::Float(float) => visitor.visit_f64(*float),
+            GraphNode::Str(string) => visitor.visit_borrowed_str(string),
+            GraphNode::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
+            GraphNode::Latin1(string) => visitor.visit_byte_buf(latin1(string)?),
+            GraphNode::List(items) | GraphNode::Tuple(items) | GraphNode::Set(items) => {
+                visit_seq(self.items(items), visitor)
+            }
+            GraphNode::Dict(items) => {
                 let mut map = MapDeserializer::new(self.pairs(items));
                 let value = visitor.visit_map(&mut map)?;
                 map.end()?;
                 Ok(value)
             }
-            Node::Class(_) | Node::CachedValue(_) | Node::NoValue => Err(wrong("the pickle holds no plain data")),
+            GraphNode::Class(_) | GraphNode::CachedValue(_) | GraphNode::NoValue => {
+                Err(type_error("the pickle contains a value that is not plain data"))
+            }
         }
     }
 
-    /// Bytes are a sequence of integers, too, if that is asked for: serde takes `Vec<u8>` for one.
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    // Bytes can also be read as a sequence of integers, because serde treats `Vec<u8>` as one.
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         match self.graph.node(self.id) {
-            Node::Bytes(bytes) => visit_seq(bytes.iter().copied(), visitor),
-            Node::Latin1(text) => visit_seq(latin1(text)?.into_iter(), visitor),
+            GraphNode::Bytes(bytes) => visit_seq(bytes.iter().copied(), visitor),
+            GraphNode::Latin1(string) => visit_seq(latin1(string)?.into_iter(), visitor),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, DataError> {
         self.deserialize_seq(visitor)
     }
 
@@ -84,38 +92,38 @@ impl<'de> Deserializer<'de> for Data<'_, 'de> {
         _: &'static str,
         _: usize,
         visitor: V,
-    ) -> Result<V::Value, Error> {
+    ) -> Result<V::Value, DataError> {
         self.deserialize_seq(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         match self.graph.node(self.id) {
-            Node::None => visitor.visit_none(),
+            GraphNode::None => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, DataError> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// `"Variant"`, or `{"Variant": what is in it}`.
+    // An enum is `"Variant"` or `{"Variant": content}`.
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Error> {
+    ) -> Result<V::Value, DataError> {
         match self.graph.node(self.id) {
-            Node::Text(variant) => visitor.visit_enum(BorrowedStrDeserializer::new(variant)),
-            Node::Dict(pair) if pair.len() == 2 => {
+            GraphNode::Str(variant) => visitor.visit_enum(BorrowedStrDeserializer::new(variant)),
+            GraphNode::Dict(pair) if pair.len() == 2 => {
                 visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(self.pairs(pair))))
             }
-            _ => Err(wrong("the pickle holds neither a text nor a dict of one key where an enum was asked for")),
+            _ => Err(type_error("expected an enum in the pickle, as a string or a dict with one key")),
         }
     }
 
-    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DataError> {
         visitor.visit_unit()
     }
 
@@ -125,7 +133,7 @@ impl<'de> Deserializer<'de> for Data<'_, 'de> {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for Data<'_, 'de> {
+impl<'de> IntoDeserializer<'de, DataError> for NodeDeserializer<'_, 'de> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -133,9 +141,9 @@ impl<'de> IntoDeserializer<'de, Error> for Data<'_, 'de> {
     }
 }
 
-fn visit_seq<'de, T, V>(items: impl Iterator<Item = T>, visitor: V) -> Result<V::Value, Error>
+fn visit_seq<'de, T, V>(items: impl Iterator<Item = T>, visitor: V) -> Result<V::Value, DataError>
 where
-    T: IntoDeserializer<'de, Error>,
+    T: IntoDeserializer<'de, DataError>,
     V: Visitor<'de>,
 {
     let mut seq = SeqDeserializer::new(items);
@@ -144,30 +152,35 @@ where
     Ok(value)
 }
 
-/// The bytes that a text's characters are.
-fn latin1(text: &str) -> Result<Vec<u8>, Error> {
-    text.chars().map(|char| u8::try_from(char).map_err(|_| wrong("the pickle holds bytes beyond 255"))).collect()
+/// Converts a string to bytes, one byte for each character.
+fn latin1(string: &str) -> Result<Vec<u8>, DataError> {
+    string
+        .chars()
+        .map(|char| {
+            u8::try_from(char).map_err(|_| type_error("the pickle contains Latin-1 bytes with a character above 255"))
+        })
+        .collect()
 }
 
 #[cold]
-fn wrong(message: &'static str) -> Error {
-    Error(CodecError::new(CodecErrorKind::Type, message))
+fn type_error(message: &'static str) -> DataError {
+    DataError(CodecError::new(CodecErrorKind::Type, message))
 }
 
-/// A `CodecError` to serde, which has but one kind of its own.
+/// A `CodecError` that implements serde's error trait. Errors from serde have the kind `Type`.
 #[derive(Debug)]
-struct Error(CodecError);
+struct DataError(CodecError);
 
-impl fmt::Display for Error {
+impl fmt::Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for DataError {}
 
-impl serde::de::Error for Error {
+impl serde::de::Error for DataError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Error(CodecError::new(CodecErrorKind::Type, message.to_string()))
+        DataError(CodecError::new(CodecErrorKind::Type, message.to_string()))
     }
 }

@@ -1,4 +1,4 @@
-//! The envelope `JsonMeta`: metadata as JSON before the payload.
+//! The envelope `JsonMeta`: a JSON header with the metadata before the payload.
 
 use crate::codec::envelope::{Envelope, Shape, Versioned, sealed::Sealed};
 use crate::codec::json::{FullMeta, read};
@@ -7,16 +7,24 @@ use crate::float::Repr;
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// `{"ct": seconds as a float, "v": version}|payload`: what `dogpile.cache` stores since 1.1, whatever its serializer.
+/// The envelope that `dogpile.cache` uses since version 1.1, for all serializers.
 ///
-/// The metadata is written byte for byte as Python writes it. It is read in any order, with unknown keys skipped, and
-/// before the payload, so entries of another version are told as such whatever they hold. Beyond the payload it takes
-/// an allocation neither for writing nor, without escapes in its keys, for reading.
+/// An entry is `{"ct": seconds as a float, "v": version}|payload`. The metadata is written byte for
+/// byte as Python writes it. It is read with its keys in any order, and unknown keys are skipped.
+///
+/// The metadata is read before the payload, so an entry of another version is always reported as
+/// such, whatever its payload is.
+///
+/// # Cost
+///
+/// Writing the metadata does not allocate. Reading it does not allocate either, unless its keys
+/// contain escapes.
 ///
 /// ```
 /// use bytes::Bytes;
 /// use dogpile::codec::{Codec, CodecErrorKind, python::JsonMeta};
-/// use dogpile::{Json, Slice, Timestamp};
+/// use dogpile::{Json, Timestamp};
+/// use dogpile::codec::Slice;
 ///
 /// let codec = Json::<JsonMeta>::new();
 /// let mut entry = Vec::new();
@@ -38,7 +46,7 @@ impl Sealed for JsonMeta {}
 
 impl Versioned for JsonMeta {}
 
-/// To the formats it is no envelope at all: all it keeps stands before what they write.
+// The formats write a bare payload, because all the metadata is in the header before it.
 impl Envelope for JsonMeta {
     const SHAPE: Shape = Shape::Bare;
 
@@ -50,15 +58,18 @@ impl Envelope for JsonMeta {
         out.extend_from_slice(b"}|");
     }
 
-    /// Ends the metadata at the first `|`, as Python does.
+    // The metadata ends at the first `|`, as in Python.
     fn read_head(version: u64, entry: Slice<'_>) -> Result<(Option<Meta>, Slice<'_>), CodecError> {
         let bytes = entry.as_bytes();
-        let bar = bytes.iter().position(|byte| *byte == b'|');
-        let meta: FullMeta = read(&bytes[..bar.unwrap_or(bytes.len())])?;
-        let Some(bar) = bar else {
-            return Err(CodecError::new(CodecErrorKind::Length, "the entry ends after its metadata"));
+        let separator = bytes.iter().position(|byte| *byte == b'|');
+        let meta: FullMeta = read(&bytes[..separator.unwrap_or(bytes.len())])?;
+        let Some(separator) = separator else {
+            return Err(CodecError::new(
+                CodecErrorKind::Length,
+                "the entry is truncated: no payload follows the metadata",
+            ));
         };
-        Ok((Some(meta.check(version)?), entry.part(&bytes[bar + 1..])))
+        Ok((Some(meta.check(version)?), entry.part(&bytes[separator + 1..])))
     }
 }
 
@@ -73,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_written_as_python_writes_it() {
+    fn writes_the_same_metadata_as_python() {
         for (micros, version, entry) in [
             (1_471_113_698_761_270, 2, r#"{"ct": 1471113698.76127, "v": 2}|5"#),
             (1_471_113_698_000_000, 2, r#"{"ct": 1471113698.0, "v": 2}|5"#),
@@ -88,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_read_in_any_order() {
+    fn reads_metadata_with_keys_in_any_order() {
         let meta = Meta { created: Some(Timestamp::from_secs(1)), version: Some(2) };
         for entry in [
             r#"{"ct": 1.0, "v": 2}|5"#,
@@ -100,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_must_be_whole() {
+    fn rejects_invalid_metadata() {
         for (entry, kind) in [
             ("", CodecErrorKind::Length),
             ("|5", CodecErrorKind::Length),
@@ -123,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn another_version_is_told_whatever_the_payload() {
+    fn reports_another_version_for_any_payload() {
         assert_eq!(read_u8(r#"{"ct": 1.0, "v": 3}|"#), Err(CodecErrorKind::Version));
         assert_eq!(read_u8(r#"{"ct": 1.0, "v": 1}|"five""#), Err(CodecErrorKind::Version));
     }
 
     #[test]
-    fn a_payload_shares_the_entry() {
+    fn shares_the_memory_of_the_entry() {
         let mut out = Vec::new();
         let codec = Msgpack::<JsonMeta>::new();
         codec.encode(&Bytes::from_static(b"|data"), Timestamp::EPOCH, &mut out).unwrap();

@@ -1,4 +1,4 @@
-//! The format `Pickle`: anything that serde can write and read, as Python's pickle.
+//! The format `Pickle`: any type that serde supports, as a Python pickle of plain data.
 
 use std::marker::PhantomData;
 
@@ -7,42 +7,62 @@ use serde::de::DeserializeOwned;
 
 use super::JsonMeta;
 use super::data;
-use super::graph::{Graph, Id, Node};
+use super::graph::{Graph, GraphNode, Id};
 use crate::codec::envelope::{DEFAULT_VERSION, Envelope, Shape, Versioned};
 use crate::codec::json::FullMeta;
 use crate::codec::{Codec, CodecError, CodecErrorKind, Meta};
 use crate::slice::Slice;
 use crate::time::Timestamp;
 
-/// Anything `Serialize + DeserializeOwned` as a pickle of plain data, which `dogpile.cache` stores by default.
+/// A codec that stores any `Serialize + DeserializeOwned` type as a Python pickle of plain data.
 ///
-/// | codec | who else reads and writes these entries |
+/// Pickle is the default format of `dogpile.cache`. The envelope selects the compatible Python
+/// configuration:
+///
+/// | codec | compatible with |
 /// |---|---|
-/// | `Pickle<JsonMeta>` | `dogpile.cache` since 1.1, with its own serializer: the default here, too |
+/// | `Pickle<JsonMeta>` (default) | `dogpile.cache` since 1.1, with its default serializer |
 /// | `Pickle<Full>` | `dogpile.cache` before 1.1: a pickled `CachedValue` |
-/// | `Pickle<Seconds>` | `Serializer_PickleIntTime_ProxyBackend`: the same with the time cut to seconds |
-/// | `Pickle<Bare>` | `Serializer_PickleNoMeta_ProxyBackend`: the payload alone |
+/// | `Pickle<Seconds>` | `Serializer_PickleIntTime_ProxyBackend`: a pickled `CachedValue` with the time in whole seconds |
+/// | `Pickle<Bare>` | `Serializer_PickleNoMeta_ProxyBackend`: only the payload |
 ///
-/// Read is what Python writes in the protocols 2 to 5: `None`, bools, integers of up to 128 bits, floats, text, bytes,
-/// lists, tuples, sets and dicts, of which any may be shared. A set is read as a list is; bytes are also read as a
-/// `Vec<u8>`, and as a `String` if they are UTF-8. Objects of any other class (dates, decimals, your own) are an error of
-/// the kind [`Type`](CodecErrorKind::Type) that names the class; nothing in a pickle is ever called. Pickles that nest more
-/// than 128 levels deep, contain themselves, or would be 128 times as large (and over 16 MiB) without what is shared in them are errors of the kind
-/// [`Value`](CodecErrorKind::Value), a pickled `NO_VALUE` one of the kind [`NoValue`](CodecErrorKind::NoValue).
+/// # Decoding
 ///
-/// Written is protocol 3, by `serde-pickle`, which every Python 3 reads: structs are dicts of their fields, tuples are
-/// tuples, enums are `"Variant"` or `{"Variant": …}`, and `Vec<u8>` is a list of integers unless `serde_bytes` tells
-/// otherwise. The types `i128` and `u128` are [`Unsupported`](CodecErrorKind::Unsupported). Writing allocates nothing but
-/// room in `out`, and four bytes for a `char`. Reading allocates tables beside the value, of up to 75 times the entry where
-/// that holds nothing but small things: where strangers write entries, limit their size
-/// ([`max_entry`](crate::RedisBuilder::max_entry)).
+/// The codec reads pickles of the protocols 2 to 5 with `None`, bools, integers of up to 128 bits,
+/// floats, strings, bytes, lists, tuples, sets and dicts. Values may be shared. Sets are read like
+/// lists. Bytes can also be read as a `Vec<u8>`, or as a `String` if they are valid UTF-8.
+///
+/// Decoding never calls code that a pickle names. These pickles are rejected:
+///
+/// - Objects of other classes, such as dates, decimals or your own, are errors of the kind
+///   [`Type`](CodecErrorKind::Type). The message contains the name of the class.
+/// - Values that nest more than 128 levels deep or contain themselves are errors of the kind
+///   [`Value`](CodecErrorKind::Value).
+/// - So are values that would be larger than both 16 MiB and 128 times the pickle if each shared
+///   value were copied.
+/// - A pickled `NO_VALUE` is an error of the kind [`NoValue`](CodecErrorKind::NoValue).
+///
+/// # Encoding
+///
+/// The codec writes protocol 3 through `serde-pickle`, which every Python 3 reads. Structs are
+/// dicts of their fields, tuples are tuples, and enums are `"Variant"` or `{"Variant": …}`. A
+/// `Vec<u8>` is a list of integers unless it is annotated with `serde_bytes`. `i128` and `u128` are
+/// errors of the kind [`Unsupported`](CodecErrorKind::Unsupported).
+///
+/// # Cost
+///
+/// Encoding allocates only to grow `out`, plus four bytes for each `char`. Decoding allocates
+/// tables in addition to the value. They take up to 75 times the size of the entry if the entry
+/// contains only small values. If untrusted parties can write entries, limit the entry size with
+/// [`max_entry`](crate::redis::RedisBuilder::max_entry).
 ///
 /// ```
 /// use bytes::Bytes;
 /// use dogpile::codec::{Codec, python::Pickle};
-/// use dogpile::{Slice, Timestamp};
+/// use dogpile::codec::Slice;
+/// use dogpile::Timestamp;
 ///
-/// // As Python stored it: region.set(key, {"one": 399}).
+/// // Python stored this entry with region.set(key, {"one": 399}).
 /// let entry = b"{\"ct\": 1471113698.76127, \"v\": 2}|\x80\x05\x95\x0d\0\0\0\0\0\0\0}\x94\x8c\x03one\x94M\x8f\x01s.";
 ///
 /// let codec: Pickle = Pickle::new();
@@ -51,7 +71,7 @@ use crate::time::Timestamp;
 /// assert_eq!(value["one"], 399);
 /// assert_eq!(meta.created, Some(Timestamp::from_micros(1_471_113_698_761_270)));
 ///
-/// // And as Python reads it.
+/// // Python can read this entry.
 /// let mut entry = Vec::new();
 /// codec.encode(&value, Timestamp::from_micros(1_471_113_698_761_270), &mut entry)?;
 /// assert_eq!(entry, b"{\"ct\": 1471113698.76127, \"v\": 2}|\x80\x03}(X\x03\0\0\0oneJ\x8f\x01\0\0u.");
@@ -64,7 +84,7 @@ pub struct Pickle<E: Envelope = JsonMeta> {
 }
 
 impl<E: Envelope> Pickle<E> {
-    /// The codec with this envelope.
+    /// Creates the codec with the default version, 2, if its envelope stores a version.
     #[must_use]
     pub const fn new() -> Self {
         Pickle { version: DEFAULT_VERSION, envelope: PhantomData }
@@ -72,7 +92,16 @@ impl<E: Envelope> Pickle<E> {
 }
 
 impl<E: Versioned> Pickle<E> {
-    /// Writes and reads entries of this version only; those of others are misses.
+    /// Sets the version of the entries that this codec writes and accepts.
+    ///
+    /// Entries of another version are misses, with the error kind
+    /// [`Version`](CodecErrorKind::Version).
+    ///
+    /// ```
+    /// use dogpile::codec::python::{JsonMeta, Pickle};
+    ///
+    /// let codec = Pickle::<JsonMeta>::new().version(3);
+    /// ```
     #[must_use]
     pub const fn version(mut self, version: u64) -> Self {
         self.version = version;
@@ -106,14 +135,14 @@ impl<V: Serialize + DeserializeOwned, E: Envelope> Codec<V> for Pickle<E> {
             Shape::Bare => (graph.root(), Meta::NONE),
             Shape::Seconds | Shape::Full => read_cached(&graph, self.version)?,
         };
-        if let Node::NoValue = graph.node(payload) {
-            return Err(CodecError::new(CodecErrorKind::NoValue, "the entry says that there is no value"));
+        if let GraphNode::NoValue = graph.node(payload) {
+            return Err(CodecError::new(CodecErrorKind::NoValue, "the entry is the marker for no value (NO_VALUE)"));
         }
         Ok((data::read(&graph, payload)?, head.unwrap_or(meta)))
     }
 }
 
-/// `CachedValue(value, {"ct": …, "v": …})`, made as Python makes any tuple with names.
+/// Appends `CachedValue(value, {"ct": …, "v": …})`, which Python constructs like any named tuple.
 fn write_cached<V: Serialize>(
     value: &V,
     created: impl Serialize,
@@ -130,9 +159,12 @@ fn write_cached<V: Serialize>(
     Ok(())
 }
 
-/// Payload and metadata of a pickled `CachedValue`. Another version is told before the payload is read; what is no plain data in it is told before that.
+/// Returns the payload and the metadata of a pickled `CachedValue`.
+///
+/// Another version is reported before the payload is deserialized. However, building the graph has
+/// already rejected classes that are not supported.
 fn read_cached(graph: &Graph<'_>, version: u64) -> Result<(Id, Meta), CodecError> {
-    let Node::CachedValue([payload, meta]) = graph.node(graph.root()) else {
+    let GraphNode::CachedValue([payload, meta]) = graph.node(graph.root()) else {
         return Err(CodecError::new(CodecErrorKind::Type, "the pickle is not a `CachedValue`"));
     };
     let meta: FullMeta = data::read(graph, *meta)?;
@@ -145,11 +177,11 @@ fn write<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
     value
         .serialize(&mut serde_pickle::Serializer::new(&mut *out, serde_pickle::SerOptions::new()))
         .map_err(|error| CodecError::new(CodecErrorKind::Unsupported, error.to_string()))?;
-    // serde-pickle cuts the lengths of longer texts and bytes to 32 bits.
+    // serde-pickle truncates the lengths of longer strings and bytes to 32 bits.
     if u32::try_from(out.len() - start).is_err() {
         return Err(CodecError::new(
             CodecErrorKind::Unsupported,
-            "values of 4 GiB or more cannot be written as a pickle",
+            "the value is too large: pickles of 4 GiB or more cannot be written",
         ));
     }
     Ok(())
@@ -168,7 +200,7 @@ mod tests {
 
     const CREATED: Timestamp = Timestamp::from_micros(1_471_113_698_761_270);
 
-    /// Knows nothing but integers without a sign.
+    /// A type whose visitor accepts only unsigned integers.
     #[derive(Debug, PartialEq)]
     struct Unsigned(u64);
 
@@ -184,7 +216,7 @@ mod tests {
             impl serde::de::Visitor<'_> for Visitor {
                 type Value = Unsigned;
                 fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                    f.write_str("an integer without a sign")
+                    f.write_str("an unsigned integer")
                 }
                 fn visit_u64<E>(self, int: u64) -> Result<Unsigned, E> {
                     Ok(Unsigned(int))
@@ -195,12 +227,12 @@ mod tests {
     }
 
     #[test]
-    fn integers_have_a_sign_only_where_they_need_one() {
+    fn presents_nonnegative_integers_as_unsigned() {
         round_trip(&[Unsigned(0), Unsigned(5), Unsigned(u64::MAX)].map(Box::new));
     }
 
     #[test]
-    fn rows_that_share_long_names_are_plain_data() {
+    fn reads_rows_that_share_long_names() {
         // names = ["n" * 60 + str(i) …]; pickle.dumps([dict.fromkeys(names) for _ in range(rows)])
         let (columns, rows) = (30_u8, 10_000);
         let mut pickle = b"\x80\x04](".to_vec();
@@ -266,7 +298,7 @@ mod tests {
         one(Pickle::<JsonMeta>::new().version(u64::MAX), value, created(CREATED, u64::MAX));
     }
 
-    /// One value of every kind, as Python 3.11 wrote it in the protocols 2 to 5.
+    /// One value of every kind, as Python 3.11 writes it in the protocols 2 to 5.
     const EVERYTHING: [&[u8]; 4] = [
         b"\x80\x02(N\x88J\xff\xff\xff\xff\x8a\t\xff\xff\xff\xff\xff\xff\xff\xff\x00\x8a\x08\x00\x00\x00\
           \x00\x00\x00\x00\x80\x8a\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7fG?\
@@ -304,7 +336,7 @@ mod tests {
     );
 
     #[test]
-    fn all_that_python_writes_is_read() {
+    fn reads_every_kind_of_value_in_every_protocol() {
         for pickle in EVERYTHING {
             let graph = Graph::read(pickle).unwrap();
             let read: Halves = data::read(&graph, graph.root()).unwrap();
@@ -325,7 +357,7 @@ mod tests {
         }
     }
 
-    /// A tuple of sixteen, which has no `Debug`, as two of eight.
+    /// A tuple of sixteen values, which does not implement `Debug`, as two tuples of eight.
     struct Halves(Everything);
 
     impl<'de> Deserialize<'de> for Halves {
@@ -351,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_these_bytes() {
+    fn writes_the_expected_bytes() {
         assert_eq!(encode(Pickle::<Bare>::new(), &5_u8), b"\x80\x03K\x05.");
         assert_eq!(
             encode(Pickle::<Seconds>::new(), &5_u8),
@@ -366,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_told_from_lists_only_if_asked() {
+    fn reads_bytes_as_a_sequence_of_integers() {
         assert_eq!(bare(b"\x80\x03C\x02a\xff."), Ok(vec![b'a', 0xff]));
         assert_eq!(bare(b"\x80\x03C\x02a\xff."), Ok([b'a', 0xff]));
         assert_eq!(bare(b"\x80\x03C\x02a\xff."), Err::<[u8; 3], _>(CodecErrorKind::Type));
@@ -374,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_told() {
+    fn reports_the_kind_of_invalid_values() {
         assert_eq!(bare(b"\x80\x03K\x05."), Err::<bool, _>(CodecErrorKind::Type));
         assert_eq!(bare(b"\x80\x03M\0\x01."), Err::<u8, _>(CodecErrorKind::Type));
         assert_eq!(bare(b"\x80\x03K\x05K\x06K\x07\x87."), Err::<(u8, u8), _>(CodecErrorKind::Type));
@@ -382,13 +414,13 @@ mod tests {
         assert_eq!(bare(b"\x80\x03}."), Err::<Tree, _>(CodecErrorKind::Type));
         assert_eq!(bare(b"\x80\x03K\x05.."), Err::<u8, _>(CodecErrorKind::Length));
         assert_eq!(bare(b""), Err::<u8, _>(CodecErrorKind::Length));
-        // Bytes of protocol 2 are texts of Latin 1.
+        // Protocol 2 encodes bytes as a Latin-1 string, which cannot contain a euro sign.
         let euro = b"\x80\x02c_codecs\nencode\nX\x03\0\0\0\xe2\x82\xacX\x06\0\0\0latin1\x86R.";
         assert_eq!(bare(euro), Err::<Vec<u8>, _>(CodecErrorKind::Type));
     }
 
     #[test]
-    fn no_value_is_a_kind_of_its_own() {
+    fn reports_no_value_as_its_own_kind() {
         // pickle.dumps(NO_VALUE), and CachedValue(NO_VALUE, {"ct": 1, "v": 2}).
         let two = b"\x80\x02cdogpile.cache.api\nNoValue\nq\0X\x07\0\0\0NoValueq\x01\x85q\x02Rq\x03.";
         let four = b"\x80\x04\x95\x27\0\0\0\0\0\0\0\x8c\x11dogpile.cache.api\x94\x8c\x07NoValue\x94\x93\x94h\x01\x85\
@@ -402,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wrapper_must_be_whole() {
+    fn rejects_invalid_cached_values() {
         let wrapped = |inside: &[u8]| {
             let pickle = [b"\x80\x02cdogpile.cache.api\nCachedValue\nK\x05", inside, b"."].concat();
             decode::<u8, _>(Pickle::<Full>::new(), pickle)
@@ -427,7 +459,7 @@ mod tests {
             assert_eq!(wrapped(inside), Err(kind), "{}", inside.escape_ascii());
         }
         assert_eq!(decode::<u8, _>(Pickle::<Full>::new(), &b"\x80\x03K\x05."[..]), Err(CodecErrorKind::Type));
-        // The payload of another version may be of another type.
+        // The payload of another version may have another type.
         let newer = encode(Pickle::<Full>::new().version(3), &"five".to_string());
         assert_eq!(decode::<u8, _>(Pickle::<Full>::new(), newer), Err(CodecErrorKind::Version));
         let newer = encode(Pickle::<JsonMeta>::new().version(3), &"five".to_string());
@@ -435,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_entries_are_errors() {
+    fn rejects_truncated_entries() {
         for pickle in EVERYTHING {
             for end in 0..pickle.len() {
                 assert!(Graph::read(&pickle[..end]).is_err());

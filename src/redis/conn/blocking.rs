@@ -8,41 +8,41 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{Error, ErrorKind};
-use crate::exec::now;
+use crate::exec::poll_ready;
 use crate::redis::conn::handshake;
 use crate::redis::conn::handshake::{Ask, Introduced, introduce};
 use crate::redis::conn::limits::{KEEP, Limits, PIECE, PROGRESS, READING, SENDING};
-use crate::redis::conn::pool::{Failed, Wire, from_now};
-use crate::redis::conn::reply::Answers;
+use crate::redis::conn::pool::{Failed, PoolConnection, from_now};
+use crate::redis::conn::reply::ReplyReader;
 #[cfg(feature = "tls")]
-use crate::redis::conn::tls_stream::Secured;
+use crate::redis::conn::tls_stream::TlsStream;
 use crate::redis::protocol::batch::server_error;
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::commands;
-use crate::redis::protocol::parser::{Fed, Receive, Replies};
+use crate::redis::protocol::parser::{Fed, Parser, Receive};
 use crate::redis::url::{Address, Server};
 
 /// How long a connection is idle before the system asks whether its other end is there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-pub(crate) struct Connection {
-    stream: Stream,
-    replies: Replies,
+pub(crate) struct BlockingConnection {
+    stream: BlockingSocket,
+    replies: Parser,
     /// Commands, to be sent.
     output: Vec<u8>,
     input: Input,
     response: Duration,
 }
 
-pub(crate) enum Stream {
+pub(crate) enum BlockingSocket {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(std::os::unix::net::UnixStream),
     #[cfg(feature = "tls")]
-    Tls(Box<Secured>),
+    Tls(Box<TlsStream>),
 }
 
-impl Connection {
+impl BlockingConnection {
     /// Connects, and introduces itself: RESP3 where the server knows it, RESP2 otherwise.
     pub(crate) fn open(server: &Server, limits: Limits) -> Result<Self, Error> {
         Self::introduced(server, limits).map(|(connection, _)| connection)
@@ -50,38 +50,38 @@ impl Connection {
 
     /// Connects, and asks to be told when keys change that this connection has asked for: only the socket is needed after
     /// that. An error of [`ErrorKind::Server`] or [`ErrorKind::Refused`] says that this server does not tell us.
-    pub(crate) fn open_to_listen(server: &Server, limits: Limits) -> Result<Stream, Error> {
+    pub(crate) fn open_to_listen(server: &Server, limits: Limits) -> Result<BlockingSocket, Error> {
         let (mut connection, introduced) = Self::introduced(server, limits)?;
         if !introduced.resp3 {
             return Err(Error::new(ErrorKind::Server, format!("{} does not speak RESP3", server.address)));
         }
-        let mut answers = Answers::default();
-        now(connection.ask(commands::track, &mut answers))?;
+        let mut answers = ReplyReader::default();
+        poll_ready(connection.ask(commands::track, &mut answers))?;
         answers.refusal().map_or(Ok(()), |refused| Err(server_error(refused)))?;
         Ok(connection.stream)
     }
 
     /// Sends commands that are seldom sent, and waits for so many answers.
-    pub(crate) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<Answers, Error> {
-        let mut answers = Answers::default();
-        now(self.ask(write, &mut answers))?;
+    pub(crate) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<ReplyReader, Error> {
+        let mut answers = ReplyReader::default();
+        poll_ready(self.ask(write, &mut answers))?;
         Ok(answers)
     }
 
     /// A new connection, and what the server said of itself.
     fn introduced(server: &Server, limits: Limits) -> Result<(Self, Introduced), Error> {
-        let stream = Stream::connect(server, limits)
+        let stream = BlockingSocket::connect(server, limits)
             .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
-        let mut connection = Connection {
+        let mut connection = BlockingConnection {
             stream,
-            replies: Replies::new(handshake::LONGEST),
+            replies: Parser::new(handshake::LONGEST),
             output: Vec::with_capacity(512),
             input: Input::new(),
             response: limits.response,
         };
-        let introduced = now(introduce(&mut connection, server))
+        let introduced = poll_ready(introduce(&mut connection, server))
             .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
-        connection.replies = Replies::new(limits.max_entry);
+        connection.replies = Parser::new(limits.max_entry);
         Ok((connection, introduced))
     }
 
@@ -94,7 +94,7 @@ impl Connection {
     }
 }
 
-impl Ask for Connection {
+impl Ask for BlockingConnection {
     fn ask(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
@@ -106,7 +106,7 @@ impl Ask for Connection {
     }
 }
 
-impl Wire for Connection {
+impl PoolConnection for BlockingConnection {
     #[inline]
     fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
@@ -125,7 +125,7 @@ impl Wire for Connection {
     fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
         let mut untouched = true;
         self.replies.expect(replies);
-        let mut patience = Patience::new();
+        let mut patience = ProgressTimer::new();
         let mut missing = 1;
         loop {
             self.input
@@ -188,9 +188,9 @@ impl Input {
     #[inline(always)]
     fn read(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut BlockingSocket,
         missing: usize,
-        patience: &mut Patience,
+        patience: &mut ProgressTimer,
         response: &Duration,
     ) -> Result<(), Error> {
         let needed = self.filled + missing;
@@ -209,9 +209,9 @@ impl Input {
     #[cold]
     fn read_large(
         &mut self,
-        stream: &mut Stream,
+        stream: &mut BlockingSocket,
         needed: usize,
-        patience: &mut Patience,
+        patience: &mut ProgressTimer,
         response: &Duration,
     ) -> Result<(), Error> {
         // A long line does not say how long it is.
@@ -270,17 +270,17 @@ pub(crate) fn closed() -> Error {
 }
 
 /// How long a request or a reply that has begun may still take.
-pub(crate) struct Patience {
+pub(crate) struct ProgressTimer {
     /// Told from the second piece on.
     until: Option<Instant>,
     /// Nothing before the first piece.
     moved: u64,
 }
 
-impl Patience {
+impl ProgressTimer {
     #[inline]
     pub(crate) fn new() -> Self {
-        Patience { until: None, moved: 0 }
+        ProgressTimer { until: None, moved: 0 }
     }
 
     /// Looks at the clock from the second piece on: the first is bounded by the socket's own timeout, and most requests
@@ -309,7 +309,7 @@ impl Patience {
     }
 }
 
-impl Stream {
+impl BlockingSocket {
     fn connect(server: &Server, limits: Limits) -> io::Result<Self> {
         match &server.address {
             Address::Tcp(host, port) => {
@@ -318,22 +318,22 @@ impl Stream {
                 keep_alive(socket2::SockRef::from(&stream))?;
                 #[cfg(feature = "tls")]
                 if let Some(secure) = &server.secure {
-                    let secured = Secured::shake_hands(stream, secure, deadline)?;
+                    let secured = TlsStream::shake_hands(stream, secure, deadline)?;
                     secured.socket.set_read_timeout(Some(limits.response))?;
                     secured.socket.set_write_timeout(Some(limits.response))?;
-                    return Ok(Stream::Tls(Box::new(secured)));
+                    return Ok(BlockingSocket::Tls(Box::new(secured)));
                 }
                 let _ = deadline;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
-                Ok(Stream::Tcp(stream))
+                Ok(BlockingSocket::Tcp(stream))
             }
             #[cfg(unix)]
             Address::Unix(path) => {
                 let stream = connect_unix(path, limits.connect)?;
                 stream.set_read_timeout(Some(limits.response))?;
                 stream.set_write_timeout(Some(limits.response))?;
-                Ok(Stream::Unix(stream))
+                Ok(BlockingSocket::Unix(stream))
             }
             #[cfg(not(unix))]
             Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
@@ -343,13 +343,13 @@ impl Stream {
     /// Whether the end has come, an error, or bytes that nobody asked for.
     fn is_closed(&self) -> bool {
         let socket = match self {
-            Stream::Tcp(stream) => socket2::SockRef::from(stream),
+            BlockingSocket::Tcp(stream) => socket2::SockRef::from(stream),
             #[cfg(unix)]
-            Stream::Unix(stream) => socket2::SockRef::from(stream),
+            BlockingSocket::Unix(stream) => socket2::SockRef::from(stream),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) if stream.has_more() => return true,
+            BlockingSocket::Tls(stream) if stream.has_more() => return true,
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => socket2::SockRef::from(&stream.socket),
+            BlockingSocket::Tls(stream) => socket2::SockRef::from(&stream.socket),
         };
         let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
         let nothing_there = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
@@ -358,14 +358,14 @@ impl Stream {
 
     /// Reads something, unless that is too late.
     #[inline(always)]
-    fn read(&mut self, into: &mut [u8], patience: &mut Patience, response: &Duration) -> Result<usize, Error> {
+    fn read(&mut self, into: &mut [u8], patience: &mut ProgressTimer, response: &Duration) -> Result<usize, Error> {
         loop {
             let read = match self {
-                Stream::Tcp(stream) => stream.read(into),
+                BlockingSocket::Tcp(stream) => stream.read(into),
                 #[cfg(unix)]
-                Stream::Unix(stream) => stream.read(into),
+                BlockingSocket::Unix(stream) => stream.read(into),
                 #[cfg(feature = "tls")]
-                Stream::Tls(stream) => {
+                BlockingSocket::Tls(stream) => {
                     let read = stream.read(into, patience, response)?;
                     return if read == 0 { Err(closed()) } else { Ok(read) };
                 }
@@ -387,18 +387,18 @@ impl Stream {
         let mut patience = None;
         loop {
             let written = match self {
-                Stream::Tcp(stream) => stream.write(bytes),
+                BlockingSocket::Tcp(stream) => stream.write(bytes),
                 #[cfg(unix)]
-                Stream::Unix(stream) => stream.write(bytes),
+                BlockingSocket::Unix(stream) => stream.write(bytes),
                 #[cfg(feature = "tls")]
-                Stream::Tls(stream) => return stream.write_all(bytes, response),
+                BlockingSocket::Tls(stream) => return stream.write_all(bytes, response),
             };
             match written {
                 Ok(written) if written == bytes.len() => return Ok(()),
                 Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), SENDING)),
                 Ok(written) => {
                     bytes = &bytes[written..];
-                    let patience = patience.get_or_insert_with(Patience::new);
+                    let patience = patience.get_or_insert_with(ProgressTimer::new);
                     patience.check(written, response).map_err(|error| error.during(SENDING))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

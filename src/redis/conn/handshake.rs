@@ -1,7 +1,7 @@
 //! How a new connection introduces itself, over either face, and finds out whether the server can do what is wanted.
 
 use crate::error::{Error, ErrorKind};
-use crate::redis::conn::reply::{Answers, Said, pairs};
+use crate::redis::conn::reply::{Reply, ReplyReader, pairs};
 use crate::redis::info::{ServerName, info_line, name_and_version, version_of};
 use crate::redis::protocol::batch::server_error;
 use crate::redis::protocol::commands;
@@ -49,7 +49,7 @@ enum Mode {
 /// When the server does not know us, or is not what it is to be.
 pub(crate) async fn introduce(connection: &mut impl Ask, server: &Server) -> Result<Introduced, Error> {
     let mut questions: Vec<_> = [Question::Hello].into_iter().chain(settings(server)).collect();
-    let mut answers = Answers::default();
+    let mut answers = ReplyReader::default();
     let mut asked = connection.ask(|out| write(out, &questions, server), &mut answers).await;
     let mut introduced = Introduced { resp3: true, ..Introduced::default() };
     // A server that has no room for us says so, and closes the connection: the error comes before that of reading.
@@ -62,7 +62,7 @@ pub(crate) async fn introduce(connection: &mut impl Ask, server: &Server) -> Res
         let password = server.password.as_deref().map(Question::Auth);
         let role = (server.role == Role::Primary).then_some(Question::Role);
         questions = password.into_iter().chain([Question::Info]).chain(role).chain(settings(server)).collect();
-        answers = Answers::default();
+        answers = ReplyReader::default();
         asked = connection.ask(|out| write(out, &questions, server), &mut answers).await;
     }
     for (question, answer) in questions.iter().zip(answers.iter()) {
@@ -122,34 +122,34 @@ fn speaks_resp2(refused: &[u8], server: &Server) -> bool {
 
 impl Introduced {
     /// Takes the answer to a question. Who answers little, or does not let us ask, is taken as he is.
-    fn hear(&mut self, question: Question<'_>, answer: &[Said], server: &Server) -> Result<(), Error> {
+    fn hear(&mut self, question: Question<'_>, answer: &[Reply], server: &Server) -> Result<(), Error> {
         match (question, answer) {
-            (Question::Auth(_), [Said::Error(refused)]) => return Err(refusal(refused, "user and password", server)),
+            (Question::Auth(_), [Reply::Error(refused)]) => return Err(refusal(refused, "user and password", server)),
             // Nothing was said of a password, and one is wanted.
-            (Question::Info, [Said::Error(refused)]) if refused.starts_with(b"NOAUTH") => {
+            (Question::Info, [Reply::Error(refused)]) if refused.starts_with(b"NOAUTH") => {
                 return Err(refusal(refused, "user and password", server));
             }
-            (Question::Select, [Said::Error(refused)]) => return Err(refusal(refused, "database", server)),
-            (Question::ReadOnly, [Said::Error(refused)]) => {
+            (Question::Select, [Reply::Error(refused)]) => return Err(refusal(refused, "database", server)),
+            (Question::ReadOnly, [Reply::Error(refused)]) => {
                 return Err(server_error(refused).during("asking to read from a replica"));
             }
             (Question::Hello, map) => pairs(map).for_each(|(name, value)| self.hear_of(name, value)),
-            (Question::Info, [Said::Text(info)]) => self.hear_info(&String::from_utf8_lossy(info)),
-            (Question::Role, [Said::Array(_), Said::Text(role), ..]) => self.is_primary = is_primary(role),
-            (Question::HasHsetex, [Said::Array(1), Said::Nil]) => self.lacks_hsetex = true,
+            (Question::Info, [Reply::Text(info)]) => self.hear_info(&String::from_utf8_lossy(info)),
+            (Question::Role, [Reply::Array(_), Reply::Text(role), ..]) => self.is_primary = is_primary(role),
+            (Question::HasHsetex, [Reply::Array(1), Reply::Nil]) => self.lacks_hsetex = true,
             _ => {}
         }
         Ok(())
     }
 
     /// One of the things that `HELLO` answers with.
-    fn hear_of(&mut self, name: &[u8], value: &Said) {
+    fn hear_of(&mut self, name: &[u8], value: &Reply) {
         match (name, value) {
-            (b"proto", Said::Int(version)) => self.resp3 = *version >= 3,
-            (b"server", Said::Text(name)) => self.name = Some(ServerName::from(&String::from_utf8_lossy(name))),
-            (b"version", Said::Text(version)) => self.version = version_of(&String::from_utf8_lossy(version)),
-            (b"mode", Said::Text(mode)) => self.mode = Mode::parse(mode),
-            (b"role", Said::Text(role)) => self.is_primary = is_primary(role),
+            (b"proto", Reply::Int(version)) => self.resp3 = *version >= 3,
+            (b"server", Reply::Text(name)) => self.name = Some(ServerName::from(&String::from_utf8_lossy(name))),
+            (b"version", Reply::Text(version)) => self.version = version_of(&String::from_utf8_lossy(version)),
+            (b"mode", Reply::Text(mode)) => self.mode = Mode::parse(mode),
+            (b"role", Reply::Text(role)) => self.is_primary = is_primary(role),
             _ => {}
         }
     }
@@ -188,8 +188,8 @@ impl Introduced {
         }
         if self.lacks_hsetex {
             let it = self.shown();
-            let choices = "use `ServerInfo::per_field`, which chooses, or `HashExpiry::Stamped`";
-            return config(format!("{it} has no HSETEX, which `HashExpiry::PerField` needs: {choices}"));
+            let choices = "use `ServerInfo::per_field`, which chooses, or `HashTtl::Stamped`";
+            return config(format!("{it} has no HSETEX, which `HashTtl::PerField` needs: {choices}"));
         }
         if server.role == Role::Primary && self.is_primary == Some(false) {
             return Err(Error::new(ErrorKind::Connection, "it is a replica, and no primary any more"));
@@ -253,11 +253,11 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::exec::now;
+    use crate::exec::poll_ready;
     use crate::redis::protocol::chunk::Chunk;
-    use crate::redis::protocol::parser::{Fed, Replies};
+    use crate::redis::protocol::parser::{Fed, Parser};
 
-    /// Answers each write by the next of some texts, which may end too early.
+    /// ReplyReader each write by the next of some texts, which may end too early.
     #[derive(Default)]
     struct Script {
         texts: Vec<String>,
@@ -271,7 +271,7 @@ mod tests {
             receive: &mut (impl Receive + Send),
         ) -> Result<(), Error> {
             let mut output = Vec::new();
-            let mut replies = Replies::new(LONGEST);
+            let mut replies = Parser::new(LONGEST);
             replies.expect(write(&mut output));
             let words = String::from_utf8(output).unwrap();
             let words = words.split("\r\n").filter(|word| !word.starts_with(['*', '$']) && !word.is_empty());
@@ -287,7 +287,7 @@ mod tests {
     /// What comes of an introduction, with each write, and what was sent.
     fn talk(server: &Server, texts: &[&str]) -> (Result<Introduced, Error>, Vec<String>) {
         let mut script = Script { texts: texts.iter().map(ToString::to_string).collect(), ..Script::default() };
-        (now(introduce(&mut script, server)), script.asked)
+        (poll_ready(introduce(&mut script, server)), script.asked)
     }
 
     fn error(server: &Server, texts: &[&str]) -> (ErrorKind, String) {
@@ -436,8 +436,8 @@ mod tests {
     fn a_server_that_lacks_something_is_refused_by_name() {
         let mut needs = server("redis://h");
         needs.needs_hsetex = true;
-        let told = "has no HSETEX, which `HashExpiry::PerField` needs: use `ServerInfo::per_field`, which chooses, or \
-                    `HashExpiry::Stamped`";
+        let told = "has no HSETEX, which `HashTtl::PerField` needs: use `ServerInfo::per_field`, which chooses, or \
+                    `HashTtl::Stamped`";
         for nil in ["*1\r\n_\r\n", "*1\r\n$-1\r\n", "*1\r\n*-1\r\n"] {
             assert_eq!(error(&needs, &[&(primary() + nil)]), (ErrorKind::Config, format!("Redis 7.0.15 {told}")));
             let silent = error(&needs, &[&format!("{UNKNOWN}{nil}"), &format!("-ERR no\r\n{nil}")]);

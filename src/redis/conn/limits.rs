@@ -9,7 +9,7 @@ pub(crate) struct Limits {
     pub(crate) response: Duration,
     pub(crate) max_entry: usize,
     /// The longest pause between two attempts to connect.
-    pub(crate) max_pause: Duration,
+    pub(crate) max_backoff: Duration,
     /// Of a link only.
     #[cfg(feature = "tokio")]
     pub(crate) shared: crate::redis::conn::multiplexed::Sharing,

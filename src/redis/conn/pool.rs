@@ -10,7 +10,7 @@ use crate::redis::protocol::parser::Receive;
 use crate::redis::transport::Access;
 
 /// A connection that sends what stands in its output buffer.
-pub(crate) trait Wire {
+pub(crate) trait PoolConnection {
     /// Commands, to be sent.
     fn output(&mut self) -> &mut Vec<u8>;
 
@@ -31,7 +31,7 @@ pub(crate) trait Wire {
     }
 }
 
-impl<W: Wire> Wire for Box<W> {
+impl<W: PoolConnection> PoolConnection for Box<W> {
     #[inline]
     fn output(&mut self) -> &mut Vec<u8> {
         (**self).output()
@@ -73,15 +73,15 @@ pub(crate) fn later(moment: Instant, time: Duration) -> Instant {
 /// Connections that are open and idle, and how many there may be. A server that could not be reached is left alone for a
 /// while, in which nobody waits for it.
 pub(crate) struct Pool<C> {
-    state: Mutex<State<C>>,
+    state: Mutex<PoolState<C>>,
     returned: Condvar,
     max: usize,
     patience: Duration,
     /// The longest time to leave a server alone.
-    max_pause: Duration,
+    max_backoff: Duration,
 }
 
-struct State<C> {
+struct PoolState<C> {
     idle: Vec<C>,
     /// Connections that exist or are being made, idle or in use.
     open: usize,
@@ -105,27 +105,28 @@ enum Health {
 
 impl<C> Pool<C> {
     /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
-    pub(crate) fn new(max: usize, patience: Duration, max_pause: Duration) -> Self {
-        let state = State { idle: Vec::new(), open: 0, waiting: 0, health: Health::Fine, learnt: 0, is_tried: false };
-        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience, max_pause }
+    pub(crate) fn new(max: usize, patience: Duration, max_backoff: Duration) -> Self {
+        let state =
+            PoolState { idle: Vec::new(), open: 0, waiting: 0, health: Health::Fine, learnt: 0, is_tried: false };
+        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience, max_backoff }
     }
 
     /// An idle connection, or a new one by `connect`.
     #[inline(always)]
-    fn take(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
+    fn take(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error> {
         // The guard must go before a slow connect.
         let idle = self.lock().idle.pop();
         match idle {
-            Some(connection) => Ok(Taken { pool: self, connection: Some(connection), opened: Opened::Before }),
+            Some(connection) => Ok(PoolGuard { pool: self, connection: Some(connection), opened: Opened::Before }),
             None => self.take_slow(connect),
         }
     }
 
     /// The same for a request: what goes once only does not go to a connection that is known to be closed.
     #[inline(always)]
-    fn take_for(&self, access: Access, connect: impl Fn() -> Result<C, Error>) -> Result<Taken<'_, C>, Error>
+    fn take_for(&self, access: Access, connect: impl Fn() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error>
     where
-        C: Wire,
+        C: PoolConnection,
     {
         let mut taken = self.take(&connect)?;
         while access == Access::Once && !taken.is_new() && taken.get().is_closed() {
@@ -137,12 +138,12 @@ impl<C> Pool<C> {
     }
 
     #[cold]
-    fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<Taken<'_, C>, Error> {
+    fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error> {
         let deadline = from_now(self.patience);
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
-                return Ok(Taken { pool: self, connection: Some(connection), opened: Opened::Before });
+                return Ok(PoolGuard { pool: self, connection: Some(connection), opened: Opened::Before });
             }
             if let Health::Down(_, error, until) = &state.health
                 && (state.is_tried || Instant::now() < *until)
@@ -156,7 +157,7 @@ impl<C> Pool<C> {
                 state.is_tried = opened == Opened::ToTry;
                 drop(state);
                 // Gives the place back when connecting fails or panics.
-                let mut taken = Taken { pool: self, connection: None, opened };
+                let mut taken = PoolGuard { pool: self, connection: None, opened };
                 let connected = connect();
                 self.learn(learnt, connected.as_ref().err());
                 taken.connection = Some(connected?);
@@ -187,7 +188,7 @@ impl<C> Pool<C> {
         receive: &mut impl Receive,
     ) -> Result<(), Error>
     where
-        C: Wire,
+        C: PoolConnection,
     {
         let mut taken = self.take_for(access, &connect)?;
         let output = taken.get().output();
@@ -216,15 +217,15 @@ impl<C> Pool<C> {
         access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-    ) -> Result<Begun<'_, C>, Error>
+    ) -> Result<BegunExchange<'_, C>, Error>
     where
-        C: Wire,
+        C: PoolConnection,
     {
         let mut taken = self.take_for(access, &connect)?;
         let output = taken.get().output();
         output.clear();
         let replies = write(output);
-        let mut begun = Begun { taken, replies, twice: access != Access::Once };
+        let mut begun = BegunExchange { taken, replies, twice: access != Access::Once };
         while let Err(failed) = begun.taken.get().send() {
             begun = begun.replace(failed, &connect)?;
         }
@@ -236,12 +237,12 @@ impl<C> Pool<C> {
     fn replace(
         &self,
         failed: Failed,
-        mut broken: Taken<'_, C>,
+        mut broken: PoolGuard<'_, C>,
         twice: bool,
         connect: impl Fn() -> Result<C, Error>,
-    ) -> Result<Taken<'_, C>, Error>
+    ) -> Result<PoolGuard<'_, C>, Error>
     where
-        C: Wire,
+        C: PoolConnection,
     {
         let output = std::mem::take(broken.get().output());
         let mut taken = self.another(failed, broken, twice, connect)?;
@@ -254,10 +255,10 @@ impl<C> Pool<C> {
     fn another(
         &self,
         failed: Failed,
-        broken: Taken<'_, C>,
+        broken: PoolGuard<'_, C>,
         twice: bool,
         connect: impl Fn() -> Result<C, Error>,
-    ) -> Result<Taken<'_, C>, Error> {
+    ) -> Result<PoolGuard<'_, C>, Error> {
         let was_new = broken.is_new();
         drop(broken);
         // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
@@ -284,7 +285,7 @@ impl<C> Pool<C> {
             Some(error) => {
                 if state.learnt == learnt {
                     let failures = failures.saturating_add(1);
-                    let until = Instant::now() + backoff::after(failures, self.max_pause);
+                    let until = Instant::now() + backoff::after(failures, self.max_backoff);
                     state.health = Health::Down(failures, error.copy(), until);
                 }
             }
@@ -307,19 +308,19 @@ impl<C> Pool<C> {
     }
 
     #[inline]
-    fn lock(&self) -> MutexGuard<'_, State<C>> {
+    fn lock(&self) -> MutexGuard<'_, PoolState<C>> {
         self.state.lock()
     }
 }
 
 /// An exchange whose replies are to come.
-pub(crate) struct Begun<'p, C> {
-    taken: Taken<'p, C>,
+pub(crate) struct BegunExchange<'p, C> {
+    taken: PoolGuard<'p, C>,
     replies: usize,
     twice: bool,
 }
 
-impl<'p, C: Wire> Begun<'p, C> {
+impl<'p, C: PoolConnection> BegunExchange<'p, C> {
     /// Takes the replies; sends everything again over a new connection, when an idle one turns out to be broken.
     pub(crate) fn finish(
         mut self,
@@ -338,12 +339,12 @@ impl<'p, C: Wire> Begun<'p, C> {
     fn replace(self, failed: Failed, connect: impl Fn() -> Result<C, Error>) -> Result<Self, Error> {
         let pool = self.taken.pool;
         let taken = pool.replace(failed, self.taken, self.twice, connect)?;
-        Ok(Begun { taken, replies: self.replies, twice: false })
+        Ok(BegunExchange { taken, replies: self.replies, twice: false })
     }
 }
 
-/// A connection in use. Dropped, its place in the pool is free for a new one; [`Taken::give_back`] keeps it open.
-struct Taken<'p, C> {
+/// A connection in use. Dropped, its place in the pool is free for a new one; [`PoolGuard::give_back`] keeps it open.
+struct PoolGuard<'p, C> {
     pool: &'p Pool<C>,
     connection: Option<C>,
     opened: Opened,
@@ -359,7 +360,7 @@ enum Opened {
     ToTry,
 }
 
-impl<C> Taken<'_, C> {
+impl<C> PoolGuard<'_, C> {
     fn is_new(&self) -> bool {
         self.opened != Opened::Before
     }
@@ -393,7 +394,7 @@ impl<C> Taken<'_, C> {
     }
 }
 
-impl<C> Drop for Taken<'_, C> {
+impl<C> Drop for PoolGuard<'_, C> {
     fn drop(&mut self) {
         let connection = self.connection.take();
         self.stop_trying();

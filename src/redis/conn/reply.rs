@@ -1,4 +1,4 @@
-//! [`Answers`]: replies to what is seldom asked, such as what a server is, each as a flat list of what was said.
+//! [`ReplyReader`]: replies to what is seldom asked, such as what a server is, each as a flat list of what was said.
 
 use crate::error::Error;
 use crate::redis::protocol::chunk::Chunk;
@@ -6,7 +6,7 @@ use crate::redis::protocol::parser::{Receive, Token};
 
 /// A token that was kept. An array is its length, followed by its members.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum Reply {
     Nil,
     Text(Vec<u8>),
     Int(i64),
@@ -18,22 +18,22 @@ pub(crate) enum Said {
 /// own.
 const MOST: usize = 1 << 20;
 
-/// Replies, as far as they came.
+/// Parser, as far as they came.
 #[derive(Default)]
-pub(crate) struct Answers {
-    replies: Vec<Vec<Said>>,
+pub(crate) struct ReplyReader {
+    replies: Vec<Vec<Reply>>,
     /// Values still to come of the last one.
     left: usize,
 }
 
-impl Receive for Answers {
+impl Receive for ReplyReader {
     fn token(&mut self, token: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
         let said = match token {
-            Token::Nil => Said::Nil,
-            Token::Bulk(text) | Token::Status(text) => Said::Text(text.to_vec()),
-            Token::Int(int) => Said::Int(int),
-            Token::Error(error) => Said::Error(error.to_vec()),
-            Token::Array(members) => Said::Array(members),
+            Token::Nil => Reply::Nil,
+            Token::Bulk(text) | Token::Status(text) => Reply::Text(text.to_vec()),
+            Token::Int(int) => Reply::Int(int),
+            Token::Error(error) => Reply::Error(error.to_vec()),
+            Token::Array(members) => Reply::Array(members),
         };
         if self.left == 0 {
             self.replies.push(Vec::new());
@@ -47,33 +47,33 @@ impl Receive for Answers {
     }
 }
 
-impl Answers {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &[Said]> {
+impl ReplyReader {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[Reply]> {
         self.replies.iter().map(Vec::as_slice)
     }
 
     /// The error that the first command was answered with.
     pub(crate) fn refusal(&self) -> Option<&[u8]> {
         match self.replies.first().map(Vec::as_slice) {
-            Some([Said::Error(error)]) => Some(error),
+            Some([Reply::Error(error)]) => Some(error),
             _ => None,
         }
     }
 }
 
-impl Said {
+impl Reply {
     fn members(&self) -> usize {
-        if let Said::Array(members) = self { *members } else { 0 }
+        if let Reply::Array(members) = self { *members } else { 0 }
     }
 }
 
 /// What a reply that is a map says by name. In RESP2 a map is an array of names and values in turn. What has members of
 /// its own, as `modules` of `HELLO`, is read over.
-pub(crate) fn pairs(reply: &[Said]) -> impl Iterator<Item = (&[u8], &Said)> {
+pub(crate) fn pairs(reply: &[Reply]) -> impl Iterator<Item = (&[u8], &Reply)> {
     let mut rest = reply.get(1..).unwrap_or_default();
     std::iter::from_fn(move || {
         loop {
-            if let ([Said::Text(name)], [value]) = (cut(&mut rest)?, cut(&mut rest)?) {
+            if let ([Reply::Text(name)], [value]) = (cut(&mut rest)?, cut(&mut rest)?) {
                 return Some((&name[..], value));
             }
         }
@@ -81,21 +81,21 @@ pub(crate) fn pairs(reply: &[Said]) -> impl Iterator<Item = (&[u8], &Said)> {
 }
 
 /// The text that is said under a name, unless it is empty.
-pub(crate) fn text<'s>(reply: &'s [Said], wanted: &[u8]) -> Option<&'s [u8]> {
+pub(crate) fn text<'s>(reply: &'s [Reply], wanted: &[u8]) -> Option<&'s [u8]> {
     match pairs(reply).find(|(name, _)| *name == wanted) {
-        Some((_, Said::Text(text))) if !text.is_empty() => Some(text),
+        Some((_, Reply::Text(text))) if !text.is_empty() => Some(text),
         _ => None,
     }
 }
 
 /// The members of an array; none of anything else.
-pub(crate) fn members(reply: &[Said]) -> impl Iterator<Item = &[Said]> {
-    let mut rest = if let [Said::Array(_), rest @ ..] = reply { rest } else { &[] };
+pub(crate) fn members(reply: &[Reply]) -> impl Iterator<Item = &[Reply]> {
+    let mut rest = if let [Reply::Array(_), rest @ ..] = reply { rest } else { &[] };
     std::iter::from_fn(move || cut(&mut rest))
 }
 
 /// Cuts the next value off, with all its members.
-fn cut<'s>(rest: &mut &'s [Said]) -> Option<&'s [Said]> {
+fn cut<'s>(rest: &mut &'s [Reply]) -> Option<&'s [Reply]> {
     let (mut length, mut left) = (0, 1_usize);
     while left > 0 {
         left = (left - 1).saturating_add(rest.get(length)?.members());
@@ -109,12 +109,12 @@ fn cut<'s>(rest: &mut &'s [Said]) -> Option<&'s [Said]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::protocol::parser::Replies;
+    use crate::redis::protocol::parser::Parser;
 
     /// So many replies, and what they say by name.
     fn read(count: usize, resp: &str) -> Vec<String> {
         let input = bytes::Bytes::copy_from_slice(resp.as_bytes());
-        let (mut replies, mut answers) = (Replies::new(1 << 16), Answers::default());
+        let (mut replies, mut answers) = (Parser::new(1 << 16), ReplyReader::default());
         replies.expect(count);
         replies.feed(&mut Chunk::sharing(&input), &mut answers).unwrap();
         let shown = |reply| pairs(reply).map(|(name, value)| format!("{} {value:?}; ", name.escape_ascii())).collect();
@@ -142,10 +142,11 @@ mod tests {
 
     #[test]
     fn refusals_are_those_of_the_first_command() {
-        let refusal =
-            |said: Vec<Said>| Answers { replies: vec![said, vec![Said::Nil]], left: 0 }.refusal().map(<[_]>::to_vec);
-        assert_eq!(refusal(vec![Said::Error(b"ERR".to_vec())]), Some(b"ERR".to_vec()));
-        assert_eq!(refusal(vec![Said::Array(1), Said::Error(b"ERR".to_vec())]), None);
-        assert_eq!(Answers::default().refusal(), None);
+        let refusal = |said: Vec<Reply>| {
+            ReplyReader { replies: vec![said, vec![Reply::Nil]], left: 0 }.refusal().map(<[_]>::to_vec)
+        };
+        assert_eq!(refusal(vec![Reply::Error(b"ERR".to_vec())]), Some(b"ERR".to_vec()));
+        assert_eq!(refusal(vec![Reply::Array(1), Reply::Error(b"ERR".to_vec())]), None);
+        assert_eq!(ReplyReader::default().refusal(), None);
     }
 }

@@ -1,4 +1,4 @@
-//! [`Secured`]: an encrypted socket of threads.
+//! [`TlsStream`]: an encrypted socket of threads.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 use rustls::ClientConnection;
 
 use crate::error::Error;
-use crate::redis::conn::blocking::{Patience, io_error};
+use crate::redis::conn::blocking::{ProgressTimer, io_error};
 use crate::redis::conn::limits::{READING, SENDING};
 use crate::redis::tls::Secure;
 
 /// An encrypted socket. How long it may take is measured by what comes over the socket, not by what is decrypted: a record
 /// may be 16 KiB, and whoever sends one byte of it after the other is as late as without encryption.
-pub(crate) struct Secured {
+pub(crate) struct TlsStream {
     pub(crate) session: ClientConnection,
     pub(crate) socket: TcpStream,
 }
 
-impl Secured {
+impl TlsStream {
     /// Makes a connection an encrypted one, until a moment. Changes the timeouts of the socket.
     pub(crate) fn shake_hands(socket: TcpStream, secure: &Secure, deadline: Instant) -> io::Result<Self> {
         let session =
             ClientConnection::new(Arc::clone(&secure.config), secure.name.clone()).map_err(io::Error::other)?;
-        let mut secured = Secured { session, socket };
+        let mut secured = TlsStream { session, socket };
         while secured.session.is_handshaking() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -50,7 +50,7 @@ impl Secured {
     pub(crate) fn read(
         &mut self,
         into: &mut [u8],
-        patience: &mut Patience,
+        patience: &mut ProgressTimer,
         response: &Duration,
     ) -> Result<usize, Error> {
         loop {
@@ -70,7 +70,7 @@ impl Secured {
 
     /// Encrypts and sends.
     pub(crate) fn write_all(&mut self, mut bytes: &[u8], response: &Duration) -> Result<(), Error> {
-        let mut patience = Patience::new();
+        let mut patience = ProgressTimer::new();
         while !bytes.is_empty() {
             // It takes as much as it has room for.
             let taken = self.session.writer().write(bytes).map_err(|error| io_error(&error, SENDING))?;
@@ -80,7 +80,7 @@ impl Secured {
         Ok(())
     }
 
-    fn push_all(&mut self, patience: &mut Patience, response: &Duration) -> Result<(), Error> {
+    fn push_all(&mut self, patience: &mut ProgressTimer, response: &Duration) -> Result<(), Error> {
         while self.session.wants_write() {
             match self.push() {
                 Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), SENDING)),

@@ -1,4 +1,4 @@
-//! [`Driver`] and [`AsyncDriver`]: the same backend over connections of the `redis` crate.
+//! [`Driver`] and [`AsyncDriver`]: backends over connections of the `redis` crate.
 
 mod values;
 
@@ -11,26 +11,34 @@ use redis::{ConnectionLike, RedisError};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
-use crate::redis::HashExpiry;
-use crate::redis::conn::pool::{Failed, Pool, Wire};
+use crate::redis::HashTtl;
+use crate::redis::conn::pool::{Failed, Pool, PoolConnection};
 use crate::redis::driver::values::{MAX_ENTRY, driver_error, flatten_all};
 #[cfg(feature = "tokio")]
 use crate::redis::driver::values::{commands, pipeline};
 use crate::redis::protocol::parser::Receive;
 #[cfg(feature = "tokio")]
-use crate::redis::transport::AsyncExchange;
-use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
+use crate::redis::transport::AsyncTransport;
+use crate::redis::transport::{Access, Route, Transport, TransportSettings};
 
-/// Entries in a Redis server over connections of the `redis` crate, for who has a `redis::Client` or a setup of
-/// connections that only that crate can make.
+/// A backend over blocking connections of the `redis` crate.
 ///
-/// It sends the same commands as [`Redis`](crate::redis::Redis) and means the same by them; a hit costs the `redis` crate's
-/// copies and allocations. Timeouts are those of the connections: set them where you make them. A cluster's connection is
-/// none of these: use [`Cluster`](crate::redis::topology::cluster::Cluster).
+/// Use it if you already have a `redis::Client`, or if only that crate can set up your connections.
+/// Otherwise use [`Redis`](crate::Redis), which sends the same commands with the same effects.
+///
+/// Timeouts are those of the connections: set them in the closure that opens a connection. A
+/// connection to a cluster does not work here; use [`Cluster`](crate::Cluster).
+///
+/// This type needs the feature `driver`. A handle is cheap to clone, and clones share the
+/// connections.
+///
+/// # Cost
+/// A hit is one round trip, with the copies and allocations of the `redis` crate.
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use dogpile::{Driver, Region};
+/// use dogpile::redis::Driver;
+/// use dogpile::Region;
 ///
 /// let client = redis::Client::open("redis://127.0.0.1/")?;
 /// let driver = Driver::new(8, move || {
@@ -42,44 +50,58 @@ use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
 /// let region = Region::builder(driver).build()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Driver<C = redis::Connection>(Arc<Shared<C>>);
+pub struct Driver<C = redis::Connection>(Arc<DriverInner<C>>);
 
-struct Shared<C> {
-    pool: Pool<Connection<C>>,
+struct DriverInner<C> {
+    pool: Pool<DriverConnection<C>>,
     connect: Box<dyn Fn() -> Result<C, RedisError> + Send + Sync>,
-    hash_expiry: HashExpiry,
+    hash_ttl: HashTtl,
 }
 
-struct Connection<C> {
+struct DriverConnection<C> {
     inner: C,
     output: Vec<u8>,
 }
 
 impl<C: ConnectionLike + Send + 'static> Driver<C> {
-    /// A backend that opens up to `connections` connections by `connect`, each when it is first needed. At least one.
+    /// Creates a backend that opens up to `connections` connections with `connect`.
+    ///
+    /// A connection is opened when it is first needed. Zero counts as one. If all connections are
+    /// in use, a caller waits for one, at most for one second.
     pub fn new(connections: usize, connect: impl Fn() -> Result<C, RedisError> + Send + Sync + 'static) -> Self {
         let pool = Pool::new(connections.max(1), Duration::from_secs(1), Duration::from_secs(1));
-        Driver(Arc::new(Shared { pool, connect: Box::new(connect), hash_expiry: HashExpiry::default() }))
+        Driver(Arc::new(DriverInner { pool, connect: Box::new(connect), hash_ttl: HashTtl::default() }))
     }
 
-    /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
+    /// Sets how the fields of hashes expire. Default: [`HashTtl::OnCreate`].
     ///
     /// # Panics
-    /// When the backend was cloned before.
+    /// If the backend was cloned before.
+    ///
+    /// ```no_run
+    /// use dogpile::HashTtl;
+    /// use dogpile::redis::Driver;
+    ///
+    /// let client = redis::Client::open("redis://127.0.0.1/")?;
+    /// let driver = Driver::new(8, move || client.get_connection()).hash_ttl(HashTtl::Always);
+    /// # let _ = driver;
+    /// # Ok::<(), redis::RedisError>(())
+    /// ```
     #[must_use]
-    pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
-        let shared = Arc::get_mut(&mut self.0).expect("a driver is set up before it is cloned");
-        shared.hash_expiry = hash_expiry;
+    pub fn hash_ttl(mut self, hash_ttl: HashTtl) -> Self {
+        let inner = Arc::get_mut(&mut self.0).expect("`hash_ttl` must be called before the driver is cloned");
+        inner.hash_ttl = hash_ttl;
         self
     }
 
-    fn connect(&self) -> Result<Connection<C>, Error> {
-        let inner = (self.0.connect)().map_err(|error| driver_error(&error).during("connecting"))?;
-        Ok(Connection { inner, output: Vec::with_capacity(512) })
+    fn connect(&self) -> Result<DriverConnection<C>, Error> {
+        let inner =
+            (self.0.connect)().map_err(|error| driver_error(&error).during("connecting with the redis crate"))?;
+        Ok(DriverConnection { inner, output: Vec::with_capacity(512) })
     }
 }
 
-impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
+impl<C: ConnectionLike + Send + 'static> Transport for Driver<C> {
     fn exchange(
         &self,
         access: Access,
@@ -91,9 +113,9 @@ impl<C: ConnectionLike + Send + 'static> Exchange for Driver<C> {
     }
 }
 
-impl<C: ConnectionLike + Send + 'static> ExchangeSettings for Driver<C> {
-    fn hash_expiry(&self) -> HashExpiry {
-        self.0.hash_expiry
+impl<C: ConnectionLike + Send + 'static> TransportSettings for Driver<C> {
+    fn hash_ttl(&self) -> HashTtl {
+        self.0.hash_ttl
     }
 
     fn max_entry(&self) -> usize {
@@ -101,7 +123,7 @@ impl<C: ConnectionLike + Send + 'static> ExchangeSettings for Driver<C> {
     }
 }
 
-impl<C: ConnectionLike> Wire for Connection<C> {
+impl<C: ConnectionLike> PoolConnection for DriverConnection<C> {
     fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
     }
@@ -110,7 +132,7 @@ impl<C: ConnectionLike> Wire for Connection<C> {
         !self.inner.is_open()
     }
 
-    /// Its connections send and receive at once.
+    /// Does nothing: a connection of the `redis` crate sends and receives in one call.
     fn send(&mut self) -> Result<(), Failed> {
         Ok(())
     }
@@ -125,21 +147,30 @@ impl<C: ConnectionLike> Wire for Connection<C> {
     }
 }
 
-/// Entries in a Redis server over an asynchronous connection of the `redis` crate that many tasks share: a
-/// `MultiplexedConnection` or a `ConnectionManager`. For a service that has one already.
+/// A backend over an asynchronous connection of the `redis` crate that many tasks share.
 ///
-/// It sends the same commands as [`Redis`](crate::redis::Redis) and means the same by them; a hit costs the `redis` crate's
-/// copies and allocations, and what is said in our own RESP once more in that crate's terms. Timeouts, and whether a
-/// connection that broke is made anew, are the connection's business. A cluster's connection is none of these, though its
-/// type fits: keys would not be divided by their slots. Use [`Cluster`](crate::redis::topology::cluster::Cluster) there. Features `driver` and `tokio`.
+/// Use it if your service already has a `MultiplexedConnection` or a `ConnectionManager`. Otherwise
+/// use [`Redis`](crate::Redis), which sends the same commands with the same effects.
+///
+/// The connection determines the timeouts and whether it reconnects. An asynchronous connection to
+/// a cluster has a fitting type, but does not work here, since requests are not split by slot; use
+/// [`Cluster`](crate::Cluster).
+///
+/// This type needs the features `driver` and `tokio`. A clone uses the same connection.
+///
+/// # Cost
+/// A hit is one round trip, with the copies and allocations of the `redis` crate. In addition, each
+/// request is converted from RESP to commands of that crate.
 ///
 /// ```no_run
-/// use dogpile::{AsyncDriver, Region};
+/// use dogpile::redis::AsyncDriver;
+/// use dogpile::Region;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let client = redis::Client::open("redis://127.0.0.1/")?;
-/// let region = Region::builder(AsyncDriver::new(client.get_multiplexed_async_connection().await?)).build()?;
+/// let connection = client.get_multiplexed_async_connection().await?;
+/// let region = Region::builder(AsyncDriver::new(connection)).build()?;
 /// let name: Option<String> = region.get_async("user-15|name").await?;
 /// # Ok(())
 /// # }
@@ -148,26 +179,41 @@ impl<C: ConnectionLike> Wire for Connection<C> {
 #[derive(Clone)]
 pub struct AsyncDriver<C = redis::aio::MultiplexedConnection> {
     connection: C,
-    hash_expiry: HashExpiry,
+    hash_ttl: HashTtl,
 }
 
 #[cfg(feature = "tokio")]
 impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncDriver<C> {
-    /// A backend over a connection whose clones are the same connection.
+    /// Creates a backend over a connection whose clones share one socket.
     pub fn new(connection: C) -> Self {
-        AsyncDriver { connection, hash_expiry: HashExpiry::default() }
+        AsyncDriver { connection, hash_ttl: HashTtl::default() }
     }
 
-    /// Changes how long fields of hashes live. Default: [`HashExpiry::OnCreate`].
+    /// Sets how the fields of hashes expire. Default: [`HashTtl::OnCreate`].
+    ///
+    /// ```no_run
+    /// use dogpile::HashTtl;
+    /// use dogpile::redis::AsyncDriver;
+    ///
+    /// # async fn example() -> Result<(), redis::RedisError> {
+    /// let client = redis::Client::open("redis://127.0.0.1/")?;
+    /// let connection = client.get_multiplexed_async_connection().await?;
+    /// let driver = AsyncDriver::new(connection).hash_ttl(HashTtl::Always);
+    /// # let _ = driver;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
-    pub fn hash_expiry(mut self, hash_expiry: HashExpiry) -> Self {
-        self.hash_expiry = hash_expiry;
+    pub fn hash_ttl(mut self, hash_ttl: HashTtl) -> Self {
+        self.hash_ttl = hash_ttl;
         self
     }
 }
 
 #[cfg(feature = "tokio")]
-impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchange for AsyncDriver<C> {
+impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncTransport for AsyncDriver<C> {
+    type Exec = crate::exec::Async;
+
     async fn exchange_async(
         &self,
         access: Access,
@@ -182,28 +228,29 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> AsyncExchang
         }
         let pipeline = pipeline(commands(&resp, replies)?);
         let mut connection = self.connection.clone();
-        let mut answered = connection.req_packed_commands(&pipeline, 0, replies).await;
-        // It says nothing about the server that a connection breaks which was open before.
-        if access != Access::Once && matches!(&answered, Err(error) if error.is_connection_dropped()) {
-            answered = connection.req_packed_commands(&pipeline, 0, replies).await;
+        let mut result = connection.req_packed_commands(&pipeline, 0, replies).await;
+        // The loss of a connection that was open before does not mean that the server is down.
+        if access != Access::Once && matches!(&result, Err(error) if error.is_connection_dropped()) {
+            result = connection.req_packed_commands(&pipeline, 0, replies).await;
         }
-        flatten_all(answered.map_err(|error| driver_error(&error))?, replies, receive)
+        flatten_all(result.map_err(|error| driver_error(&error))?, replies, receive)
     }
 
-    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    fn send(&self, write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync) -> Result<(), Error> {
         let mut resp = Vec::with_capacity(256);
         let replies = write(&mut resp);
-        let (Ok(commands), Ok(runtime)) = (commands(&resp, replies), Handle::try_current()) else { return };
+        let (Ok(commands), Ok(runtime)) = (commands(&resp, replies), Handle::try_current()) else { return Ok(()) };
         let pipeline = pipeline(commands);
         let mut connection = self.connection.clone();
         runtime.spawn(async move { connection.req_packed_commands(&pipeline, 0, replies).await });
+        Ok(())
     }
 }
 
 #[cfg(feature = "tokio")]
-impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> ExchangeSettings for AsyncDriver<C> {
-    fn hash_expiry(&self) -> HashExpiry {
-        self.hash_expiry
+impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> TransportSettings for AsyncDriver<C> {
+    fn hash_ttl(&self) -> HashTtl {
+        self.hash_ttl
     }
 
     fn max_entry(&self) -> usize {
@@ -214,7 +261,7 @@ impl<C: redis::aio::ConnectionLike + Clone + Send + Sync + 'static> ExchangeSett
 #[cfg(feature = "tokio")]
 impl<C> fmt::Debug for AsyncDriver<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncDriver").field("hash_expiry", &self.hash_expiry).finish_non_exhaustive()
+        f.debug_struct("AsyncDriver").field("hash_ttl", &self.hash_ttl).finish_non_exhaustive()
     }
 }
 
@@ -226,6 +273,6 @@ impl<C> Clone for Driver<C> {
 
 impl<C> fmt::Debug for Driver<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("hash_expiry", &self.0.hash_expiry).finish_non_exhaustive()
+        f.debug_struct("Driver").field("hash_ttl", &self.0.hash_ttl).finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! The `redis` crate's values, commands and errors, and ours.
+//! Conversions between this crate's commands, replies and errors and those of the `redis` crate.
 
 use bytes::Bytes;
 #[cfg(feature = "tokio")]
@@ -13,20 +13,23 @@ use crate::redis::protocol::batch::unexpected;
 use crate::redis::protocol::batch::without_arguments;
 use crate::redis::protocol::chunk::Chunk;
 #[cfg(feature = "tokio")]
-use crate::redis::protocol::parser::Replies;
+use crate::redis::protocol::parser::Parser;
 use crate::redis::protocol::parser::{Receive, Token};
 
-/// The servers' own limit.
+/// The size limit of a string in Redis.
 pub(crate) const MAX_ENTRY: usize = 512 * 1024 * 1024;
 
-/// So many commands in RESP, in the `redis` crate's terms. Its asynchronous connections do not take bytes.
+/// Converts `count` commands from RESP to commands of the `redis` crate.
+///
+/// The asynchronous connections of that crate do not accept RESP as bytes.
 #[cfg(feature = "tokio")]
 pub(crate) fn commands(resp: &[u8], count: usize) -> Result<Vec<Cmd>, Error> {
     let mut commands: Vec<Cmd> = Vec::with_capacity(count);
-    let mut replies = Replies::new(MAX_ENTRY);
-    replies.expect(count);
-    // Commands look as replies do, and nothing of them is kept.
-    replies.feed(&mut Chunk::copying(resp, &mut BytesMut::new()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
+    let mut parser = Parser::new(MAX_ENTRY);
+    parser.expect(count);
+    // Commands have the syntax of replies. Nothing keeps their bytes, so the chunk needs no shared
+    // buffer.
+    parser.feed(&mut Chunk::copying(resp, &mut BytesMut::new()), &mut |token: Token<'_>, _: &mut Chunk<'_>| {
         match (token, commands.last_mut()) {
             (Token::Array(_), _) => commands.push(Cmd::new()),
             (Token::Bulk(argument), Some(command)) => drop(command.arg(argument)),
@@ -37,7 +40,7 @@ pub(crate) fn commands(resp: &[u8], count: usize) -> Result<Vec<Cmd>, Error> {
     Ok(commands)
 }
 
-/// Commands as a pipeline.
+/// Collects commands into a pipeline.
 #[cfg(feature = "tokio")]
 pub(crate) fn pipeline(commands: impl IntoIterator<Item = Cmd>) -> Pipeline {
     let mut pipeline = Pipeline::new();
@@ -47,16 +50,16 @@ pub(crate) fn pipeline(commands: impl IntoIterator<Item = Cmd>) -> Pipeline {
     pipeline
 }
 
-/// Gives `receive` the tokens that make up so many replies.
+/// Gives `receive` the tokens of `values`, which must be `replies` replies.
 pub(crate) fn flatten_all(values: Vec<Value>, replies: usize, receive: &mut impl Receive) -> Result<(), Error> {
     if values.len() != replies {
-        let message = format!("{} replies came to {replies} commands", values.len());
+        let message = format!("unexpected reply from the server: {} replies to {replies} commands", values.len());
         return Err(Error::new(ErrorKind::Protocol, message));
     }
     values.into_iter().try_for_each(|value| flatten(value, receive))
 }
 
-/// Gives `receive` the tokens that make up `value`.
+/// Gives `receive` the tokens of one value.
 pub(crate) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Error> {
     let mut give =
         |token: fn(&[u8]) -> Token<'_>, bytes: Bytes| receive.token(token(&bytes), &mut Chunk::sharing(&bytes));
@@ -86,31 +89,34 @@ pub(crate) fn flatten(value: Value, receive: &mut impl Receive) -> Result<(), Er
         }
         Value::Attribute { data, .. } => return flatten(*data, receive),
         other => {
-            return Err(Error::new(ErrorKind::Protocol, format!("the reply {other:?} is none to a cache's command")));
+            return Err(Error::new(ErrorKind::Protocol, format!("unexpected reply from the server: {other:?}")));
         }
     };
     receive.token(simple, &mut Chunk::sharing(&Bytes::new()))
 }
 
-/// The `redis` crate's error as ours. What a server repeats of what it was told, which may be the password, is cut off.
+/// Converts an error of the `redis` crate.
+///
+/// Servers quote the arguments of a refused command, which may include the password, so these are
+/// cut off.
 #[cold]
 pub(crate) fn driver_error(error: &RedisError) -> Error {
-    let mut said = error.to_string();
-    said.truncate(without_arguments(said.as_bytes()).len());
+    let mut message = error.to_string();
+    message.truncate(without_arguments(message.as_bytes()).len());
     let is = |kind: redis::ErrorKind| error.kind() == kind;
     if error.is_timeout() {
-        Error::new(ErrorKind::Timeout, said).during("no answer in time")
-    } else if is(redis::ErrorKind::AuthenticationFailed) || said.contains("AuthenticationFailed") {
-        // Of several servers that were tried it is told in words only.
-        Error::new(ErrorKind::Refused, said)
+        Error::new(ErrorKind::Timeout, message).during("waiting for the server's reply")
+    } else if is(redis::ErrorKind::AuthenticationFailed) || message.contains("AuthenticationFailed") {
+        // After trying several servers, the `redis` crate reports the refusal only in the text.
+        Error::new(ErrorKind::Refused, message)
     } else if error.is_io_error()
         || error.is_connection_dropped()
         || error.is_connection_refusal()
         || is(redis::ErrorKind::ClusterConnectionNotFound)
         || is(ServerErrorKind::ClusterDown.into())
     {
-        Error::new(ErrorKind::Connection, said)
+        Error::new(ErrorKind::Connection, message)
     } else {
-        Error::new(ErrorKind::Server, said)
+        Error::new(ErrorKind::Server, message)
     }
 }

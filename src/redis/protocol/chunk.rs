@@ -20,16 +20,16 @@ use bytes::{Bytes, BytesMut};
 /// ```
 #[derive(Debug)]
 pub struct Chunk<'a> {
-    memory: Memory<'a>,
+    memory: ChunkMemory<'a>,
     /// What has not been cut into tokens yet.
     pub(crate) rest: &'a [u8],
 }
 
 #[derive(Debug)]
-enum Memory<'a> {
-    /// Memory that lives as long as somebody keeps a part of it.
+enum ChunkMemory<'a> {
+    /// ChunkMemory that lives as long as somebody keeps a part of it.
     Shared(&'a Bytes),
-    /// Memory that is read into again, and where copies of it go.
+    /// ChunkMemory that is read into again, and where copies of it go.
     Lent { input: &'a [u8], arena: &'a mut BytesMut, copy: Option<Bytes> },
 }
 
@@ -38,7 +38,7 @@ impl<'a> Chunk<'a> {
     #[inline]
     #[must_use]
     pub fn sharing(input: &'a Bytes) -> Self {
-        Chunk { memory: Memory::Shared(input), rest: input }
+        Chunk { memory: ChunkMemory::Shared(input), rest: input }
     }
 
     /// Input in memory that is used again. What is kept is copied to the end of `arena`, whose memory is used again as
@@ -46,7 +46,7 @@ impl<'a> Chunk<'a> {
     #[inline]
     #[must_use]
     pub fn copying(input: &'a [u8], arena: &'a mut BytesMut) -> Self {
-        Chunk { memory: Memory::Lent { input, arena, copy: None }, rest: input }
+        Chunk { memory: ChunkMemory::Lent { input, arena, copy: None }, rest: input }
     }
 
     /// What has not been cut into tokens yet.
@@ -64,8 +64,8 @@ impl<'a> Chunk<'a> {
     #[must_use]
     pub fn keep(&mut self, part: &[u8]) -> Bytes {
         match &mut self.memory {
-            Memory::Shared(input) => input.slice_ref(part),
-            Memory::Lent { arena, .. } => {
+            ChunkMemory::Shared(input) => input.slice_ref(part),
+            ChunkMemory::Lent { arena, .. } => {
                 arena.extend_from_slice(part);
                 arena.split().freeze()
             }
@@ -77,8 +77,8 @@ impl<'a> Chunk<'a> {
     #[must_use]
     pub fn whole(&mut self) -> &Bytes {
         match &mut self.memory {
-            Memory::Shared(input) => input,
-            Memory::Lent { input, arena, copy } => copy.get_or_insert_with(|| {
+            ChunkMemory::Shared(input) => input,
+            ChunkMemory::Lent { input, arena, copy } => copy.get_or_insert_with(|| {
                 arena.extend_from_slice(input);
                 arena.split().freeze()
             }),
@@ -90,8 +90,8 @@ impl<'a> Chunk<'a> {
     #[must_use]
     pub fn place(&self, part: &[u8]) -> Range<usize> {
         let begin = match &self.memory {
-            Memory::Shared(input) => input.as_ptr(),
-            Memory::Lent { input, .. } => input.as_ptr(),
+            ChunkMemory::Shared(input) => input.as_ptr(),
+            ChunkMemory::Lent { input, .. } => input.as_ptr(),
         };
         let start = (part.as_ptr() as usize).wrapping_sub(begin as usize);
         start..start.wrapping_add(part.len())

@@ -95,7 +95,7 @@ impl<'a> Iterator for Strings<'a> {
     }
 }
 
-/// How far [`Replies::feed`] came.
+/// How far [`Parser::feed`] came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fed {
     /// The chunk ends inside a token. At least so many more bytes must follow what is left of it.
@@ -140,7 +140,7 @@ const MAX_LINE: usize = 64 * 1024;
 /// ```
 /// use bytes::Bytes;
 /// use dogpile::engine::chunk::Chunk;
-/// use dogpile::engine::replies::{Fed, Replies, Token};
+/// use dogpile::engine::replies::{Fed, Parser, Token};
 ///
 /// let mut strings = Vec::new();
 /// let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
@@ -149,7 +149,7 @@ const MAX_LINE: usize = 64 * 1024;
 ///     }
 ///     Ok(())
 /// };
-/// let mut replies = Replies::new(512 * 1024 * 1024);
+/// let mut replies = Parser::new(512 * 1024 * 1024);
 /// replies.expect(2);
 /// let input = Bytes::from_static(b":7\r\n$5\r\nhel");
 /// let mut chunk = Chunk::sharing(&input);
@@ -161,7 +161,7 @@ const MAX_LINE: usize = 64 * 1024;
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Replies {
+pub struct Parser {
     /// Values still to come of the replies that were asked for.
     pending: usize,
     /// Values still to come of a push or an attribute.
@@ -169,11 +169,11 @@ pub struct Replies {
     max_bulk: usize,
 }
 
-impl Replies {
+impl Parser {
     /// A reader that refuses strings of more than `max_bulk` bytes.
     #[must_use]
     pub fn new(max_bulk: usize) -> Self {
-        Replies { pending: 0, skipping: 0, max_bulk }
+        Parser { pending: 0, skipping: 0, max_bulk }
     }
 
     /// Begins to read so many replies.
@@ -212,7 +212,7 @@ impl Replies {
         self.pending + self.skipping > 0
     }
 
-    /// Cuts off a reply that was not told to [`expect`](Replies::expect), if it is a string of less than a thousand
+    /// Cuts off a reply that was not told to [`expect`](Parser::expect), if it is a string of less than a thousand
     /// bytes that has all come.
     #[cfg(feature = "tokio")]
     #[inline]
@@ -351,7 +351,7 @@ impl Replies {
 
 /// Cuts whole messages, pushes too, for who listens more than he asks. Strings are limited to `max_bulk` bytes.
 pub(crate) struct Messages {
-    replies: Replies,
+    replies: Parser,
 }
 
 /// What a server said: a reply, or something that it pushed.
@@ -363,7 +363,7 @@ pub(crate) struct Message<'a> {
 
 impl Messages {
     pub(crate) fn new(max_bulk: usize) -> Self {
-        Messages { replies: Replies::new(max_bulk) }
+        Messages { replies: Parser::new(max_bulk) }
     }
 
     /// Cuts the first message off `input`; `None` when not all of it has come.
@@ -479,10 +479,10 @@ fn cut_number(input: &[u8]) -> Result<Option<(i64, &[u8])>, Malformed> {
 }
 
 /// A line without its CR LF, and what follows.
-type Line<'a> = (&'a [u8], &'a [u8]);
+type HeaderLine<'a> = (&'a [u8], &'a [u8]);
 
 /// The first line; `None` when it is not complete.
-fn cut_line(input: &[u8]) -> Result<Option<Line<'_>>, Malformed> {
+fn cut_line(input: &[u8]) -> Result<Option<HeaderLine<'_>>, Malformed> {
     let Some(end) = input.iter().take(MAX_LINE).position(|&byte| byte == b'\r') else {
         return if input.len() < MAX_LINE { Ok(None) } else { Err(Malformed("a line is longer than 64 KiB")) };
     };
@@ -501,7 +501,7 @@ mod tests {
 
     /// Reads `replies` replies, handing the input over in pieces that end at `cuts`. The tokens as text.
     fn read(input: &[u8], replies: usize, cuts: &[usize]) -> Result<Vec<String>, Error> {
-        let mut reader = Replies::new(1024);
+        let mut reader = Parser::new(1024);
         reader.expect(replies);
         let mut cuts = cuts.iter().copied().chain([input.len()]);
         let (mut at, mut fed) = (0, 0);
@@ -617,7 +617,7 @@ mod tests {
     fn nesting_costs_neither_stack_nor_memory() {
         let depth = if cfg!(miri) { 1_000 } else { 1_000_000 };
         let deep = b"*1\r\n".repeat(depth);
-        let mut reader = Replies::new(1024);
+        let mut reader = Parser::new(1024);
         reader.expect(1);
         let mut arrays = 0;
         let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
@@ -659,7 +659,7 @@ mod tests {
 
     #[test]
     fn the_missing_bytes_of_a_string_are_announced() {
-        let mut reader = Replies::new(1024);
+        let mut reader = Parser::new(1024);
         reader.expect(1);
         let input = Bytes::from_static(b"$1000\r\n");
         let fed = reader.feed(&mut Chunk::sharing(&input), &mut |_: Token<'_>, _: &mut Chunk<'_>| Ok(()));

@@ -156,7 +156,7 @@ impl<R: Receive> Receive for UpToRedirect<'_, R> {
     }
 }
 
-/// Replies that wait for their turn.
+/// Parser that wait for their turn.
 #[derive(Default)]
 pub(crate) struct Kept {
     tokens: Vec<KeptToken>,
@@ -240,9 +240,9 @@ impl Kept {
 }
 
 /// The commands of one request, each of which may go to another server, and what came of them.
-pub(crate) struct Errands {
+pub(crate) struct ScatterPlan {
     commands: Vec<u8>,
-    errands: Vec<Errand>,
+    errands: Vec<RoutedCommand>,
     /// Of how many, the first ones, the replies were handed on.
     done: usize,
     kept: Vec<Kept>,
@@ -250,14 +250,14 @@ pub(crate) struct Errands {
     again: bool,
 }
 
-struct Errand {
+struct RoutedCommand {
     /// Where the command stands.
     place: Range<usize>,
     slot: u16,
-    state: State,
+    state: CommandState,
 }
 
-enum State {
+enum CommandState {
     /// To be sent: to the server of the slot, unless a server said where.
     Open(Option<Redirect>),
     /// In the replies of this number, the reply of this number.
@@ -272,7 +272,7 @@ pub(crate) struct Open<'e> {
     pub(crate) redirect: Option<&'e Redirect>,
 }
 
-impl Errands {
+impl ScatterPlan {
     /// The commands that `write` appends but the first few, and what was said to the first of these. `again` is whether
     /// what was done may be done again.
     pub(crate) fn new(
@@ -287,10 +287,10 @@ impl Errands {
         let mut redirect = redirect;
         for (number, (place, slot)) in cut(&commands, count)?.into_iter().enumerate() {
             if number >= skip {
-                errands.push(Errand { place, slot, state: State::Open(redirect.take()) });
+                errands.push(RoutedCommand { place, slot, state: CommandState::Open(redirect.take()) });
             }
         }
-        Ok(Errands { commands, errands, done: 0, kept: Vec::new(), again })
+        Ok(ScatterPlan { commands, errands, done: 0, kept: Vec::new(), again })
     }
 
     /// Commands that are written only once, and sent only once; `None` where there are none.
@@ -299,15 +299,16 @@ impl Errands {
         let mut commands = Vec::new();
         let count = write(&mut commands);
         let cut = cut(&commands, count).ok().filter(|cut| !cut.is_empty())?;
-        let errands = cut.into_iter().map(|(place, slot)| Errand { place, slot, state: State::Open(None) });
-        Some(Errands { errands: errands.collect(), commands, done: 0, kept: Vec::new(), again: false })
+        let errands =
+            cut.into_iter().map(|(place, slot)| RoutedCommand { place, slot, state: CommandState::Open(None) });
+        Some(ScatterPlan { errands: errands.collect(), commands, done: 0, kept: Vec::new(), again: false })
     }
 
     /// The commands that are to be sent, in their order.
     pub(crate) fn open(&self) -> impl Iterator<Item = Open<'_>> {
         self.errands.iter().enumerate().skip(self.done).filter_map(|(number, errand)| match &errand.state {
-            State::Open(redirect) => Some(Open { number, slot: errand.slot, redirect: redirect.as_ref() }),
-            State::Answered(..) => None,
+            CommandState::Open(redirect) => Some(Open { number, slot: errand.slot, redirect: redirect.as_ref() }),
+            CommandState::Answered(..) => None,
         })
     }
 
@@ -316,8 +317,8 @@ impl Errands {
     pub(crate) fn write(&self, out: &mut Vec<u8>, numbers: &[usize]) -> usize {
         let mut replies = 0;
         for &number in numbers {
-            let Errand { place, state, .. } = &self.errands[number];
-            if let State::Open(Some(Redirect::Ask(_))) = state {
+            let RoutedCommand { place, state, .. } = &self.errands[number];
+            if let CommandState::Open(Some(Redirect::Ask(_))) = state {
                 replies += commands::asking(out);
             }
             out.extend_from_slice(&self.commands[place.clone()]);
@@ -330,7 +331,8 @@ impl Errands {
     /// [`UpToRedirect`] hands them on.
     pub(crate) fn are_next(&self, numbers: &[usize]) -> bool {
         let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else { return false };
-        let is_asked = |number: &usize| matches!(self.errands[*number].state, State::Open(Some(Redirect::Ask(_))));
+        let is_asked =
+            |number: &usize| matches!(self.errands[*number].state, CommandState::Open(Some(Redirect::Ask(_))));
         self.again && *first == self.done && last - first + 1 == numbers.len() && !numbers.iter().any(is_asked)
     }
 
@@ -339,29 +341,29 @@ impl Errands {
     pub(crate) fn were_handed_on(&mut self, replies: usize, redirect: Option<Redirect>) {
         self.done += replies;
         if let (Some(errand), Some(redirect)) = (self.errands.get_mut(self.done), redirect) {
-            errand.state = State::Open(Some(redirect));
+            errand.state = CommandState::Open(Some(redirect));
         }
     }
 
-    /// Takes the replies to what was [written](Errands::write), of a server on this host. Whether some of them said to go
+    /// Takes the replies to what was [written](ScatterPlan::write), of a server on this host. Whether some of them said to go
     /// elsewhere.
     pub(crate) fn take(&mut self, numbers: &[usize], kept: Kept, host: &str, by_replica: bool) -> bool {
         let mut at = 0;
         let mut elsewhere: HashSet<u16, ahash::RandomState> = HashSet::default();
         for &number in numbers {
             let errand = &mut self.errands[number];
-            if let State::Open(Some(Redirect::Ask(_))) = errand.state {
+            if let CommandState::Open(Some(Redirect::Ask(_))) = errand.state {
                 at += 1;
             }
             let redirect = kept.redirect(at, by_replica).map(|redirect| redirect.said_by(host));
             if redirect.is_some() {
                 elsewhere.insert(errand.slot);
-                errand.state = State::Open(redirect);
+                errand.state = CommandState::Open(redirect);
             } else if self.again && elsewhere.contains(&errand.slot) {
                 // An entry is read, or a lease released, after the command before it.
-                errand.state = State::Open(None);
+                errand.state = CommandState::Open(None);
             } else {
-                errand.state = State::Answered(self.kept.len(), at);
+                errand.state = CommandState::Answered(self.kept.len(), at);
             }
             at += 1;
         }
@@ -371,7 +373,7 @@ impl Errands {
 
     /// These are to be sent to a primary, since no replica can be asked.
     pub(crate) fn ask_primary(&mut self, numbers: &[usize]) {
-        numbers.iter().for_each(|&number| self.errands[number].state = State::Open(Some(Redirect::Primary)));
+        numbers.iter().for_each(|&number| self.errands[number].state = CommandState::Open(Some(Redirect::Primary)));
     }
 
     /// Hands on the replies that were not yet, in the order of the commands; one that still says to go elsewhere is an
@@ -379,9 +381,9 @@ impl Errands {
     pub(crate) fn hand_on(self, receive: &mut impl Receive) -> Result<(), Error> {
         for errand in &self.errands[self.done..] {
             match &errand.state {
-                State::Answered(kept, at) => self.kept[*kept].hand_on(*at, receive)?,
-                State::Open(Some(redirect)) => return Err(redirect.clone().into_error()),
-                State::Open(None) => return Err(Redirect::Later.into_error()),
+                CommandState::Answered(kept, at) => self.kept[*kept].hand_on(*at, receive)?,
+                CommandState::Open(Some(redirect)) => return Err(redirect.clone().into_error()),
+                CommandState::Open(None) => return Err(Redirect::Later.into_error()),
             }
         }
         Ok(())
@@ -457,9 +459,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::backend::leases::Lease;
     use crate::key::Key;
-    use crate::redis::protocol::parser::{Fed, Replies};
+    use crate::redis::protocol::commands::leases::Lease;
+    use crate::redis::protocol::parser::{Fed, Parser};
 
     fn to(port: u16) -> Endpoint {
         Endpoint { host: "10.0.0.1".into(), port }
@@ -484,7 +486,7 @@ mod tests {
         }
         assert_eq!(of("TRYAGAIN Multiple keys"), Some(Redirect::Later));
         assert_eq!(of("READONLY You can't write"), Some(Redirect::NotPrimary));
-        for down in ["LOADING data", "MASTERDOWN Link", "CLUSTERDOWN The cluster is down"] {
+        for down in ["LOADING data", "MASTERDOWN MultiplexedConnection", "CLUSTERDOWN The cluster is down"] {
             assert_eq!(of(down), Some(Redirect::Down(down.into())));
             assert_eq!(Redirect::of(down.as_bytes(), true), Some(Redirect::Primary));
         }
@@ -498,7 +500,7 @@ mod tests {
             Ok(())
         };
         let mut up_to = UpToRedirect::new(&mut receive, false);
-        let mut reader = Replies::new(1024);
+        let mut reader = Parser::new(1024);
         reader.expect(replies);
         let first = Bytes::copy_from_slice(&input[..cut]);
         let mut chunk = Chunk::sharing(&first);
@@ -584,7 +586,7 @@ mod tests {
             let names: Vec<String> = (0..count).map(|_| format!("k{}", dice.below(6))).collect();
             let write =
                 |out: &mut Vec<u8>| names.iter().map(|name| commands::get(out, Key::from(name.as_str()), None)).sum();
-            let mut errands = Errands::new(write, 0, None, again).unwrap();
+            let mut errands = ScatterPlan::new(write, 0, None, again).unwrap();
             let mut handed_on: Vec<String> = Vec::new();
             let mut done = vec![0; count];
             for round in 0.. {
@@ -619,7 +621,7 @@ mod tests {
                         .map(|line| !line.starts_with('-'))
                         .collect();
                     numbers.iter().zip(said).for_each(|(number, is_done)| done[*number] += u32::from(is_done));
-                    let (answers, mut reader) = (Bytes::from(answers), Replies::new(1024));
+                    let (answers, mut reader) = (Bytes::from(answers), Parser::new(1024));
                     reader.expect(replies);
                     let mut receive = |token: Token<'_>, _: &mut Chunk<'_>| {
                         handed_on.push(format!("{token:?}"));
@@ -652,7 +654,7 @@ mod tests {
     #[test]
     fn what_is_redirected_for_ever_is_an_error() {
         let write = |out: &mut Vec<u8>| commands::get(out, Key::from("a"), None);
-        let errands = Errands::new(write, 0, Some(Redirect::Moved(to(7))), true).unwrap();
+        let errands = ScatterPlan::new(write, 0, Some(Redirect::Moved(to(7))), true).unwrap();
         let error = errands.hand_on(&mut |_: Token<'_>, _: &mut Chunk<'_>| Ok(())).unwrap_err();
         assert!(error.to_string().contains("10.0.0.1:7"), "{error}");
     }

@@ -1,4 +1,9 @@
-//! Which servers there are, where each key lives among them, and how that is learned anew.
+//! Which servers there are, which of them holds a key, and how that knowledge is refreshed.
+//!
+//! From the bottom up: a [`node::Node`] is one server and the connections to it, a [`shard::Shard`]
+//! is a primary with its replicas, and a view (a [`slot_map::SlotMap`] or the roles of a sentinel
+//! deployment) says which shard serves a key. A [`discovery::Discovery`] fetches the view and
+//! replaces it when it is outdated; a [`router::Router`] gives requests access to it.
 
 pub(crate) mod cluster;
 pub(crate) mod discovery;

@@ -1,51 +1,51 @@
-//! [`Node`]: a server, and the connections to it.
+//! [`Node`]: one server and the connections to it.
 
-use crate::backend::leases::Watch;
 use crate::error::Error;
-use crate::redis::conn::blocking::Connection;
+use crate::redis::conn::blocking::BlockingConnection;
 use crate::redis::conn::limits::Limits;
 #[cfg(feature = "tokio")]
 use crate::redis::conn::multiplexed::pipeline::Replied;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::{Held, Links, Written};
-use crate::redis::conn::pool::{Begun, Pool};
+use crate::redis::conn::multiplexed::{Held, MultiplexedConnections, Written};
+use crate::redis::conn::pool::{BegunExchange, Pool};
 use crate::redis::protocol::parser::Receive;
-use crate::redis::tracking::Listener;
+use crate::redis::tracking::TrackingConnection;
 use crate::redis::transport::Access;
+use crate::redis::transport::Watch;
 use crate::redis::url::Server;
 
-/// A server and the connections to it, each opened when it is needed.
+/// One server and its connections, each of which is opened when it is first needed.
 pub(crate) struct Node {
     pub(crate) server: Server,
     limits: Limits,
-    /// Boxed, since they move in and out with every request.
-    pool: Pool<Box<Connection>>,
+    /// Boxed, since every request moves a connection out of the pool and back into it.
+    pool: Pool<Box<BlockingConnection>>,
     #[cfg(feature = "tokio")]
-    links: Links,
-    listener: Listener,
+    multiplexed: MultiplexedConnections,
+    tracking: TrackingConnection,
 }
 
-/// The replies to a request of a task.
+/// The replies to a request over a multiplexed connection.
 #[cfg(feature = "tokio")]
-pub(crate) struct Answered<'n> {
-    link: Held<'n>,
+pub(crate) struct NodeReplies<'n> {
+    connection: Held<'n>,
     replied: Replied,
 }
 
 impl Node {
-    /// A server, and how many connections threads may have to it.
+    /// A node without connections, which opens at most `connections` for blocking callers.
     pub(crate) fn new(server: Server, connections: usize, limits: Limits) -> Self {
         Node {
             #[cfg(feature = "tokio")]
-            links: Links::new(&server, limits),
-            listener: Listener::new(&server, limits),
-            pool: Pool::new(connections, limits.response, limits.max_pause),
+            multiplexed: MultiplexedConnections::new(&server, limits),
+            tracking: TrackingConnection::new(&server, limits),
+            pool: Pool::new(connections, limits.response, limits.max_backoff),
             server,
             limits,
         }
     }
 
-    /// As [`Exchange::exchange`](crate::redis::transport::Exchange::exchange).
+    /// Sends commands and receives their replies over a connection of the pool.
     #[inline]
     pub(crate) fn exchange(
         &self,
@@ -56,25 +56,29 @@ impl Node {
         self.pool.exchange(access, || self.connect(), write, receive)
     }
 
-    /// Sends commands, whose replies are to be received by [`Begun::finish`].
+    /// Sends commands; [`Node::finish`] receives their replies.
     pub(crate) fn begin(
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-    ) -> Result<Begun<'_, Box<Connection>>, Error> {
+    ) -> Result<BegunExchange<'_, Box<BlockingConnection>>, Error> {
         self.pool.begin(access, || self.connect(), write)
     }
 
-    /// Receives the replies to what was begun.
-    pub(crate) fn finish(&self, begun: Begun<'_, Box<Connection>>, receive: &mut impl Receive) -> Result<(), Error> {
+    /// Receives the replies to the commands that [`Node::begin`] sent.
+    pub(crate) fn finish(
+        &self,
+        begun: BegunExchange<'_, Box<BlockingConnection>>,
+        receive: &mut impl Receive,
+    ) -> Result<(), Error> {
         begun.finish(|| self.connect(), receive)
     }
 
-    fn connect(&self) -> Result<Box<Connection>, Error> {
-        Connection::open(&self.server, self.limits).map(Box::new)
+    fn connect(&self) -> Result<Box<BlockingConnection>, Error> {
+        BlockingConnection::open(&self.server, self.limits).map(Box::new)
     }
 
-    /// As [`AsyncExchange::exchange_async`](crate::redis::transport::AsyncExchange::exchange_async).
+    /// Sends commands and receives their replies over the multiplexed connection of this runtime.
     #[cfg(feature = "tokio")]
     #[inline]
     pub(crate) async fn exchange_async(
@@ -83,43 +87,48 @@ impl Node {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        let answered = self.ask(access, write).await?;
-        self.take(answered, receive)
+        let replies = self.ask(access, write).await?;
+        self.take(replies, receive)
     }
 
-    /// Sends commands and waits for their replies, which are to be received by [`Node::take`].
+    /// Sends commands and waits until their replies are here; [`Node::take`] reads them.
     #[cfg(feature = "tokio")]
     #[inline]
     pub(crate) async fn ask(
         &self,
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
-    ) -> Result<Answered<'_>, Error> {
-        let link = self.links.here()?;
-        let replied = match link.request(&write).await {
+    ) -> Result<NodeReplies<'_>, Error> {
+        let connection = self.multiplexed.here()?;
+        let replied = match connection.request(&write).await {
             Ok(Ok(replied)) => replied,
-            // Boxed, since it is seldom needed, and its size would be part of every request's.
-            other => Box::pin(link.request_again(access, write, other)).await?,
+            // Boxed: retries are rare, and their state would enlarge the future of every request.
+            other => Box::pin(connection.request_again(access, write, other)).await?,
         };
-        Ok(Answered { link, replied })
+        Ok(NodeReplies { connection, replied })
     }
 
-    /// Receives the replies to what was asked.
+    /// Gives `receive` the replies that [`Node::ask`] waited for.
     #[cfg(feature = "tokio")]
     #[inline]
-    pub(crate) fn take(&self, answered: Answered<'_>, receive: &mut impl Receive) -> Result<(), Error> {
-        let Answered { link, replied } = answered;
-        replied.read(self.limits.max_entry, receive).inspect_err(|error| link.pipeline.doubt(error))
+    pub(crate) fn take(&self, replies: NodeReplies<'_>, receive: &mut impl Receive) -> Result<(), Error> {
+        let NodeReplies { connection, replied } = replies;
+        replied.read(self.limits.max_entry, receive).inspect_err(|error| connection.pipeline.request_refresh(error))
     }
 
-    /// As [`AsyncExchange::send`](crate::redis::transport::AsyncExchange::send); gives back what could not be sent and still may.
+    /// Sends commands without waiting for their replies.
+    ///
+    /// Returns the commands if the connection of the current runtime is not open, so that the
+    /// caller can send them again once it is.
     #[cfg(feature = "tokio")]
     pub(crate) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<Written> {
-        self.links.send(write)
+        self.multiplexed.send(write)
     }
 
-    /// As [`Leases::watch`](crate::backend::Leases::watch).
+    /// Returns a future that completes when the lease of this Redis key may have ended.
+    ///
+    /// Returns `None` while the server cannot notify this client.
     pub(crate) fn watch(&self, lock: &[u8]) -> Option<Watch> {
-        self.listener.watch(lock)
+        self.tracking.watch(lock)
     }
 }

@@ -1,4 +1,4 @@
-//! [`Nodes`]: the connections to all servers that there are, by where these are.
+//! [`NodePool`]: the nodes of a deployment by address and role, shared by successive views.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,57 +6,61 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind};
-use crate::redis::builder::Settings;
+use crate::redis::ReadFrom;
+use crate::redis::builder::ServerSettings;
 use crate::redis::protocol::routing::Endpoint;
 use crate::redis::topology::node::Node;
-use crate::redis::topology::shard::{ReadFrom, Shard};
+use crate::redis::topology::shard::Shard;
 use crate::redis::url::{Role, Server};
 
-/// Servers by where they are, and the connections to them.
-pub(crate) struct Nodes {
-    /// Tells each server who we are.
+/// Nodes by address and role, so that a new view keeps the connections of the previous one.
+pub(crate) struct NodePool {
+    /// Credentials, database and encryption for every server; its address is replaced.
     template: Server,
-    settings: Settings,
+    settings: ServerSettings,
     read_from: ReadFrom,
-    open: Mutex<HashMap<(Endpoint, Role), Arc<Node>>>,
+    nodes: Mutex<HashMap<(Endpoint, Role), Arc<Node>>>,
 }
 
-impl Nodes {
-    pub(crate) fn new(template: Server, settings: Settings, read_from: ReadFrom) -> Self {
-        Nodes { template, settings, read_from, open: Mutex::default() }
+impl NodePool {
+    pub(crate) fn new(template: Server, settings: ServerSettings, read_from: ReadFrom) -> Self {
+        NodePool { template, settings, read_from, nodes: Mutex::default() }
     }
 
-    /// A server that may be in no map yet.
+    /// Returns the node at an address, which need not be part of any view yet.
     pub(crate) fn node(&self, at: &Endpoint, role: Role) -> Result<Arc<Node>, Error> {
-        if let Some(node) = self.open.lock().get(&(at.clone(), role)) {
+        if let Some(node) = self.nodes.lock().get(&(at.clone(), role)) {
             return Ok(Arc::clone(node));
         }
-        // Where it is was told by another server, whose fault it is when that cannot be.
-        let told = |error: Error| Error::new(ErrorKind::Connection, format!("a server was told of: {error}"));
-        let server = self.template.at_host(&at.host, at.port).map_err(told)?;
-        // What is only read from needs to be able to do less.
+        // Another server announced this address, so an invalid one is not an error of the settings.
+        let invalid = |error: Error| {
+            let message = format!("connecting to {}:{}, as announced by another server: {error}", at.host, at.port);
+            Error::new(ErrorKind::Connection, message)
+        };
+        let server = self.template.at_host(&at.host, at.port).map_err(invalid)?;
+        // A server that is only read from does not have to know `HSETEX`.
         let is_replica = matches!(role, Role::Replica | Role::ClusterNode { reads_replicas: true });
         let server = Server { role, needs_hsetex: server.needs_hsetex && !is_replica, ..server };
         let node = Arc::new(Node::new(server, self.settings.connections, self.settings.limits));
-        Ok(Arc::clone(self.open.lock().entry((at.clone(), role)).or_insert(node)))
+        Ok(Arc::clone(self.nodes.lock().entry((at.clone(), role)).or_insert(node)))
     }
 
-    /// A primary and its replicas, where these are read from.
+    /// Returns a primary and, if replicas are read from, its replicas.
     pub(crate) fn shard(&self, primary: (&Endpoint, Role), replicas: (&[Endpoint], Role)) -> Result<Shard, Error> {
         let read = if self.read_from == ReadFrom::Replicas { replicas.0 } else { &[] };
         let replicas = read.iter().map(|at| self.node(at, replicas.1)).collect::<Result<_, Error>>()?;
         Ok(Shard::new(self.node(primary.0, primary.1)?, replicas))
     }
 
-    /// No others are used any more.
-    pub(crate) fn keep<'n>(&self, used: impl Iterator<Item = &'n Arc<Node>>) {
+    /// Removes all nodes except these.
+    pub(crate) fn retain<'n>(&self, used: impl Iterator<Item = &'n Arc<Node>>) {
         let used: Vec<_> = used.collect();
-        // Connections are closed without the lock.
-        let mut gone = Vec::new();
-        self.open.lock().retain(|_, node| {
+        // Dropping a node closes its connections, which happens after the lock is released.
+        let mut removed = Vec::new();
+        self.nodes.lock().retain(|_, node| {
             let is_used = used.iter().any(|other| Arc::ptr_eq(node, other));
             if !is_used {
-                gone.push(Arc::clone(node));
+                removed.push(Arc::clone(node));
             }
             is_used
         });

@@ -1,5 +1,5 @@
-//! [`Fleet`]: servers that change their places, and what a cluster's and a sentinel's have in common in how they are
-//! asked.
+//! [`Router`]: the state and operations that [`Cluster`](crate::redis::Cluster) and
+//! [`Sentinel`](crate::redis::Sentinel) have in common.
 
 use std::sync::Arc;
 
@@ -7,40 +7,43 @@ use arc_swap::Guard;
 
 use crate::error::{Error, ErrorKind};
 use crate::redis::ReadFrom;
-use crate::redis::builder::Settings;
+use crate::redis::builder::ServerSettings;
 use crate::redis::protocol::batch::Acknowledged;
 use crate::redis::protocol::commands;
-use crate::redis::topology::discovery::{Discover, Topology};
+use crate::redis::topology::discovery::{Discover, Discovery};
 use crate::redis::transport::Access;
 
-/// What is known of servers, for as long as it is used.
-pub(crate) struct Known<V>(Guard<Option<Arc<V>>>);
+/// A borrowed view of the topology, which stays valid while newer views replace it.
+pub(crate) struct ViewGuard<V>(Guard<Option<Arc<V>>>);
 
-impl<V> Known<V> {
+impl<V> ViewGuard<V> {
     #[inline]
     pub(crate) fn get(&self) -> Result<&V, Error> {
-        self.0.as_deref().ok_or_else(nothing_known)
+        self.0.as_deref().ok_or_else(no_view)
     }
 }
 
 #[cold]
-fn nothing_known() -> Error {
-    Error::new(ErrorKind::Connection, "nothing is known of the servers")
+fn no_view() -> Error {
+    Error::new(ErrorKind::Connection, "routing a request: the servers have not been discovered yet")
 }
 
-/// Servers that change their places.
-pub(crate) struct Fleet<D: Discover> {
-    pub(crate) topology: Topology<D>,
-    pub(crate) settings: Settings,
+/// A set of servers whose roles and addresses change at run time.
+pub(crate) struct Router<D: Discover> {
+    pub(crate) topology: Discovery<D>,
+    pub(crate) settings: ServerSettings,
     pub(crate) read_from: ReadFrom,
 }
 
-impl<D: Discover> Fleet<D> {
-    pub(crate) fn new(discover: D, settings: Settings, read_from: ReadFrom) -> Self {
-        Fleet { topology: Topology::new(discover, settings.limits), settings, read_from }
+impl<D: Discover> Router<D> {
+    pub(crate) fn new(discover: D, settings: ServerSettings, read_from: ReadFrom) -> Self {
+        Router { topology: Discovery::new(discover, settings.limits), settings, read_from }
     }
 
-    /// What is known of the servers may be old where replicas are read, whom nobody sends elsewhere.
+    /// Requests a refresh of an old view before a read from replicas.
+    ///
+    /// Requests to primaries need no such check: a server that lost its role answers with a
+    /// redirection, while a replica that was added or came back is not announced by any server.
     #[inline]
     fn recheck(&self, access: Access) {
         if access == Access::Read && self.read_from == ReadFrom::Replicas {
@@ -48,46 +51,47 @@ impl<D: Discover> Fleet<D> {
         }
     }
 
-    /// What is known, which threads may have to wait for.
+    /// Returns the current view, and blocks until there is one.
     #[inline(always)]
-    pub(crate) fn known(&self, access: Access) -> Result<Known<D::View>, Error> {
+    pub(crate) fn view(&self, access: Access) -> Result<ViewGuard<D::View>, Error> {
         self.recheck(access);
         let view = self.topology.view();
         if view.is_some() {
-            Ok(Known(view))
+            Ok(ViewGuard(view))
         } else {
-            self.topology.known().map(|view| Known(Guard::from_inner(Some(view))))
+            self.topology.wait_for_view().map(|view| ViewGuard(Guard::from_inner(Some(view))))
         }
     }
 
-    /// The same for tasks.
+    /// Returns the current view, and waits until there is one.
     #[cfg(feature = "tokio")]
     #[inline]
-    pub(crate) async fn known_async(&self, access: Access) -> Result<Arc<D::View>, Error> {
+    pub(crate) async fn view_async(&self, access: Access) -> Result<Arc<D::View>, Error> {
         self.recheck(access);
         let view = self.topology.view().clone();
         match view {
             Some(view) => Ok(view),
-            None => self.topology.known_async().await,
+            None => self.topology.wait_for_view_async().await,
         }
     }
 
-    /// Asks every server that requests go to whether it is there.
+    /// Sends `PING` to every server that requests may go to, one after the other.
     pub(crate) fn ping(&self) -> Result<(), Error> {
-        for node in D::nodes(&*self.topology.known()?) {
+        for node in D::nodes(&*self.topology.wait_for_view()?) {
             let mut answer = Acknowledged::default();
-            self.topology.doubt_after(node.exchange(Access::Read, commands::ping, &mut answer))?;
+            self.topology.refresh_if_unreachable(node.exchange(Access::Read, commands::ping, &mut answer))?;
             answer.finish()?;
         }
         Ok(())
     }
 
-    /// The same for tasks.
+    /// Sends `PING` to every server over the multiplexed connections, one after the other.
     #[cfg(feature = "tokio")]
     pub(crate) async fn ping_async(&self) -> Result<(), Error> {
-        for node in D::nodes(&*self.topology.known_async().await?) {
+        for node in D::nodes(&*self.topology.wait_for_view_async().await?) {
             let mut answer = Acknowledged::default();
-            self.topology.doubt_after(node.exchange_async(Access::Read, commands::ping, &mut answer).await)?;
+            self.topology
+                .refresh_if_unreachable(node.exchange_async(Access::Read, commands::ping, &mut answer).await)?;
             answer.finish()?;
         }
         Ok(())

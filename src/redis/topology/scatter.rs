@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::Thread;
-use crate::redis::conn::blocking::Connection;
-use crate::redis::conn::pool::Begun;
+use crate::exec::Async;
+use crate::exec::Blocking;
+use crate::redis::conn::blocking::BlockingConnection;
+use crate::redis::conn::pool::BegunExchange;
 use crate::redis::protocol::parser::Receive;
-use crate::redis::protocol::routing::{Errands, Kept, MOST_ROUNDS, ON_THEIR_WAY, Redirect, UpToRedirect};
+use crate::redis::protocol::routing::{Kept, MOST_ROUNDS, ON_THEIR_WAY, Redirect, ScatterPlan, UpToRedirect};
 #[cfg(feature = "tokio")]
-use crate::redis::topology::join_all::all;
-#[cfg(feature = "tokio")]
-use crate::redis::topology::node::Answered;
+use crate::redis::topology::join_all::join_all;
 use crate::redis::topology::node::Node;
-use crate::redis::topology::router::Fleet;
+#[cfg(feature = "tokio")]
+use crate::redis::topology::node::NodeReplies;
+use crate::redis::topology::router::Router;
 use crate::redis::topology::shard::Target;
-use crate::redis::topology::slot_map::{Map, Servers};
+use crate::redis::topology::slot_map::{ClusterDiscovery, SlotMap};
 use crate::redis::transport::Access;
 
 /// How a face asks several servers.
-pub(crate) trait Face {
+pub(crate) trait Scatter {
     /// What comes of asking one: replies, or that they will come.
     type Reply<'n>;
 
     /// Sends each part to its server; none waits for another.
     fn ask_all<'n>(
         access: Access,
-        errands: &Errands,
+        errands: &ScatterPlan,
         parts: &'n [Part<'_>],
     ) -> impl Future<Output = Vec<Result<Self::Reply<'n>, Error>>>;
 
@@ -39,15 +39,15 @@ pub(crate) trait Face {
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
-    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send;
+    fn map(fleet: &Router<ClusterDiscovery>) -> impl Future<Output = Result<Arc<SlotMap>, Error>> + Send;
 }
 
-impl Face for Thread {
-    type Reply<'n> = Begun<'n, Box<Connection>>;
+impl Scatter for Blocking {
+    type Reply<'n> = BegunExchange<'n, Box<BlockingConnection>>;
 
     fn ask_all<'n>(
         access: Access,
-        errands: &Errands,
+        errands: &ScatterPlan,
         parts: &'n [Part<'_>],
     ) -> impl Future<Output = Vec<Result<Self::Reply<'n>, Error>>> {
         // All callers take connections to several servers in the same order, so that no two wait for each other's.
@@ -77,24 +77,24 @@ impl Face for Thread {
         std::future::ready(())
     }
 
-    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
-        std::future::ready(fleet.topology.known())
+    fn map(fleet: &Router<ClusterDiscovery>) -> impl Future<Output = Result<Arc<SlotMap>, Error>> + Send {
+        std::future::ready(fleet.topology.wait_for_view())
     }
 }
 
 #[cfg(feature = "tokio")]
-impl Face for Task {
-    type Reply<'n> = Answered<'n>;
+impl Scatter for Async {
+    type Reply<'n> = NodeReplies<'n>;
 
     async fn ask_all<'n>(
         access: Access,
-        errands: &Errands,
+        errands: &ScatterPlan,
         parts: &'n [Part<'_>],
     ) -> Vec<Result<Self::Reply<'n>, Error>> {
         let ask = |part: &'n Part<'_>| async move {
             part.node().ask(access, |out: &mut Vec<u8>| errands.write(out, &part.numbers)).await
         };
-        all(parts.iter().map(ask).collect()).await
+        join_all(parts.iter().map(ask).collect()).await
     }
 
     fn take<'n>(node: &'n Node, reply: Self::Reply<'n>, receive: &mut impl Receive) -> Result<(), Error> {
@@ -105,17 +105,17 @@ impl Face for Task {
         tokio::time::sleep(time)
     }
 
-    fn map(fleet: &Fleet<Servers>) -> impl Future<Output = Result<Arc<Map>, Error>> + Send {
-        fleet.topology.known_async()
+    fn map(fleet: &Router<ClusterDiscovery>) -> impl Future<Output = Result<Arc<SlotMap>, Error>> + Send {
+        fleet.topology.wait_for_view_async()
     }
 }
 
 /// Sends each command to the server of its slot, or to where servers say, and hands on the replies in the order of the
 /// commands.
-pub(crate) async fn split<F: Face>(
-    fleet: &Fleet<Servers>,
+pub(crate) async fn split<F: Scatter>(
+    fleet: &Router<ClusterDiscovery>,
     access: Access,
-    mut errands: Errands,
+    mut errands: ScatterPlan,
     receive: &mut impl Receive,
 ) -> Result<(), Error> {
     for round in 1..=MOST_ROUNDS {
@@ -157,10 +157,10 @@ impl Part<'_> {
     }
 
     /// Takes the replies, and hands them on if it is their turn.
-    fn take<'n, F: Face>(
+    fn take<'n, F: Scatter>(
         &'n self,
-        fleet: &Fleet<Servers>,
-        errands: &mut Errands,
+        fleet: &Router<ClusterDiscovery>,
+        errands: &mut ScatterPlan,
         reply: Result<F::Reply<'n>, Error>,
         receive: &mut impl Receive,
         at_once: bool,
@@ -184,12 +184,12 @@ impl Part<'_> {
         match taken {
             Ok(false) => Ok(()),
             Ok(true) => {
-                fleet.topology.doubt();
+                fleet.topology.request_refresh();
                 Ok(())
             }
             // A replica that could not be asked: the primary is.
             Err(error) => {
-                let elsewhere = self.target.elsewhere(&fleet.topology, Err(error), is_inside);
+                let elsewhere = self.target.next_hop(&fleet.topology, Err(error), is_inside);
                 elsewhere.map(|_| errands.ask_primary(&self.numbers))
             }
         }
@@ -198,19 +198,19 @@ impl Part<'_> {
 
 /// Which commands go to which servers next, and whether some of them are to wait for a while.
 fn assign<'m>(
-    fleet: &Fleet<Servers>,
-    map: &'m Map,
+    fleet: &Router<ClusterDiscovery>,
+    map: &'m SlotMap,
     access: Access,
-    errands: &Errands,
+    errands: &ScatterPlan,
 ) -> Result<(Vec<Part<'m>>, bool), Error> {
     let (mut parts, mut is_waiting): (Vec<Part<'m>>, _) = (Vec::new(), false);
     // Slots of which a command goes elsewhere, and where; what comes after it waits until it is done.
     let mut elsewhere: HashMap<u16, *const Node, ahash::RandomState> = HashMap::default();
     for open in errands.open() {
-        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| fleet.nobody(open.slot));
+        let of_slot = |access| map.target(open.slot, access).ok_or_else(|| fleet.no_owner(open.slot));
         let target = match open.redirect {
             None => of_slot(access)?,
-            Some(Redirect::Moved(to) | Redirect::Ask(to)) => fleet.topology.discover().told_of(to)?,
+            Some(Redirect::Moved(to) | Redirect::Ask(to)) => fleet.topology.discover().announced(to)?,
             Some(Redirect::Primary) => of_slot(Access::Write)?,
             Some(down @ Redirect::Down(_)) => return Err(down.clone().into_error()),
             Some(Redirect::Later | Redirect::NotPrimary) => {
@@ -237,7 +237,7 @@ fn assign<'m>(
 
 /// Which commands go to which servers, by what is known.
 #[cfg(feature = "tokio")]
-pub(crate) fn parts<'m>(map: &'m Map, errands: &Errands) -> Vec<(&'m Arc<Node>, Vec<usize>)> {
+pub(crate) fn parts<'m>(map: &'m SlotMap, errands: &ScatterPlan) -> Vec<(&'m Arc<Node>, Vec<usize>)> {
     let mut parts: Vec<(&'m Arc<Node>, Vec<usize>)> = Vec::new();
     for open in errands.open() {
         let Some(Target::Primary(node)) = map.target(open.slot, Access::Write) else { continue };

@@ -1,45 +1,56 @@
-//! [`Sentinel`]: a primary and its replicas that sentinels watch over, over our own sockets.
+//! [`Sentinel`]: a backend over a primary and its replicas, which Redis Sentinel monitors.
 
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::backend::leases::Watch;
 use crate::error::{Error, ErrorKind};
-use crate::redis::HashExpiry;
+use crate::redis::HashTtl;
 use crate::redis::RedisBuilder;
 #[cfg(feature = "tls")]
 use crate::redis::Tls;
-use crate::redis::conn::blocking::Connection;
+use crate::redis::conn::blocking::BlockingConnection;
 #[cfg(feature = "tokio")]
 use crate::redis::conn::multiplexed::Written;
-use crate::redis::conn::reply::{Said, members, text};
+use crate::redis::conn::reply::{Reply, members, text};
 use crate::redis::protocol::batch::server_error;
 use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::Receive;
 use crate::redis::protocol::routing::{Endpoint, Redirect, UpToRedirect};
-use crate::redis::topology::discovery::{Discover, Topology};
+use crate::redis::topology::discovery::{Discover, Discovery};
 use crate::redis::topology::node::Node;
-use crate::redis::topology::node_pool::Nodes;
-use crate::redis::topology::router::Fleet;
+use crate::redis::topology::node_pool::NodePool;
+use crate::redis::topology::router::Router;
 use crate::redis::topology::shard::{ReadFrom, Shard, Target};
 #[cfg(feature = "tokio")]
-use crate::redis::transport::AsyncExchange;
-use crate::redis::transport::{Access, Exchange, ExchangeSettings, Route};
+use crate::redis::transport::AsyncTransport;
+use crate::redis::transport::Watch;
+use crate::redis::transport::{Access, Route, Transport, TransportSettings};
 use crate::redis::url::{Address, Role, Server};
 use crate::time::Timestamp;
 
-/// Entries in a Redis or Valkey server that sentinels watch over, over connections of our own. As
-/// [`Redis`](crate::redis::Redis), whose promises hold here too: a hit is one round trip and allocates nothing.
+/// A backend that keeps entries in a Redis or Valkey server monitored by Redis Sentinel.
 ///
-/// Sentinels are asked which server is the primary when that is first needed, and again, by a thread that is there only
-/// for that, when it cannot be reached, or tells that it has become a replica. Sentinels close its connections when they
-/// make it one; whoever does that by hand without `CLIENT KILL` has it read from until something is written. Until they
-/// have made another one the primary, requests fail at once, as with one server that is down, and a region creates by
-/// itself. A server that is no primary any more is not connected to.
+/// Everything that [`Redis`](crate::Redis) documents about connections, timeouts and costs holds
+/// here too: a hit is one round trip and allocates nothing. A handle is cheap to clone, and clones
+/// share the connections.
+///
+/// # Failover
+///
+/// The first request asks the sentinels for the address of the primary. A background thread asks
+/// them again when the primary cannot be reached or reports that it has become a replica; the
+/// thread runs only during the refresh. Until the sentinels have promoted a replica, requests fail
+/// immediately, and a region runs its creators without the cache unless it [fails
+/// closed](crate::RegionBuilder::fail_closed). A new connection to a server that is no longer the
+/// primary is refused.
+///
+/// Sentinels close a server's connections when they demote it. If you demote a server by hand, run
+/// `CLIENT KILL` as well: otherwise reads continue on the old connections until something is
+/// written.
 ///
 /// ```no_run
-/// use dogpile::{ReadFrom, RedisLock, Region, Sentinel};
+/// use dogpile::redis::ReadFrom;
+/// use dogpile::{RedisLock, Region, Sentinel};
 ///
 /// let sentinels = ["redis://10.0.0.1:26379", "redis://10.0.0.2:26379", "redis://10.0.0.3:26379"];
 /// let servers = Sentinel::open(sentinels, "mymaster")?;
@@ -53,9 +64,9 @@ use crate::time::Timestamp;
 /// # Ok::<(), dogpile::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Sentinel(Arc<Fleet<Sentinels>>);
+pub struct Sentinel(Arc<Router<Sentinels>>);
 
-/// What a [`Sentinel`] is built over.
+/// The sentinels of a [`Sentinel`] under construction: the parameter of its [`RedisBuilder`].
 #[derive(Clone)]
 pub struct SentinelServers {
     urls: Vec<String>,
@@ -64,27 +75,37 @@ pub struct SentinelServers {
     /// User and password of the servers.
     credentials: Option<(Option<String>, String)>,
     db: u32,
-    /// How the servers are encrypted, where that is not as the sentinels are.
+    /// The encryption of the servers, if it differs from that of the sentinels.
     #[cfg(feature = "tls")]
     tls: Option<Option<Tls>>,
 }
 
 impl Sentinel {
-    /// The servers that these sentinels know by a name, with everything else at its default. URLs are as in
-    /// [`Redis::open`](crate::redis::Redis::open), but not of sockets, and without a database; their default port is 26379. User
-    /// and password in the first are for all sentinels; the others name the same or none. With `rediss://` in all of them
-    /// sentinels and servers are encrypted.
+    /// Opens the servers that these sentinels monitor under a name, with default settings.
     ///
-    /// Nothing is connected yet; [`Sentinel::ping`] does that.
+    /// The URLs are those of [`Redis::open`](crate::Redis::open), except that they name no database
+    /// and no Unix socket, and that their default port is 26379. User and password of the first URL
+    /// apply to all sentinels: the other URLs repeat them or have none. `rediss://` in all URLs
+    /// encrypts the connections to the sentinels and to the servers.
+    ///
+    /// This does not connect yet; [`Sentinel::ping`] does.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when a URL is of no use, or not like the first, or there is none; the message does not repeat
-    /// it.
+    /// [`ErrorKind::Config`] if there is no URL, if one is invalid, or if one contradicts the
+    /// first. The message does not contain the URL.
     pub fn open<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> Result<Self, Error> {
         Self::builder(urls, name).build()
     }
 
-    /// Servers that sentinels watch over, with settings.
+    /// Returns a builder, which takes the sentinels and the name of [`Sentinel::open`].
+    ///
+    /// ```no_run
+    /// let sentinel = dogpile::Sentinel::builder(["redis://10.0.0.1:26379"], "mymaster")
+    ///     .server_password(None, "password")
+    ///     .database(2)
+    ///     .build()?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn builder<U: Into<String>>(urls: impl IntoIterator<Item = U>, name: &str) -> RedisBuilder<SentinelServers> {
         let urls = urls.into_iter().map(Into::into).collect();
         let read_from = ReadFrom::default();
@@ -99,40 +120,73 @@ impl Sentinel {
         })
     }
 
-    /// Asks every server that requests go to whether it is there.
+    /// Sends `PING` to every server that requests may go to and waits for the replies.
+    ///
+    /// This discovers the servers first if that has not happened yet. Replicas are included if they
+    /// are [read from](ReadFrom::Replicas).
     ///
     /// # Errors
-    /// When one cannot be reached, refuses us, or does not answer in time.
+    /// If a server cannot be reached, refuses the connection, or does not answer in time.
+    ///
+    /// # Cost
+    /// One round trip per server, one after the other.
+    ///
+    /// ```no_run
+    /// let sentinel = dogpile::Sentinel::open(["redis://10.0.0.1:26379"], "mymaster")?;
+    /// sentinel.ping()?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     pub fn ping(&self) -> Result<(), Error> {
         self.0.ping()
     }
 
-    /// As [`Sentinel::ping`], over the connections that tasks share.
+    /// Sends `PING` to every server that requests may go to, over the connections that tasks share.
+    ///
+    /// This discovers the servers first if that has not happened yet. Replicas are included if they
+    /// are [read from](ReadFrom::Replicas).
     ///
     /// # Errors
-    /// As there.
+    /// If a server cannot be reached, refuses the connection, or does not answer in time, and
+    /// outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping the future abandons the check; the connections stay usable.
+    ///
+    /// # Cost
+    /// One round trip per server, one after the other.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), dogpile::Error> {
+    /// let sentinel = dogpile::Sentinel::open(["redis://10.0.0.1:26379"], "mymaster")?;
+    /// sentinel.ping_async().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "tokio")]
     pub async fn ping_async(&self) -> Result<(), Error> {
         self.0.ping_async().await
     }
 }
 
-/// What follows an exchange with one server: nothing, or that the primary is to be asked.
+/// Decides what follows a failed or redirected exchange: `Ok` if the primary is to be asked
+/// instead.
+///
+/// Once a reply was handed on, the request must not be sent again.
 #[cold]
-fn after<R: Receive>(
-    topology: &Topology<Sentinels>,
+fn retry_at_primary<R: Receive>(
+    topology: &Discovery<Sentinels>,
     target: &Target<'_>,
-    said: Result<Redirect, Error>,
+    outcome: Result<Redirect, Error>,
     up_to: &UpToRedirect<'_, R>,
 ) -> Result<(), Error> {
-    let is_begun = up_to.is_inside() || up_to.handed_on > 0;
-    match target.elsewhere(topology, said, is_begun)? {
-        Redirect::Primary if !is_begun => Ok(()),
-        other => Err(other.into_error().during(format_args!("asking {}", target.node().server.address))),
+    let has_handed_on = up_to.is_inside() || up_to.handed_on > 0;
+    match target.next_hop(topology, outcome, has_handed_on)? {
+        Redirect::Primary if !has_handed_on => Ok(()),
+        other => Err(other.into_error().during(format_args!("requesting from {}", target.node().server.address))),
     }
 }
 
-impl Exchange for Sentinel {
+impl Transport for Sentinel {
     #[inline]
     fn exchange(
         &self,
@@ -141,19 +195,21 @@ impl Exchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        let known = self.0.known(access)?;
-        let Roles { shard, .. } = known.get()?;
+        let view = self.0.view(access)?;
+        let Roles { shard, .. } = view.get()?;
         let target = shard.target(access);
         let mut up_to = UpToRedirect::new(receive, target.is_replica());
         let exchanged = target.node().exchange(access, &write, &mut up_to);
-        let Some(said) = up_to.said(exchanged) else { return Ok(()) };
-        after(&self.0.topology, &target, said, &up_to)?;
+        let Some(outcome) = up_to.said(exchanged) else { return Ok(()) };
+        retry_at_primary(&self.0.topology, &target, outcome, &up_to)?;
         shard.primary().exchange(access, write, receive)
     }
 }
 
 #[cfg(feature = "tokio")]
-impl AsyncExchange for Sentinel {
+impl AsyncTransport for Sentinel {
+    type Exec = crate::exec::Async;
+
     async fn exchange_async(
         &self,
         access: Access,
@@ -161,30 +217,34 @@ impl AsyncExchange for Sentinel {
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
         receive: &mut (impl Receive + Send),
     ) -> Result<(), Error> {
-        let roles = self.0.known_async(access).await?;
+        let roles = self.0.view_async(access).await?;
         let target = roles.shard.target(access);
         let mut up_to = UpToRedirect::new(&mut *receive, target.is_replica());
         let exchanged = target.node().exchange_async(access, &write, &mut up_to).await;
-        let Some(said) = up_to.said(exchanged) else { return Ok(()) };
-        after(&self.0.topology, &target, said, &up_to)?;
+        let Some(outcome) = up_to.said(exchanged) else { return Ok(()) };
+        retry_at_primary(&self.0.topology, &target, outcome, &up_to)?;
         roles.shard.primary().exchange_async(access, write, receive).await
     }
 
-    fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) {
+    fn send(&self, write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync) -> Result<(), Error> {
         let view = self.0.topology.view();
-        // Who knows of no servers has asked none of them for anything.
-        let Some(roles) = &*view else { return };
-        // As a cluster does: the server's successor has its leases.
+        // Without a view nothing was sent before, so there is nothing that these commands could
+        // follow up.
+        let Some(roles) = &*view else { return Ok(()) };
+        // Within a runtime, a task retries until a server replies: a promoted replica has the
+        // leases too.
         if tokio::runtime::Handle::try_current().is_ok() {
-            return Written::by(write).send_to(self);
+            Written::by(write).send_to(self);
+            return Ok(());
         }
         roles.shard.primary().send(write);
+        Ok(())
     }
 }
 
-impl ExchangeSettings for Sentinel {
-    fn hash_expiry(&self) -> HashExpiry {
-        self.0.settings.hash_expiry
+impl TransportSettings for Sentinel {
+    fn hash_ttl(&self) -> HashTtl {
+        self.0.settings.hash_ttl
     }
 
     fn max_entry(&self) -> usize {
@@ -200,50 +260,54 @@ impl ExchangeSettings for Sentinel {
     }
 }
 
-/// Which server is the primary, and which are replicas.
+/// The view of a sentinel: which server is the primary and which are its replicas.
 struct Roles {
     shard: Shard,
-    /// What it was made of.
+    /// The addresses that the shard was built from, for comparison with later views.
     primary: Endpoint,
     replicas: Vec<Endpoint>,
-    /// Of how many failovers the sentinel knows: one that is cut off from the others stays behind.
+    /// The configuration epoch, which grows with each failover. A sentinel that is partitioned from
+    /// the others reports an old one.
     epoch: u64,
 }
 
-/// The sentinels, and what they are asked for.
+/// The sentinels, and the name of the primary that they are asked for.
 struct Sentinels {
     sentinels: Vec<Server>,
     name: String,
-    nodes: Nodes,
+    nodes: NodePool,
 }
 
 impl Discover for Sentinels {
     type View = Roles;
 
-    fn whom(&self, _: Option<&Roles>) -> Vec<Server> {
+    fn candidates(&self, _: Option<&Roles>) -> Vec<Server> {
         self.sentinels.clone()
     }
 
-    fn ask(&self, connection: &mut Connection, _: &Server) -> Result<Roles, Error> {
+    fn ask(&self, connection: &mut BlockingConnection, _: &Server) -> Result<Roles, Error> {
         let answers = connection.ask_all(|out| commands::sentinel(out, &self.name))?;
         let mut answers = answers.iter();
         let mut next = || answers.next().unwrap_or_default();
-        let (primary, replicas, about) = (next(), next(), next());
+        let (primary, replicas, details) = (next(), next(), next());
         let primary = match primary {
-            [Said::Error(error)] => return Err(server_error(error)),
-            // Another sentinel may know.
-            [Said::Nil] => {
-                return Err(Error::new(ErrorKind::Config, format!("it knows no primary of the name {}", self.name)));
+            [Reply::Error(error)] => return Err(server_error(error)),
+            // Another sentinel may monitor it.
+            [Reply::Nil] => {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!("the sentinel knows no primary of the name {}", self.name),
+                ));
             }
-            [Said::Array(2), Said::Text(host), Said::Text(port)] => endpoint(host, port),
+            [Reply::Array(2), Reply::Text(host), Reply::Text(port)] => endpoint(host, port),
             _ => None,
         };
         let primary = primary
-            .ok_or_else(|| Error::new(ErrorKind::Protocol, "its answer to SENTINEL GET-MASTER-ADDR-BY-NAME is none"))?;
+            .ok_or_else(|| Error::new(ErrorKind::Protocol, "unexpected reply to SENTINEL GET-MASTER-ADDR-BY-NAME"))?;
         let mut replicas: Vec<_> = members(replicas).filter_map(replica).collect();
         replicas.sort_unstable();
         let shard = self.nodes.shard((&primary, Role::Primary), (&replicas, Role::Replica))?;
-        let epoch = text(about, b"config-epoch").and_then(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok());
+        let epoch = text(details, b"config-epoch").and_then(|epoch| std::str::from_utf8(epoch).ok()?.parse().ok());
         Ok(Roles { shard, primary, replicas, epoch: epoch.unwrap_or(0) })
     }
 
@@ -251,16 +315,16 @@ impl Discover for Sentinels {
         roles.shard.nodes()
     }
 
-    fn compare(&self, known: &Roles, told: &Roles) -> Ordering {
-        match told.epoch.cmp(&known.epoch) {
+    fn compare(&self, known: &Roles, received: &Roles) -> Ordering {
+        match received.epoch.cmp(&known.epoch) {
             Ordering::Less => Ordering::Less,
-            _ if (&known.primary, &known.replicas) == (&told.primary, &told.replicas) => Ordering::Equal,
+            _ if (&known.primary, &known.replicas) == (&received.primary, &received.replicas) => Ordering::Equal,
             _ => Ordering::Greater,
         }
     }
 
-    fn forget_others(&self, roles: &Roles) {
-        self.nodes.keep(Self::nodes(roles));
+    fn retain_nodes(&self, roles: &Roles) {
+        self.nodes.retain(Self::nodes(roles));
     }
 }
 
@@ -269,16 +333,16 @@ fn endpoint(host: &[u8], port: &[u8]) -> Option<Endpoint> {
     Some(Endpoint { host: text(host)?.to_owned(), port: text(port)?.parse().ok()? })
 }
 
-/// A replica that is up, of what a sentinel says about it.
-fn replica(said: &[Said]) -> Option<Endpoint> {
-    let text = |name: &[u8]| text(said, name);
+/// Reads a sentinel's description of a replica; `None` if the replica is down or not in sync.
+fn replica(description: &[Reply]) -> Option<Endpoint> {
+    let text = |name: &[u8]| text(description, name);
     let mut flags = text(b"flags")?.split(|byte| *byte == b',');
     let is_down = flags.any(|flag| matches!(flag, b"s_down" | b"o_down" | b"disconnected"));
-    let follows = text(b"master-link-status").is_none_or(|status| status == b"ok");
-    endpoint(text(b"ip")?, text(b"port")?).filter(|_| !is_down && follows)
+    let is_in_sync = text(b"master-link-status").is_none_or(|status| status == b"ok");
+    endpoint(text(b"ip")?, text(b"port")?).filter(|_| !is_down && is_in_sync)
 }
 
-/// Shows where the sentinels are, and no password.
+/// Shows the addresses of the sentinels and the settings, and no password.
 impl fmt::Debug for Sentinel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sentinels = self.0.topology.discover();
@@ -287,77 +351,87 @@ impl fmt::Debug for Sentinel {
             .field("name", &sentinels.name)
             .field("read_from", &self.0.read_from)
             .field("limits", &self.0.settings.limits)
-            .field("hash_expiry", &self.0.settings.hash_expiry)
+            .field("hash_ttl", &self.0.settings.hash_ttl)
             .finish_non_exhaustive()
     }
 }
 
 impl RedisBuilder<SentinelServers> {
-    /// Which servers reads go to. Default: the primary.
+    /// Sets which servers reads go to. Default: the primary.
     pub fn read_from(mut self, servers: ReadFrom) -> Self {
         self.to.read_from = servers;
         self
     }
 
-    /// User and password of the servers. Those of the sentinels stand in their URLs. Default: none.
+    /// Sets user and password of the servers. Default: no authentication.
+    ///
+    /// The URLs contain only the credentials of the sentinels.
     pub fn server_password(mut self, user: Option<&str>, password: &str) -> Self {
         self.to.credentials = Some((user.map(Into::into), password.into()));
         self
     }
 
-    /// How the servers are encrypted, or `None` where they are not. Default: as the sentinels are, by their URLs and
-    /// [`RedisBuilder::tls`].
+    /// Sets the encryption of the connections to the servers, or disables it with `None`.
+    ///
+    /// Default: that of the sentinels, by their URLs and [`RedisBuilder::tls`].
+    ///
+    /// ```no_run
+    /// let sentinel = dogpile::Sentinel::builder(["rediss://10.0.0.1:26379"], "mymaster")
+    ///     .server_tls(None)
+    ///     .build()?;
+    /// # Ok::<(), dogpile::Error>(())
+    /// ```
     #[cfg(feature = "tls")]
     pub fn server_tls(mut self, tls: impl Into<Option<Tls>>) -> Self {
         self.to.tls = Some(tls.into());
         self
     }
 
-    /// The database of the servers. Default: 0.
+    /// Sets the database of the servers. Default: 0.
     pub fn database(mut self, db: u32) -> Self {
         self.to.db = db;
         self
     }
 
-    /// The backend. Connects to nothing yet.
+    /// Builds the backend. This does not connect yet; [`Sentinel::ping`] does.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URL of no use or not like the first, and for zero URLs, connections, requests under way
-    /// or timeouts.
+    /// [`ErrorKind::Config`] if there is no URL, if one is invalid or contradicts the first, and if
+    /// the number of connections, the number of requests in flight, or a timeout is zero.
     pub fn build(self) -> Result<Sentinel, Error> {
         let RedisBuilder { to, settings } = self;
         settings.check()?;
-        let config = |what| Error::new(ErrorKind::Config, format!("sentinels cannot be used: {what}"));
+        let config = |what| Error::new(ErrorKind::Config, format!("building a Sentinel: {what}"));
         let sentinel = |(server, url): (Server, &String)| Server {
             role: Role::Sentinel,
             needs_hsetex: false,
             ..server.with_default_port(url, 26_379)
         };
         let sentinels: Vec<_> = settings.servers(&to.urls)?.into_iter().zip(&to.urls).map(sentinel).collect();
-        let Some(first) = sentinels.first() else { return Err(config("none of them is named")) };
+        let Some(first) = sentinels.first() else {
+            return Err(config("no sentinel is named, expected at least one URL"));
+        };
         if sentinels.iter().any(|sentinel| matches!(sentinel.address, Address::Unix(_))) {
-            return Err(config("they are reached by TCP, and one of their URLs is of a socket"));
+            return Err(config("a URL names a Unix socket, but sentinels are reached over TCP"));
         }
         if sentinels.iter().any(|sentinel| sentinel.db != 0) {
-            return Err(config(
-                "they have no databases, and one of their URLs names one: `database` is for the servers'",
-            ));
+            return Err(config("a URL names a database, but sentinels have none: set the servers' with `database`"));
         }
         let (user, password) = to.credentials.map_or((None, None), |(user, password)| (user, Some(password)));
-        let needs_hsetex = settings.hash_expiry == HashExpiry::PerField;
+        let needs_hsetex = settings.hash_ttl == HashTtl::PerField;
         #[cfg_attr(not(feature = "tls"), expect(unused_mut))]
         let mut server = Server { user, password, db: to.db, needs_hsetex, ..first.clone() };
         #[cfg(feature = "tls")]
         if let (Some(tls), Address::Tcp(host, _)) = (to.tls, &first.address) {
             server.secure = tls.map(|tls| tls.for_host(host)).transpose()?;
         }
-        let nodes = Nodes::new(server, settings.clone(), to.read_from);
+        let nodes = NodePool::new(server, settings.clone(), to.read_from);
         let sentinels = Sentinels { sentinels, name: to.name, nodes };
-        Ok(Sentinel(Arc::new(Fleet::new(sentinels, settings, to.read_from))))
+        Ok(Sentinel(Arc::new(Router::new(sentinels, settings, to.read_from))))
     }
 }
 
-/// Shows no URL and no password.
+/// Omits the URLs and the password.
 impl fmt::Debug for SentinelServers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SentinelServers").field("name", &self.name).finish_non_exhaustive()

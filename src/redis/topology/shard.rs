@@ -1,4 +1,4 @@
-//! [`Shard`]: a primary and its replicas, which of them is asked, and what follows when it cannot be.
+//! [`Shard`]: a primary and its replicas, and the choice between them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
 use crate::redis::protocol::routing::Redirect;
-use crate::redis::topology::discovery::{Discover, Topology};
+use crate::redis::topology::discovery::{Discover, Discovery};
 use crate::redis::topology::node::Node;
 use crate::redis::transport::Access;
 use crate::redis::url::Address;
@@ -18,33 +18,36 @@ pub enum ReadFrom {
     /// The primaries. The default.
     #[default]
     Primaries,
-    /// The replicas, in turn; their primary where none of them can be asked. Entries may lag behind what was stored, by
-    /// as long as replication takes. Locks, and what is read under them, are asked for at the primaries.
+    /// The replicas, in round-robin order, and their primary while none of them is available.
+    ///
+    /// A read may return an entry that is older than the stored one by the replication lag. Locks,
+    /// and reads in the same round trip as a lock, go to the primaries.
     Replicas,
 }
 
 /// A primary and its replicas.
 pub(crate) struct Shard {
     primary: Arc<Node>,
-    /// Those that are read from.
+    /// Empty unless replicas are read from.
     replicas: Vec<Replica>,
-    /// Whose turn it is.
+    /// Counts reads, for the round-robin order.
     turn: AtomicUsize,
 }
 
+/// A replica, which is skipped for a while after it failed.
 pub(crate) struct Replica {
     node: Arc<Node>,
-    made: Instant,
-    /// Until when it is left alone, in milliseconds since it was made; zero where it is not.
-    shunned_until: AtomicU64,
+    created: Instant,
+    /// The end of the backoff in milliseconds since `created`; zero if there was no failure.
+    backoff_until: AtomicU64,
 }
 
-/// A server to send something to.
+/// The server that a command goes to.
 pub(crate) enum Target<'m> {
     Primary(&'m Arc<Node>),
     Replica(&'m Replica),
-    /// One that a server told of, and may be in no map.
-    Told(Arc<Node>),
+    /// A server that a redirection named; it need not be part of the view.
+    Announced(Arc<Node>),
 }
 
 impl Target<'_> {
@@ -53,7 +56,7 @@ impl Target<'_> {
         match self {
             Target::Primary(node) => node,
             Target::Replica(replica) => &replica.node,
-            Target::Told(node) => node,
+            Target::Announced(node) => node,
         }
     }
 
@@ -62,7 +65,7 @@ impl Target<'_> {
         matches!(self, Target::Replica(_))
     }
 
-    /// The server's host.
+    /// Returns the host of the server, which a redirection without a host refers to.
     pub(crate) fn host(&self) -> &str {
         match &self.node().server.address {
             Address::Tcp(host, _) => host,
@@ -70,48 +73,55 @@ impl Target<'_> {
         }
     }
 
-    /// What follows when it said to go elsewhere, or could not be asked: where to go, if anywhere. `is_inside` is whether
-    /// a part of a reply was handed on.
+    /// Returns where the command goes next after a redirection or an error.
+    ///
+    /// Requests a refresh of the view if the outcome shows that it may be outdated, and starts the
+    /// backoff of a replica that failed. `is_inside` says that a part of a reply was handed on
+    /// already.
+    ///
+    /// # Errors
+    /// If no other server can answer the command.
     #[cold]
-    pub(crate) fn elsewhere<D: Discover>(
+    pub(crate) fn next_hop<D: Discover>(
         &self,
-        topology: &Topology<D>,
-        said: Result<Redirect, Error>,
+        topology: &Discovery<D>,
+        outcome: Result<Redirect, Error>,
         is_inside: bool,
     ) -> Result<Redirect, Error> {
         let address = &self.node().server.address;
-        match said {
+        match outcome {
             Ok(redirect) => {
                 if let (Redirect::Primary, Target::Replica(replica)) = (&redirect, self) {
-                    replica.shun(topology.max_pause());
+                    replica.back_off(topology.max_backoff());
                 }
-                topology.doubt();
+                topology.request_refresh();
                 match redirect {
-                    Redirect::Down(_) => Err(redirect.into_error().during(format_args!("asking {address}"))),
+                    Redirect::Down(_) => Err(redirect.into_error().during(format_args!("requesting from {address}"))),
                     redirect => Ok(redirect.said_by(self.host())),
                 }
             }
-            // A replica may also turn us away where its primary does not.
+            // A replica may also refuse this client, for example by its ACL, while its primary does
+            // not.
             Err(error) if error.is_out_of_reach() || (self.is_replica() && error.kind() != ErrorKind::TooLarge) => {
-                topology.doubt();
+                topology.request_refresh();
                 if let Target::Replica(replica) = self {
-                    replica.shun(topology.max_pause());
-                    // Who has waited for one answer in vain does not wait for another, and who has a part of one takes no
-                    // other.
+                    replica.back_off(topology.max_backoff());
+                    // A caller waits for one timeout only, and a reply that was handed on in part
+                    // cannot be replaced by another.
                     if error.kind() != ErrorKind::Timeout && !is_inside {
                         return Ok(Redirect::Primary);
                     }
                 }
-                Err(error.during(format_args!("asking {address}")))
+                Err(error.during(format_args!("requesting from {address}")))
             }
-            Err(error) => Err(error.during(format_args!("asking {address}"))),
+            Err(error) => Err(error.during(format_args!("requesting from {address}"))),
         }
     }
 }
 
 impl Shard {
     pub(crate) fn new(primary: Arc<Node>, replicas: Vec<Arc<Node>>) -> Self {
-        let replica = |node| Replica { node, made: Instant::now(), shunned_until: AtomicU64::new(0) };
+        let replica = |node| Replica { node, created: Instant::now(), backoff_until: AtomicU64::new(0) };
         Shard { primary, replicas: replicas.into_iter().map(replica).collect(), turn: AtomicUsize::new(0) }
     }
 
@@ -119,38 +129,38 @@ impl Shard {
         &self.primary
     }
 
-    /// All that are asked.
+    /// Returns all nodes that requests may go to.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
         [&self.primary].into_iter().chain(self.replicas.iter().map(|replica| &replica.node))
     }
 
-    /// Whom to ask.
+    /// Returns the server for a request: the primary, or a replica for reads if they go there.
     #[inline]
     pub(crate) fn target(&self, access: Access) -> Target<'_> {
         if access == Access::Read && !self.replicas.is_empty() {
-            return self.to_read();
+            return self.read_target();
         }
         Target::Primary(&self.primary)
     }
 
-    /// A replica in its turn, or the primary where none can be asked.
+    /// Returns the next replica, or the primary while all replicas are in their backoff.
     #[inline(never)]
-    fn to_read(&self) -> Target<'_> {
+    fn read_target(&self) -> Target<'_> {
         let (turn, count) = (self.turn.fetch_add(1, Ordering::Relaxed), self.replicas.len());
-        let mut in_turn = (0..count).map(|at| &self.replicas[turn.wrapping_add(at) % count]);
-        in_turn.find(|replica| !replica.is_shunned()).map_or(Target::Primary(&self.primary), Target::Replica)
+        let mut in_order = (0..count).map(|at| &self.replicas[turn.wrapping_add(at) % count]);
+        in_order.find(|replica| !replica.is_backing_off()).map_or(Target::Primary(&self.primary), Target::Replica)
     }
 }
 
 impl Replica {
-    fn is_shunned(&self) -> bool {
-        let until = self.shunned_until.load(Ordering::Relaxed);
-        until > 0 && self.made.elapsed() < Duration::from_millis(until)
+    fn is_backing_off(&self) -> bool {
+        let until = self.backoff_until.load(Ordering::Relaxed);
+        until > 0 && self.created.elapsed() < Duration::from_millis(until)
     }
 
-    /// Leaves it alone for a while.
-    fn shun(&self, pause: Duration) {
-        let until = self.made.elapsed().saturating_add(pause).as_millis();
-        self.shunned_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Skips the replica in reads for `backoff`.
+    fn back_off(&self, backoff: Duration) {
+        let until = self.created.elapsed().saturating_add(backoff).as_millis();
+        self.backoff_until.store(u64::try_from(until).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }

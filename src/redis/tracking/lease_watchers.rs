@@ -1,8 +1,9 @@
-//! [`Watches`]: which leases are watched over a listening connection, and who is woken when. No I/O happens here.
+//! [`LeaseWatchers`]: the leases watched over one tracking connection, without I/O.
 //!
-//! A lease is watched by asking for its remaining life over a connection with tracking: the server then tells, once, when
-//! the key changes. Whoever watches a lease asks anew, so what happened before he did is in the answer, and what happens
-//! after that is pushed.
+//! To watch a lease, the client queries its remaining lifetime (`PTTL`) over a connection with
+//! client tracking. From then on the server announces the next change of the key, once. Every new
+//! watcher queries the lease anew: the reply covers what happened before, the announcement what
+//! happens later.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::pin::Pin;
@@ -15,123 +16,128 @@ use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::{Message, Token};
 use crate::redis::protocol::routing::Redirect;
 
-/// A server ends a lease when its time is over, by a clock of its own; whoever comes a bit later finds it ended.
+/// Added to the remaining lifetime of a lease, since the server expires it by its own clock.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// How long it takes until somebody looks for a lease that is at another server.
-const ELSEWHERE: Duration = Duration::from_millis(20);
+/// When watchers of a lease wake up if another server of the cluster has the lease by now.
+const MOVED_DELAY: Duration = Duration::from_millis(20);
 
 /// The Redis key of a lock.
-pub(crate) type Name = Arc<[u8]>;
+pub(crate) type LockName = Arc<[u8]>;
 
-/// Which leases are watched, and what was asked about them.
+/// The watched leases and the pending queries about them.
 #[derive(Default)]
-pub(crate) struct Watches {
-    locks: BTreeMap<Name, Watched>,
-    /// Numbers the watchers.
+pub(crate) struct LeaseWatchers {
+    locks: BTreeMap<LockName, WatchedLease>,
+    /// The ID of the next watcher.
     next: u64,
-    /// Leases whose remaining life is to be asked for.
-    to_ask: Vec<Name>,
-    /// Those that were asked for, in that order, and when.
-    asked: VecDeque<(Name, Instant)>,
-    /// When something was asked last.
-    asked_last: Option<Instant>,
-    /// When leases end that are watched.
-    ends: BTreeSet<(Instant, Name)>,
+    /// The leases whose remaining lifetime is to be queried.
+    to_query: Vec<LockName>,
+    /// The queries without a reply in the order they were sent, and when they were sent.
+    queries: VecDeque<(LockName, Instant)>,
+    /// When the last query was sent.
+    last_query: Option<Instant>,
+    /// When the watched leases end.
+    ends: BTreeSet<(Instant, LockName)>,
 }
 
-/// One lease that is watched.
+/// One watched lease.
 #[derive(Default)]
-struct Watched {
+struct WatchedLease {
+    /// The watchers by ID; a waker is present once the watcher was polled.
     watchers: Vec<(u64, Option<Waker>)>,
     ends: Option<Instant>,
 }
 
-/// Who is to be woken. Wakers run code that is not ours, so they are called when no lock is held.
+/// The wakers of watchers to wake.
+///
+/// Wakers run foreign code, so the caller wakes them after it has released its lock.
 #[must_use]
 #[derive(Default)]
-pub(crate) struct Woken(Vec<Waker>);
+pub(crate) struct WatchersWoken(Vec<Waker>);
 
-impl Woken {
+impl WatchersWoken {
     pub(crate) fn wake(self) {
         self.0.into_iter().for_each(Waker::wake);
     }
 
-    fn add(&mut self, watched: Watched) {
+    fn add(&mut self, watched: WatchedLease) {
         self.0.extend(watched.watchers.into_iter().filter_map(|(_, waker)| waker));
     }
 }
 
-/// Whoever keeps watches, behind a lock.
-pub(crate) trait Keeps: Send + Sync + 'static {
-    fn watches<T>(&self, with: impl FnOnce(&mut Watches) -> T) -> T;
+/// Shared access to [`LeaseWatchers`] behind a lock.
+pub(crate) trait SharedWatchers: Send + Sync + 'static {
+    fn with_watchers<T>(&self, with: impl FnOnce(&mut LeaseWatchers) -> T) -> T;
 }
 
-/// One who watches a lease.
-pub(crate) struct Watching<K: Keeps> {
-    keeper: Arc<K>,
-    lock: Name,
-    number: u64,
+/// A watcher of one lease: a future that completes when the lease may have ended.
+pub(crate) struct LeaseWatch<S: SharedWatchers> {
+    shared: Arc<S>,
+    lock: LockName,
+    id: u64,
 }
 
-impl<K: Keeps> Watching<K> {
-    /// The watcher of this number.
-    pub(crate) fn new(keeper: &Arc<K>, lock: Name, number: u64) -> Self {
-        Watching { keeper: Arc::clone(keeper), lock, number }
+impl<S: SharedWatchers> LeaseWatch<S> {
+    /// Creates the future of a watcher by the ID that [`LeaseWatchers::watch`] returned.
+    pub(crate) fn new(shared: &Arc<S>, lock: LockName, id: u64) -> Self {
+        LeaseWatch { shared: Arc::clone(shared), lock, id }
     }
 }
 
-impl<K: Keeps> Future for Watching<K> {
+impl<S: SharedWatchers> Future for LeaseWatch<S> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        // Wakers run code that is not ours when they are cloned and dropped, so both happen outside of the lock.
+        // Cloning and dropping a waker runs foreign code, so both happen outside of the lock.
         let mut waker = Some(context.waker().clone());
-        let poll = self.keeper.watches(|watches| watches.poll(&self.lock, self.number, &mut waker));
+        let poll = self.shared.with_watchers(|watchers| watchers.poll(&self.lock, self.id, &mut waker));
         drop(waker);
         poll
     }
 }
 
-impl<K: Keeps> Drop for Watching<K> {
+impl<S: SharedWatchers> Drop for LeaseWatch<S> {
     fn drop(&mut self) {
-        let waker = self.keeper.watches(|watches| watches.leave(&self.lock, self.number));
+        let waker = self.shared.with_watchers(|watchers| watchers.unwatch(&self.lock, self.id));
         drop(waker);
     }
 }
 
-impl Watches {
-    /// A new watcher of a lease: its number.
-    pub(crate) fn watch(&mut self, lock: &Name) -> u64 {
-        let number = self.next;
+impl LeaseWatchers {
+    /// Adds a watcher of a lease, schedules a query of the lease, and returns the ID of the
+    /// watcher.
+    pub(crate) fn watch(&mut self, lock: &LockName) -> u64 {
+        let id = self.next;
         self.next += 1;
-        self.locks.entry(Arc::clone(lock)).or_default().watchers.push((number, None));
-        if !self.to_ask.contains(lock) {
-            self.to_ask.push(Arc::clone(lock));
+        self.locks.entry(Arc::clone(lock)).or_default().watchers.push((id, None));
+        if !self.to_query.contains(lock) {
+            self.to_query.push(Arc::clone(lock));
         }
-        number
+        id
     }
 
-    /// Whether something may have happened to the lease; if not, `waker` is called when it may have. Leaves a waker there
-    /// that is not needed any more.
-    pub(crate) fn poll(&mut self, lock: &Name, number: u64, waker: &mut Option<Waker>) -> Poll<()> {
+    /// Returns `Ready` if the lease may have ended; otherwise stores `waker` for when it may have.
+    ///
+    /// Leaves the previously stored waker in `waker`, for the caller to drop outside of its lock.
+    pub(crate) fn poll(&mut self, lock: &LockName, id: u64, waker: &mut Option<Waker>) -> Poll<()> {
         let watchers = self.locks.get_mut(lock).map(|watched| &mut watched.watchers);
-        match watchers.and_then(|watchers| watchers.iter_mut().find(|(other, _)| *other == number)) {
+        match watchers.and_then(|watchers| watchers.iter_mut().find(|(other, _)| *other == id)) {
             None => Poll::Ready(()),
-            Some((_, before)) => {
-                std::mem::swap(before, waker);
+            Some((_, stored)) => {
+                std::mem::swap(stored, waker);
                 Poll::Pending
             }
         }
     }
 
-    /// A watcher that is not interested any more.
-    pub(crate) fn leave(&mut self, lock: &Name, number: u64) -> Option<Waker> {
+    /// Removes a watcher and returns its waker, for the caller to drop outside of its lock.
+    pub(crate) fn unwatch(&mut self, lock: &LockName, id: u64) -> Option<Waker> {
         let watchers = &mut self.locks.get_mut(lock)?.watchers;
-        let at = watchers.iter().position(|(other, _)| *other == number)?;
+        let at = watchers.iter().position(|(other, _)| *other == id)?;
         let (_, waker) = watchers.swap_remove(at);
         if watchers.is_empty() {
-            let _ = self.end(lock);
+            let _ = self.remove(lock);
         }
         waker
     }
@@ -141,68 +147,77 @@ impl Watches {
         self.locks.is_empty()
     }
 
-    /// Appends what is to be asked of the server.
-    pub(crate) fn ask(&mut self, now: Instant, out: &mut Vec<u8>) {
-        for lock in self.to_ask.drain(..) {
+    /// Appends the scheduled queries to `out`.
+    pub(crate) fn write_queries(&mut self, now: Instant, out: &mut Vec<u8>) {
+        for lock in self.to_query.drain(..) {
             if self.locks.contains_key(&lock) {
                 commands::remaining(out, &lock);
-                self.asked.push_back((lock, now));
-                self.asked_last = Some(now);
+                self.queries.push_back((lock, now));
+                self.last_query = Some(now);
             }
         }
     }
 
-    /// Has all watched leases asked for once more, when nothing was for so long: a server that is there no more tells
-    /// nobody, and does not say so either.
-    pub(crate) fn ask_again(&mut self, now: Instant, every: Duration) {
-        if self.asks_again_at(every).is_some_and(|at| at <= now) {
-            self.to_ask.extend(self.locks.keys().cloned());
+    /// Schedules a query of all watched leases if none was sent for `every`.
+    ///
+    /// A dead server sends no notifications and need not close the connection, so only a missing
+    /// reply reveals it.
+    pub(crate) fn requery_if_silent(&mut self, now: Instant, every: Duration) {
+        if self.next_requery(every).is_some_and(|at| at <= now) {
+            self.to_query.extend(self.locks.keys().cloned());
         }
     }
 
-    /// When that is, if somebody watches and no answer is awaited.
-    pub(crate) fn asks_again_at(&self, every: Duration) -> Option<Instant> {
-        let is_silent = self.asked.is_empty() && self.to_ask.is_empty() && !self.locks.is_empty();
-        self.asked_last.filter(|_| is_silent).and_then(|asked| asked.checked_add(every))
+    /// Returns when [`LeaseWatchers::requery_if_silent`] will query again.
+    ///
+    /// Returns `None` if no lease is watched or a query is scheduled or pending.
+    pub(crate) fn next_requery(&self, every: Duration) -> Option<Instant> {
+        let is_silent = self.queries.is_empty() && self.to_query.is_empty() && !self.locks.is_empty();
+        self.last_query.filter(|_| is_silent).and_then(|sent| sent.checked_add(every))
     }
 
-    /// When the oldest question was asked that was not answered.
-    pub(crate) fn asked_since(&self) -> Option<Instant> {
-        self.asked.front().map(|(_, at)| *at)
+    /// Returns when the oldest query without a reply was sent.
+    pub(crate) fn oldest_query(&self) -> Option<Instant> {
+        self.queries.front().map(|(_, at)| *at)
     }
 
-    /// Takes what the server said.
-    pub(crate) fn heard(&mut self, message: &Message<'_>, now: Instant) -> Result<Woken, Error> {
-        let mut woken = Woken::default();
+    /// Processes a reply or a push of the server and returns the watchers to wake.
+    ///
+    /// # Errors
+    /// If the server refused a query or sent something unexpected; the connection must be closed
+    /// then.
+    pub(crate) fn on_message(&mut self, message: &Message<'_>, now: Instant) -> Result<WatchersWoken, Error> {
+        let mut woken = WatchersWoken::default();
         match (message.is_push, &message.tokens[..]) {
-            (true, [Token::Bulk(b"invalidate") | Token::Status(b"invalidate"), what @ ..]) => match what {
-                // Everything was flushed.
+            (true, [Token::Bulk(b"invalidate") | Token::Status(b"invalidate"), payload @ ..]) => match payload {
+                // The null stands for all keys: the database was flushed.
                 [Token::Nil] => std::mem::take(&mut self.locks).into_values().for_each(|watched| woken.add(watched)),
                 keys => {
                     for key in keys {
-                        let ended = if let Token::Bulk(key) = key { self.end(key) } else { None };
-                        ended.into_iter().for_each(|watched| woken.add(watched));
+                        let removed = if let Token::Bulk(key) = key { self.remove(key) } else { None };
+                        removed.into_iter().for_each(|watched| woken.add(watched));
                     }
                 }
             },
-            // Nobody asked for any other.
+            // Pushes of other kinds were not subscribed to.
             (true, _) => {}
             (false, [Token::Int(remaining)]) => {
-                let Some((lock, _)) = self.asked.pop_front() else { return Err(unasked()) };
+                let Some((lock, _)) = self.queries.pop_front() else { return Err(unexpected_message()) };
                 match u64::try_from(*remaining) {
-                    Ok(left) => self.ends_at(&lock, now.checked_add(Duration::from_millis(left) + SLACK)),
-                    Err(_) if *remaining == -1 => self.ends_at(&lock, None),
-                    Err(_) => self.end(&lock).into_iter().for_each(|watched| woken.add(watched)),
+                    Ok(left) => self.set_end(&lock, now.checked_add(Duration::from_millis(left) + SLACK)),
+                    Err(_) if *remaining == -1 => self.set_end(&lock, None),
+                    Err(_) => self.remove(&lock).into_iter().for_each(|watched| woken.add(watched)),
                 }
             }
-            // The slot of the lock is at another server of the cluster by now: whoever asks for it there is told where.
+            // The slot of the lock has moved to another server of the cluster. When the watcher
+            // wakes up and tries to take the lock, a redirection leads it there.
             (false, [Token::Error(error)]) if Redirect::of(error, true).is_some() => {
-                let Some((lock, _)) = self.asked.pop_front() else { return Err(unasked()) };
-                // Not at once, since it may take a while until that is so for good.
-                self.ends_at(&lock, now.checked_add(ELSEWHERE));
+                let Some((lock, _)) = self.queries.pop_front() else { return Err(unexpected_message()) };
+                // Delayed, since the migration of the slot may take a while.
+                self.set_end(&lock, now.checked_add(MOVED_DELAY));
             }
             (false, [Token::Error(error)]) => return Err(crate::redis::protocol::batch::server_error(error)),
-            (false, _) => return Err(unasked()),
+            (false, _) => return Err(unexpected_message()),
         }
         if self.locks.is_empty() {
             self.ends.clear();
@@ -210,14 +225,14 @@ impl Watches {
         Ok(woken)
     }
 
-    /// When the first lease ends that is watched.
+    /// Returns when the next watched lease ends.
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.ends.first().map(|(end, _)| *end)
     }
 
-    /// Wakes the watchers of leases that have ended by now.
-    pub(crate) fn pass(&mut self, now: Instant) -> Woken {
-        let mut woken = Woken::default();
+    /// Removes the leases that have ended by `now` and returns their watchers.
+    pub(crate) fn expire(&mut self, now: Instant) -> WatchersWoken {
+        let mut woken = WatchersWoken::default();
         while self.next_end().is_some_and(|end| end <= now) {
             let Some((_, lock)) = self.ends.pop_first() else { break };
             self.locks.remove(&lock).into_iter().for_each(|watched| woken.add(watched));
@@ -225,18 +240,18 @@ impl Watches {
         woken
     }
 
-    /// Nothing will be heard any more over this connection: wakes everybody.
-    pub(crate) fn deafen(&mut self) -> Woken {
-        let mut woken = Woken::default();
+    /// Removes all watchers and queries and returns the watchers, since the connection is closed.
+    pub(crate) fn close(&mut self) -> WatchersWoken {
+        let mut woken = WatchersWoken::default();
         std::mem::take(&mut self.locks).into_values().for_each(|watched| woken.add(watched));
-        self.to_ask.clear();
-        self.asked.clear();
+        self.to_query.clear();
+        self.queries.clear();
         self.ends.clear();
         woken
     }
 
-    /// Nobody watches the lease any more; who did.
-    fn end(&mut self, lock: &[u8]) -> Option<Watched> {
+    /// Removes a lease and returns its watchers.
+    fn remove(&mut self, lock: &[u8]) -> Option<WatchedLease> {
         let (lock, watched) = self.locks.remove_entry(lock)?;
         if let Some(end) = watched.ends {
             self.ends.remove(&(end, lock));
@@ -244,7 +259,8 @@ impl Watches {
         Some(watched)
     }
 
-    fn ends_at(&mut self, lock: &Name, end: Option<Instant>) {
+    /// Sets or replaces the time when a watched lease ends.
+    fn set_end(&mut self, lock: &LockName, end: Option<Instant>) {
         let Some(watched) = self.locks.get_mut(lock) else { return };
         if let Some(before) = std::mem::replace(&mut watched.ends, end) {
             self.ends.remove(&(before, Arc::clone(lock)));
@@ -254,8 +270,8 @@ impl Watches {
 }
 
 #[cold]
-fn unasked() -> Error {
-    Error::new(ErrorKind::Protocol, "the server said something that it was not asked about a lease")
+fn unexpected_message() -> Error {
+    Error::new(ErrorKind::Protocol, "watching a lease: unexpected reply from the server")
 }
 
 #[cfg(test)]
@@ -263,138 +279,147 @@ mod tests {
     use super::*;
     use crate::redis::protocol::parser::Messages;
 
-    /// Watches, what a server says to them, and a clock that stands.
-    struct Ear {
-        watches: Watches,
+    /// Lease watchers, with methods for the server's messages, and a clock that the test moves.
+    struct TestConnection {
+        watchers: LeaseWatchers,
         now: Instant,
     }
 
-    impl Ear {
+    impl TestConnection {
         fn new() -> Self {
-            Ear { watches: Watches::default(), now: Instant::now() }
+            TestConnection { watchers: LeaseWatchers::default(), now: Instant::now() }
         }
 
-        fn watch(&mut self, lock: &str) -> (Name, u64) {
-            let name = Name::from(lock.as_bytes());
-            let number = self.watches.watch(&name);
-            (name, number)
+        fn watch(&mut self, lock: &str) -> (LockName, u64) {
+            let name = LockName::from(lock.as_bytes());
+            let id = self.watchers.watch(&name);
+            (name, id)
         }
 
-        fn asks(&mut self) -> usize {
+        fn queries(&mut self) -> usize {
             let mut out = Vec::new();
-            self.watches.ask(self.now, &mut out);
+            self.watchers.write_queries(self.now, &mut out);
             out.windows(4).filter(|part| part == b"PTTL").count()
         }
 
-        fn hears(&mut self, said: &str) -> Result<(), Error> {
-            let mut rest = said.as_bytes();
+        fn receives(&mut self, sent: &str) -> Result<(), Error> {
+            let mut rest = sent.as_bytes();
             let message = Messages::new(1024).cut(&mut rest)?.unwrap();
-            self.watches.heard(&message, self.now).map(Woken::wake)
+            self.watchers.on_message(&message, self.now).map(WatchersWoken::wake)
         }
 
-        fn is_woken(&mut self, (lock, number): &(Name, u64)) -> bool {
-            self.watches.poll(lock, *number, &mut Some(Waker::noop().clone())).is_ready()
+        fn is_woken(&mut self, (lock, id): &(LockName, u64)) -> bool {
+            self.watchers.poll(lock, *id, &mut Some(Waker::noop().clone())).is_ready()
         }
     }
 
     const PUSH: &str = ">2\r\n$10\r\ninvalidate\r\n";
 
     #[test]
-    fn what_is_watched_for_long_is_asked_for_again() {
+    fn queries_a_lease_again_after_a_period_of_silence() {
         const EVERY: Duration = Duration::from_secs(1);
-        let mut ear = Ear::new();
-        let asks_again = |ear: &mut Ear| {
-            ear.watches.ask_again(ear.now, EVERY);
-            ear.asks()
+        let mut connection = TestConnection::new();
+        let requeries = |connection: &mut TestConnection| {
+            connection.watchers.requery_if_silent(connection.now, EVERY);
+            connection.queries()
         };
-        assert_eq!((asks_again(&mut ear), ear.watches.asks_again_at(EVERY)), (0, None), "nobody watches");
-        let (long, gone) = (ear.watch("a"), ear.watch("b"));
-        assert_eq!(asks_again(&mut ear), 2);
-        ear.now += EVERY;
-        assert_eq!(asks_again(&mut ear), 0, "the answers are awaited");
-        ear.hears(":9000\r\n").unwrap();
-        ear.hears(":-1\r\n").unwrap();
-        assert_eq!(ear.watches.asks_again_at(EVERY), Some(ear.now));
-        assert_eq!((asks_again(&mut ear), asks_again(&mut ear)), (2, 0));
-        assert!(!ear.is_woken(&long) && !ear.is_woken(&gone));
-        ear.hears(":8000\r\n").unwrap();
-        // It was not told of.
-        ear.hears(":-2\r\n").unwrap();
-        assert!(!ear.is_woken(&long) && ear.is_woken(&gone));
-        assert_eq!(ear.watches.next_end(), Some(ear.now + Duration::from_millis(8001)));
-        assert_eq!(asks_again(&mut ear), 0, "it is too soon");
-        ear.now += EVERY;
-        assert_eq!(asks_again(&mut ear), 1);
+        assert_eq!(
+            (requeries(&mut connection), connection.watchers.next_requery(EVERY)),
+            (0, None),
+            "no lease is watched"
+        );
+        let (long, gone) = (connection.watch("a"), connection.watch("b"));
+        assert_eq!(requeries(&mut connection), 2);
+        connection.now += EVERY;
+        assert_eq!(requeries(&mut connection), 0, "replies are pending");
+        connection.receives(":9000\r\n").unwrap();
+        connection.receives(":-1\r\n").unwrap();
+        assert_eq!(connection.watchers.next_requery(EVERY), Some(connection.now));
+        assert_eq!((requeries(&mut connection), requeries(&mut connection)), (2, 0));
+        assert!(!connection.is_woken(&long) && !connection.is_woken(&gone));
+        connection.receives(":8000\r\n").unwrap();
+        // The lease ended without a push.
+        connection.receives(":-2\r\n").unwrap();
+        assert!(!connection.is_woken(&long) && connection.is_woken(&gone));
+        assert_eq!(connection.watchers.next_end(), Some(connection.now + Duration::from_millis(8001)));
+        assert_eq!(requeries(&mut connection), 0, "the period has not passed");
+        connection.now += EVERY;
+        assert_eq!(requeries(&mut connection), 1);
     }
 
     #[test]
-    fn who_watches_is_woken_by_a_push_a_free_lease_or_its_end() {
-        let mut ear = Ear::new();
-        let (pushed, free, flushed, timed) = (ear.watch("a"), ear.watch("b"), ear.watch("c"), ear.watch("d"));
-        let endless = ear.watch("e");
-        assert_eq!(ear.asks(), 5);
-        assert_eq!(ear.asks(), 0, "each is asked for once");
-        for said in [":9000\r\n", ":-2\r\n", ":9000\r\n", ":50\r\n", ":-1\r\n"] {
-            ear.hears(said).unwrap();
+    fn wakes_a_watcher_on_a_push_a_free_lease_or_the_end_of_the_lease() {
+        let mut connection = TestConnection::new();
+        let (pushed, free, flushed, timed) =
+            (connection.watch("a"), connection.watch("b"), connection.watch("c"), connection.watch("d"));
+        let endless = connection.watch("e");
+        assert_eq!(connection.queries(), 5);
+        assert_eq!(connection.queries(), 0, "each lease is queried once");
+        for reply in [":9000\r\n", ":-2\r\n", ":9000\r\n", ":50\r\n", ":-1\r\n"] {
+            connection.receives(reply).unwrap();
         }
-        assert!(!ear.is_woken(&pushed) && ear.is_woken(&free) && !ear.is_woken(&flushed));
-        ear.hears(&format!("{PUSH}*1\r\n$1\r\na\r\n")).unwrap();
-        assert!(ear.is_woken(&pushed) && !ear.is_woken(&flushed));
-        assert_eq!(ear.watches.next_end(), Some(ear.now + Duration::from_millis(51)));
-        ear.watches.pass(ear.now + Duration::from_millis(50)).wake();
-        assert!(!ear.is_woken(&timed));
-        ear.watches.pass(ear.now + Duration::from_millis(51)).wake();
-        assert!(ear.is_woken(&timed) && !ear.is_woken(&endless));
-        ear.hears(&format!("{PUSH}_\r\n")).unwrap();
-        assert!(ear.is_woken(&flushed) && ear.is_woken(&endless) && ear.watches.is_empty());
-        assert_eq!(ear.watches.next_end(), None);
+        assert!(!connection.is_woken(&pushed) && connection.is_woken(&free) && !connection.is_woken(&flushed));
+        connection.receives(&format!("{PUSH}*1\r\n$1\r\na\r\n")).unwrap();
+        assert!(connection.is_woken(&pushed) && !connection.is_woken(&flushed));
+        assert_eq!(connection.watchers.next_end(), Some(connection.now + Duration::from_millis(51)));
+        connection.watchers.expire(connection.now + Duration::from_millis(50)).wake();
+        assert!(!connection.is_woken(&timed));
+        connection.watchers.expire(connection.now + Duration::from_millis(51)).wake();
+        assert!(connection.is_woken(&timed) && !connection.is_woken(&endless));
+        connection.receives(&format!("{PUSH}_\r\n")).unwrap();
+        assert!(connection.is_woken(&flushed) && connection.is_woken(&endless) && connection.watchers.is_empty());
+        assert_eq!(connection.watchers.next_end(), None);
     }
 
     #[test]
-    fn who_comes_later_asks_again() {
-        let mut ear = Ear::new();
-        let first = ear.watch("a");
-        assert_eq!(ear.asks(), 1);
-        let second = ear.watch("a");
-        // What was asked before this one came says nothing about what happened in between, but its question does.
-        ear.hears(":9000\r\n").unwrap();
-        assert_eq!(ear.asks(), 1);
-        ear.hears(":-2\r\n").unwrap();
-        assert!(ear.is_woken(&first) && ear.is_woken(&second));
+    fn a_later_watcher_queries_the_lease_again() {
+        let mut connection = TestConnection::new();
+        let first = connection.watch("a");
+        assert_eq!(connection.queries(), 1);
+        let second = connection.watch("a");
+        // The reply to the first query may be older than the second watcher, so that one has a
+        // query of its own.
+        connection.receives(":9000\r\n").unwrap();
+        assert_eq!(connection.queries(), 1);
+        connection.receives(":-2\r\n").unwrap();
+        assert!(connection.is_woken(&first) && connection.is_woken(&second));
     }
 
     #[test]
-    fn who_leaves_is_forgotten() {
-        let mut ear = Ear::new();
-        let (first, second) = (ear.watch("a"), ear.watch("a"));
-        assert_eq!(ear.asks(), 1);
-        ear.hears(":9000\r\n").unwrap();
-        ear.watches.leave(&first.0, first.1);
-        assert!(!ear.is_woken(&second));
-        ear.watches.leave(&second.0, second.1);
-        assert!(ear.watches.is_empty() && ear.watches.next_end().is_none());
-        // One that left before it was asked for is not asked for, and an answer that nobody waits for is read over.
-        let third = ear.watch("b");
-        ear.watches.leave(&third.0, third.1);
-        assert_eq!(ear.asks(), 0);
-        let fourth = ear.watch("c");
-        assert_eq!(ear.asks(), 1);
-        ear.watches.leave(&fourth.0, fourth.1);
-        ear.hears(":9000\r\n").unwrap();
-        assert_eq!(ear.watches.next_end(), None);
+    fn forgets_a_watcher_that_leaves() {
+        let mut connection = TestConnection::new();
+        let (first, second) = (connection.watch("a"), connection.watch("a"));
+        assert_eq!(connection.queries(), 1);
+        connection.receives(":9000\r\n").unwrap();
+        connection.watchers.unwatch(&first.0, first.1);
+        assert!(!connection.is_woken(&second));
+        connection.watchers.unwatch(&second.0, second.1);
+        assert!(connection.watchers.is_empty() && connection.watchers.next_end().is_none());
+        // A watcher that left before its query was sent causes none; the reply to a query without
+        // watchers is ignored.
+        let third = connection.watch("b");
+        connection.watchers.unwatch(&third.0, third.1);
+        assert_eq!(connection.queries(), 0);
+        let fourth = connection.watch("c");
+        assert_eq!(connection.queries(), 1);
+        connection.watchers.unwatch(&fourth.0, fourth.1);
+        connection.receives(":9000\r\n").unwrap();
+        assert_eq!(connection.watchers.next_end(), None);
     }
 
     #[test]
-    fn all_are_woken_when_nothing_is_heard_any_more() {
-        let mut ear = Ear::new();
-        let (first, second) = (ear.watch("a"), ear.watch("b"));
-        assert_eq!(ear.asks(), 2);
-        ear.hears(":9000\r\n").unwrap();
-        ear.watches.deafen().wake();
-        assert!(ear.is_woken(&first) && ear.is_woken(&second));
-        assert!(ear.watches.is_empty() && ear.watches.asked_since().is_none() && ear.asks() == 0);
-        assert!(ear.hears(":1\r\n").is_err(), "nobody asked");
-        assert!(ear.hears("-ERR no\r\n").is_err());
-        ear.hears(">2\r\n+message\r\n+a\r\n").unwrap();
+    fn wakes_all_watchers_when_the_connection_closes() {
+        let mut connection = TestConnection::new();
+        let (first, second) = (connection.watch("a"), connection.watch("b"));
+        assert_eq!(connection.queries(), 2);
+        connection.receives(":9000\r\n").unwrap();
+        connection.watchers.close().wake();
+        assert!(connection.is_woken(&first) && connection.is_woken(&second));
+        assert!(
+            connection.watchers.is_empty() && connection.watchers.oldest_query().is_none() && connection.queries() == 0
+        );
+        assert!(connection.receives(":1\r\n").is_err(), "no query is pending");
+        assert!(connection.receives("-ERR no\r\n").is_err());
+        connection.receives(">2\r\n+message\r\n+a\r\n").unwrap();
     }
 }

@@ -1,6 +1,7 @@
-//! [`Listener`]: the connection over which a server tells when leases change, and the thread that listens to it.
+//! [`TrackingConnection`]: the connection over which a server announces changes of leases.
 //!
-//! It is a thread for callers of both faces: it wakes them by their wakers, and works while all runtimes are busy.
+//! One thread per server reads it, for blocking and asynchronous callers alike: it wakes both
+//! through their wakers, and it works even while all runtimes are busy.
 
 pub(crate) mod lease_watchers;
 
@@ -14,250 +15,267 @@ use parking_lot::Mutex;
 #[cfg(feature = "tls")]
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::backend::leases::Watch;
 use crate::error::{Error, ErrorKind};
 use crate::redis::conn::backoff;
 use crate::redis::conn::blocking;
-use crate::redis::conn::blocking::{Connection, closed, io_error, late};
+use crate::redis::conn::blocking::{BlockingConnection, closed, io_error, late};
 use crate::redis::conn::limits::Limits;
 use crate::redis::conn::pool::from_now;
 #[cfg(feature = "tls")]
-use crate::redis::conn::tls_stream::Secured;
+use crate::redis::conn::tls_stream::TlsStream;
 use crate::redis::protocol::parser::Messages;
-use crate::redis::tracking::lease_watchers::{Keeps, Name, Watches, Watching};
+use crate::redis::tracking::lease_watchers::{LeaseWatch, LeaseWatchers, LockName, SharedWatchers};
+use crate::redis::transport::Watch;
 use crate::redis::url::Server;
 
-/// How long a server is not asked again to tell that cannot, or does not let us.
-const INABILITY: Duration = Duration::from_secs(10);
+/// How long a server is not asked for tracking again after it turned out to be unable or unwilling.
+const UNSUPPORTED_BACKOFF: Duration = Duration::from_secs(10);
 
-/// Listens to one server, from the first watch until it is dropped or the connection breaks.
-pub(crate) struct Listener(Arc<Shared>);
+/// The tracking connection to one server.
+///
+/// It is opened by the first [`watch`](Self::watch) and closed when this is dropped. After a
+/// failure, the next watch opens it again.
+pub(crate) struct TrackingConnection(Arc<TrackingInner>);
 
-struct Shared {
+struct TrackingInner {
     server: Server,
     limits: Limits,
-    state: Mutex<State>,
+    state: Mutex<TrackingState>,
 }
 
-struct State {
-    watches: Watches,
-    ear: Ear,
-    /// How many attempts to listen have come to nothing, since the server last said something.
+struct TrackingState {
+    watchers: LeaseWatchers,
+    thread: ThreadState,
+    /// How many connections in a row failed since the server last sent a message.
     failures: u32,
 }
 
-/// What the thread is about.
-enum Ear {
-    /// There is none.
-    Closed,
-    /// It connects, and looks who watches then.
-    Opening,
-    /// It listens; the waker is for whoever comes.
-    Open(Arc<Waker>),
-    /// There is none, and none is to be made before that moment.
-    Deaf(Instant),
-    /// Nobody will come any more.
+/// The state of the thread that reads the connection.
+enum ThreadState {
+    /// No thread is running.
+    Stopped,
+    /// The thread connects; it queries the watched leases once it is connected.
+    Connecting,
+    /// The thread listens; the waker tells it about a new watcher.
+    Listening(Arc<Waker>),
+    /// No thread is running, and none is started before this moment.
+    Backoff(Instant),
+    /// The [`TrackingConnection`] was dropped.
     Abandoned,
 }
 
-impl Listener {
+impl TrackingConnection {
     pub(crate) fn new(server: &Server, limits: Limits) -> Self {
-        let state = State { watches: Watches::default(), ear: Ear::Closed, failures: 0 };
-        Listener(Arc::new(Shared { server: server.clone(), limits, state: Mutex::new(state) }))
+        let state = TrackingState { watchers: LeaseWatchers::default(), thread: ThreadState::Stopped, failures: 0 };
+        TrackingConnection(Arc::new(TrackingInner { server: server.clone(), limits, state: Mutex::new(state) }))
     }
 
-    /// Ready when the lease may have ended; at once when nobody holds it, or the connection breaks. `None` while nothing
-    /// can be heard.
+    /// Returns a future that completes when the lease may have ended.
+    ///
+    /// It completes immediately if the lease is not held, and also if the connection breaks.
+    /// Returns `None` while the server cannot be tracked. This does not block.
     pub(crate) fn watch(&self, lock: &[u8]) -> Option<Watch> {
-        let name = Name::from(lock);
+        let name = LockName::from(lock);
         let mut state = self.0.state.lock();
-        let waker = match &state.ear {
-            Ear::Open(waker) => Some(Arc::clone(waker)),
-            Ear::Opening => None,
-            Ear::Abandoned => return None,
-            Ear::Deaf(until) if Instant::now() < *until => return None,
-            Ear::Closed | Ear::Deaf(_) => {
-                let shared = Arc::clone(&self.0);
-                let listens = thread::Builder::new().name("dogpile-listen".into()).spawn(move || listen(&shared));
-                state.ear = if listens.is_ok() { Ear::Opening } else { Ear::Deaf(from_now(self.0.limits.max_pause)) };
-                listens.ok()?;
+        let waker = match &state.thread {
+            ThreadState::Listening(waker) => Some(Arc::clone(waker)),
+            ThreadState::Connecting => None,
+            ThreadState::Abandoned => return None,
+            ThreadState::Backoff(until) if Instant::now() < *until => return None,
+            ThreadState::Stopped | ThreadState::Backoff(_) => {
+                let inner = Arc::clone(&self.0);
+                let spawned = thread::Builder::new().name("dogpile-tracking".into()).spawn(move || run(&inner));
+                state.thread = if spawned.is_ok() {
+                    ThreadState::Connecting
+                } else {
+                    ThreadState::Backoff(from_now(self.0.limits.max_backoff))
+                };
+                spawned.ok()?;
                 None
             }
         };
-        let number = state.watches.watch(&name);
+        let id = state.watchers.watch(&name);
         drop(state);
         if let Some(waker) = waker {
-            // Where it fails the thread is not there any more, and has woken everybody.
+            // This fails only after the thread has ended, and then it has woken all watchers.
             let _ = waker.wake();
         }
-        Some(Box::pin(Watching::new(&self.0, name, number)))
+        Some(Box::pin(LeaseWatch::new(&self.0, name, id)))
     }
 }
 
-impl Drop for Listener {
+impl Drop for TrackingConnection {
     fn drop(&mut self) {
-        let ear = std::mem::replace(&mut self.0.state.lock().ear, Ear::Abandoned);
-        if let Ear::Open(waker) = ear {
+        let thread = std::mem::replace(&mut self.0.state.lock().thread, ThreadState::Abandoned);
+        if let ThreadState::Listening(waker) = thread {
             let _ = waker.wake();
         }
     }
 }
 
-impl Keeps for Shared {
-    fn watches<T>(&self, with: impl FnOnce(&mut Watches) -> T) -> T {
-        with(&mut self.state.lock().watches)
+impl SharedWatchers for TrackingInner {
+    fn with_watchers<T>(&self, with: impl FnOnce(&mut LeaseWatchers) -> T) -> T {
+        with(&mut self.state.lock().watchers)
     }
 }
 
-/// The thread of a listener. However it ends, nobody waits for it any more.
-fn listen(shared: &Shared) {
-    struct Ends<'s>(&'s Shared, Ear);
-    impl Drop for Ends<'_> {
+/// The body of the thread. However it ends, it wakes all watchers.
+fn run(inner: &TrackingInner) {
+    /// Sets the state that follows and wakes all watchers, also if the thread panics.
+    struct TrackingEnd<'s>(&'s TrackingInner, ThreadState);
+    impl Drop for TrackingEnd<'_> {
         fn drop(&mut self) {
             let mut state = self.0.state.lock();
-            if !matches!(state.ear, Ear::Abandoned) {
-                state.ear = std::mem::replace(&mut self.1, Ear::Closed);
+            if !matches!(state.thread, ThreadState::Abandoned) {
+                state.thread = std::mem::replace(&mut self.1, ThreadState::Stopped);
             }
-            let woken = state.watches.deafen();
+            let woken = state.watchers.close();
             drop(state);
             woken.wake();
         }
     }
-    let mut ends = Ends(shared, Ear::Closed);
-    if let Err(error) = Ears::open(shared).and_then(|mut ears| ears.listen(shared)) {
-        let failures = &mut shared.state.lock().failures;
+    let mut end = TrackingEnd(inner, ThreadState::Stopped);
+    if let Err(error) = TrackingLoop::open(inner).and_then(|mut tracking| tracking.run(inner)) {
+        let failures = &mut inner.state.lock().failures;
         *failures = failures.saturating_add(1);
-        // It does not speak RESP3, an ACL does not let us, or it is not what it is to be.
+        // The server does not speak RESP3, an ACL forbids tracking, or the server has another role.
         if matches!(error.kind(), ErrorKind::Server | ErrorKind::Refused | ErrorKind::Config) {
-            ends.1 = Ear::Deaf(Instant::now() + INABILITY);
+            end.1 = ThreadState::Backoff(Instant::now() + UNSUPPORTED_BACKOFF);
         } else if *failures > 1 {
-            // A connection that broke after it was of use says nothing about the next one.
-            ends.1 = Ear::Deaf(Instant::now() + backoff::after(*failures, shared.limits.max_pause));
+            // The first failure after a working connection causes no backoff, since most likely
+            // only that connection broke.
+            end.1 = ThreadState::Backoff(Instant::now() + backoff::after(*failures, inner.limits.max_backoff));
         }
     }
 }
 
 const SOCKET: Token = Token(0);
-const CALLER: Token = Token(1);
+const WAKEUP: Token = Token(1);
 
-/// An open connection that is listened to.
-struct Ears {
+/// An open tracking connection and the event loop over it.
+struct TrackingLoop {
     poller: Poller,
-    /// Held here too: dropped with the listener's, it would not wake any more.
+    /// Keeps the waker alive: without it, a wakeup just before the [`TrackingConnection`] drops its
+    /// handle would be lost.
     _waker: Arc<Waker>,
-    stream: Stream,
+    stream: TrackingSocket,
     messages: Messages,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-impl Ears {
-    fn open(shared: &Shared) -> Result<Self, Error> {
-        let socket = Connection::open_to_listen(&shared.server, shared.limits)?;
+impl TrackingLoop {
+    fn open(inner: &TrackingInner) -> Result<Self, Error> {
+        let socket = BlockingConnection::open_to_listen(&inner.server, inner.limits)?;
         let opened = || {
-            let mut stream = Stream::new(socket)?;
+            let mut stream = TrackingSocket::new(socket)?;
             let poller = Poller::new()?;
             stream.register(&poller)?;
-            let waker = Arc::new(Waker::new(poller.registry(), CALLER)?);
-            let (messages, _waker) = (Messages::new(shared.limits.max_entry), Arc::clone(&waker));
-            Ok((Ears { poller, _waker, stream, messages, input: Vec::new(), output: Vec::new() }, waker))
+            let waker = Arc::new(Waker::new(poller.registry(), WAKEUP)?);
+            let (messages, _waker) = (Messages::new(inner.limits.max_entry), Arc::clone(&waker));
+            Ok((TrackingLoop { poller, _waker, stream, messages, input: Vec::new(), output: Vec::new() }, waker))
         };
-        let (ears, waker) = opened().map_err(|error: io::Error| io_error(&error, "listening to the server"))?;
-        let mut state = shared.state.lock();
-        if !matches!(state.ear, Ear::Abandoned) {
-            state.ear = Ear::Open(waker);
+        let (tracking, waker) =
+            opened().map_err(|error: io::Error| io_error(&error, "reading from the tracking connection"))?;
+        let mut state = inner.state.lock();
+        if !matches!(state.thread, ThreadState::Abandoned) {
+            state.thread = ThreadState::Listening(waker);
         }
-        Ok(ears)
+        Ok(tracking)
     }
 
-    /// Asks and listens, until the connection breaks or the listener is dropped.
-    fn listen(&mut self, shared: &Shared) -> Result<(), Error> {
+    /// Sends queries and processes messages until the connection breaks or is abandoned.
+    fn run(&mut self, inner: &TrackingInner) -> Result<(), Error> {
         let mut events = Events::with_capacity(4);
-        let every = shared.limits.response.clamp(MOST_OFTEN, LEAST_OFTEN);
-        // What came with the introduction is in no event any more where it was encrypted.
-        self.hear(shared)?;
+        let every = inner.limits.response.clamp(MIN_REQUERY_INTERVAL, MAX_REQUERY_INTERVAL);
+        // TLS may have decrypted messages together with the reply to the handshake; no event
+        // announces them.
+        self.receive(inner)?;
         loop {
             let now = Instant::now();
-            let mut state = shared.state.lock();
-            if matches!(state.ear, Ear::Abandoned) {
+            let mut state = inner.state.lock();
+            if matches!(state.thread, ThreadState::Abandoned) {
                 return Ok(());
             }
-            let woken = state.watches.pass(now);
-            state.watches.ask_again(now, every);
-            state.watches.ask(now, &mut self.output);
-            let answer_due = state.watches.asked_since().map(|asked| asked + shared.limits.response.min(YEAR));
-            let (next_end, asks_again) = (state.watches.next_end(), state.watches.asks_again_at(every));
+            let woken = state.watchers.expire(now);
+            state.watchers.requery_if_silent(now, every);
+            state.watchers.write_queries(now, &mut self.output);
+            let reply_due = state.watchers.oldest_query().map(|sent| sent + inner.limits.response.min(YEAR));
+            let (next_end, next_requery) = (state.watchers.next_end(), state.watchers.next_requery(every));
             drop(state);
             woken.wake();
-            if answer_due.is_some_and(|due| due <= now) {
+            if reply_due.is_some_and(|due| due <= now) {
                 return Err(late());
             }
             self.send()?;
-            let due = [answer_due, next_end, asks_again].into_iter().flatten().min();
+            let due = [reply_due, next_end, next_requery].into_iter().flatten().min();
             match self.poller.poll(&mut events, due.map(|due| due.saturating_duration_since(Instant::now()))) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(io_error(&error, "listening to the server"));
+                    return Err(io_error(&error, "reading from the tracking connection"));
                 }
                 _ => {}
             }
             if events.iter().any(|event| event.token() == SOCKET) {
-                self.hear(shared)?;
+                self.receive(inner)?;
             }
         }
     }
 
+    /// Sends the queries that were written, as far as the socket accepts them.
     fn send(&mut self) -> Result<(), Error> {
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {
                 Ok(sent) => drop(self.output.drain(..sent)),
-                // The socket says when there is room.
+                // An event announces when the socket accepts more.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io_error(&error, "sending the request")),
+                Err(error) => return Err(io_error(&error, "writing to the tracking connection")),
             }
         }
         match self.stream.flush() {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(io_error(&error, "sending the request")),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                Err(io_error(&error, "writing to the tracking connection"))
+            }
             _ => Ok(()),
         }
     }
 
-    /// Reads all that there is.
-    fn hear(&mut self, shared: &Shared) -> Result<(), Error> {
-        let mut piece = [0; 4096];
+    /// Reads and processes all messages that have arrived.
+    fn receive(&mut self, inner: &TrackingInner) -> Result<(), Error> {
+        let mut buffer = [0; 4096];
         loop {
-            let read = match self.stream.read(&mut piece) {
+            let read = match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(closed()),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(io_error(&error, "listening to the server")),
+                Err(error) => return Err(io_error(&error, "reading from the tracking connection")),
             };
-            self.input.extend_from_slice(&piece[..read]);
+            self.input.extend_from_slice(&buffer[..read]);
             let mut rest = &self.input[..];
             while let Some(message) = self.messages.cut(&mut rest)? {
-                let mut state = shared.state.lock();
-                let woken = state.watches.heard(&message, Instant::now())?;
+                let mut state = inner.state.lock();
+                let woken = state.watchers.on_message(&message, Instant::now())?;
                 state.failures = 0;
                 drop(state);
                 woken.wake();
             }
-            let left = rest.len();
-            self.input.drain(..self.input.len() - left);
+            let unread = rest.len();
+            self.input.drain(..self.input.len() - unread);
         }
     }
 }
 
-/// How often a server is asked again for what is watched: when it did not answer for as long as it may take, but not more
-/// often than the first of these, nor more seldom than the second.
-const MOST_OFTEN: Duration = Duration::from_millis(100);
-const LEAST_OFTEN: Duration = Duration::from_secs(5);
+/// The bounds of the period after which watched leases are queried again, which is the response
+/// timeout.
+const MIN_REQUERY_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_REQUERY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Longer than any timer needs to tell.
+/// Longer than any timer has to run; it keeps sums of times from overflowing.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// A socket that does not block.
-enum Stream {
+/// A nonblocking socket, encrypted or not.
+enum TrackingSocket {
     Tcp(mio::net::TcpStream),
     #[cfg(unix)]
     Unix(mio::net::UnixStream),
@@ -265,23 +283,23 @@ enum Stream {
     Tls(Box<StreamOwned<ClientConnection, mio::net::TcpStream>>),
 }
 
-impl Stream {
-    fn new(socket: blocking::Stream) -> io::Result<Self> {
+impl TrackingSocket {
+    fn new(socket: blocking::BlockingSocket) -> io::Result<Self> {
         Ok(match socket {
-            blocking::Stream::Tcp(socket) => {
+            blocking::BlockingSocket::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
-                Stream::Tcp(mio::net::TcpStream::from_std(socket))
+                TrackingSocket::Tcp(mio::net::TcpStream::from_std(socket))
             }
             #[cfg(unix)]
-            blocking::Stream::Unix(socket) => {
+            blocking::BlockingSocket::Unix(socket) => {
                 socket.set_nonblocking(true)?;
-                Stream::Unix(mio::net::UnixStream::from_std(socket))
+                TrackingSocket::Unix(mio::net::UnixStream::from_std(socket))
             }
             #[cfg(feature = "tls")]
-            blocking::Stream::Tls(stream) => {
-                let Secured { session, socket } = *stream;
+            blocking::BlockingSocket::Tls(stream) => {
+                let TlsStream { session, socket } = *stream;
                 socket.set_nonblocking(true)?;
-                Stream::Tls(Box::new(StreamOwned::new(session, mio::net::TcpStream::from_std(socket))))
+                TrackingSocket::Tls(Box::new(StreamOwned::new(session, mio::net::TcpStream::from_std(socket))))
             }
         })
     }
@@ -289,43 +307,43 @@ impl Stream {
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
         let interests = Interest::READABLE | Interest::WRITABLE;
         match self {
-            Stream::Tcp(socket) => poller.registry().register(socket, SOCKET, interests),
+            TrackingSocket::Tcp(socket) => poller.registry().register(socket, SOCKET, interests),
             #[cfg(unix)]
-            Stream::Unix(socket) => poller.registry().register(socket, SOCKET, interests),
+            TrackingSocket::Unix(socket) => poller.registry().register(socket, SOCKET, interests),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => poller.registry().register(&mut stream.sock, SOCKET, interests),
+            TrackingSocket::Tls(stream) => poller.registry().register(&mut stream.sock, SOCKET, interests),
         }
     }
 }
 
-impl Read for Stream {
+impl Read for TrackingSocket {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(socket) => socket.read(into),
+            TrackingSocket::Tcp(socket) => socket.read(into),
             #[cfg(unix)]
-            Stream::Unix(socket) => socket.read(into),
+            TrackingSocket::Unix(socket) => socket.read(into),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.read(into),
+            TrackingSocket::Tls(stream) => stream.read(into),
         }
     }
 }
 
-impl Write for Stream {
+impl Write for TrackingSocket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(socket) => socket.write(bytes),
+            TrackingSocket::Tcp(socket) => socket.write(bytes),
             #[cfg(unix)]
-            Stream::Unix(socket) => socket.write(bytes),
+            TrackingSocket::Unix(socket) => socket.write(bytes),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.write(bytes),
+            TrackingSocket::Tls(stream) => stream.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => stream.flush(),
-            // Sockets keep nothing back.
+            TrackingSocket::Tls(stream) => stream.flush(),
+            // Plain sockets do not buffer.
             _ => Ok(()),
         }
     }

@@ -1,173 +1,86 @@
-//! Values that are created anew in the background, while callers go on with the stale ones.
+//! Stale-while-revalidate for every caller: stale values are returned at once and created anew in the
+//! background.
 
-use std::fmt;
 use std::future::ready;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::backend::Backend;
+use super::caller::{AfterFirstRead, Caller};
+use super::flight::Flight;
+use super::machine::Step;
+use crate::backend::{AsyncBackend, Backend};
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
 #[cfg(feature = "tokio")]
-use crate::exec::Task;
-use crate::exec::{Thread, now};
+use crate::exec::Async;
+use crate::exec::{Blocking, Exec, poll_ready};
 use crate::freshness::{Freshness, Invalidation};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::keymap::KeyMap;
-use crate::lock::{Lock, LockSettings};
-use crate::region::call::{Call, Settings, Start, StoreRule};
-use crate::region::create::Drive;
-use crate::region::create::exec::Face;
-use crate::region::create::flight::Flight;
-use crate::region::create::machine::Step;
-use crate::region::{Begun, Reading, Region};
+use crate::lock::{AsyncLock, BlockingBackend, BlockingLock, Lock};
+use crate::region::Region;
+use crate::region::core::{DecodedEntry, FirstRead};
+use crate::region::keys::KeySpace;
 
-/// A creator that is to run in the background of threads. Dropped without being run, it releases what it holds, and
-/// the value stays stale until another caller asks.
-pub type ThreadJob = Box<dyn FnOnce() + Send>;
-
-/// A creator that is to run in the background of tasks. Dropped at any time, it releases what it holds, and the value
-/// stays stale until another caller asks. Dropped with its runtime, it may leave a lock to the end of its lease: wait for
-/// it before that, as with a `TaskTracker` of tokio-util.
-#[cfg(feature = "tokio")]
-pub type TaskJob = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Who runs jobs in the background.
-pub(crate) struct Runner<J>(Arc<dyn Fn(J) + Send + Sync>);
-
-impl<J> Runner<J> {
-    pub(crate) fn new(run: impl Fn(J) + Send + Sync + 'static) -> Self {
-        Runner(Arc::new(run))
-    }
-}
-
-/// Each job in a thread of its own, and no more than so many at once: what is over that is dropped.
-const MOST_THREADS: usize = 16;
-
-impl Runner<ThreadJob> {
-    pub(crate) fn threads() -> Self {
-        let running = Arc::new(AtomicUsize::new(0));
-        Self::new(move |job| {
-            /// Counts a thread that has ended, or did not begin.
-            struct Ended(Arc<AtomicUsize>);
-            impl Drop for Ended {
-                fn drop(&mut self) {
-                    self.0.fetch_sub(1, Ordering::Relaxed);
-                }
-            }
-            let before = running.fetch_add(1, Ordering::Relaxed);
-            let ended = Ended(Arc::clone(&running));
-            if before < MOST_THREADS {
-                // Where the system has no thread to give, the job is dropped.
-                let _ = std::thread::Builder::new().name("dogpile-refresh".into()).spawn(move || {
-                    let _ended = ended;
-                    job();
-                });
-            }
-        })
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl Runner<TaskJob> {
-    pub(crate) fn tokio() -> Self {
-        // Where there is no runtime of tokio, the job is dropped.
-        Self::new(|job| {
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(job);
-            }
-        })
-    }
-}
-
-impl<J> Clone for Runner<J> {
-    fn clone(&self) -> Self {
-        Runner(Arc::clone(&self.0))
-    }
-}
-
-impl<J> fmt::Debug for Runner<J> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Runner")
-    }
-}
-
-/// A stale value's way to a new one, apart from the call that began it. Dropped, it releases what it holds.
-struct Refresh<A: Face<B, L>, B, S, L, M, I, F, V> {
-    face: A,
-    region: Region<B, S, L, M, I>,
+/// A creation that goes on apart from the call that began it. If it is dropped, its lock and its role
+/// are released.
+struct Refresh<R, V, G> {
+    region: R,
     key: KeyBuf,
-    settings: Settings<F>,
-    flight: Flight<V, A::Guard>,
+    flight: Flight<V, G>,
 }
 
-impl<A, B, S, L, M, I, F, V> Refresh<A, B, S, L, M, I, F, V>
+impl<'r, X, B, L, S, M, I> Caller<'r, X, B, L, S, M, I>
 where
-    A: Face<B, L>,
-    S: Codec<V>,
-    L: LockSettings,
-    I: Invalidation,
+    X: Exec,
+    B: AsyncBackend,
+    L: AsyncLock<B>,
     M: KeyMap,
-    F: StoreRule<V>,
+    I: Invalidation,
 {
-    /// The way to a new value, if nobody in this process is on it. It goes on from where its call is: with the lead, so
-    /// that others are not, and before the lock.
-    fn begin(
-        face: A,
-        call: &Call<'_, B, S, L, M, I, F>,
-        key: Key<'_>,
-        begun: Begun<'_>,
-        stale: &Reading<V>,
-    ) -> Result<Option<Self>, Error>
-    where
-        F: Clone,
-    {
-        let (region, settings) = (call.shared(), call.settings.clone());
-        if region.line.is_busy(key) {
-            return Ok(None);
-        }
-        let again = region.reading(Some(stale.entry.clone()), settings.max_age);
-        let mut flight = call.begun(face, key, Start::Read(begun, Ok(again)))?;
-        if flight.step() != Step::Join {
-            // It is fresh by now: a clock was set back, or what is invalid changed.
-            return Ok(None);
-        }
-        flight.join(&region.line, key, None);
-        let leads = flight.step() == Step::TryLock;
-        Ok(leads.then(|| Refresh { face, region: call.region().clone(), key: key.to_buf(), settings, flight }))
-    }
-
-    /// Creates the value, and stores it. What goes wrong is counted.
-    async fn run<R: Future<Output = Result<V, E>>, E>(mut self, create: impl FnOnce() -> R) {
-        let (region, settings, keys) = (&self.region.shared, self.settings.by_ref(), [self.key.as_key()]);
-        let flight = std::slice::from_mut(&mut self.flight);
-        let _ = Drive::new(self.face, region, settings, &keys, flight).run_one(create).await;
-    }
-}
-
-impl<B, S, L: LockSettings, M: KeyMap, I: Invalidation, F: Clone> Call<'_, B, S, L, M, I, F> {
-    /// The stale value. If nobody in this process creates the new one, the way to that is handed to `run`.
-    fn refresh<A: Face<B, L>, V>(
+    /// Begins to refresh a stale value, unless another caller of this process does. The flight leads, so
+    /// that no other one begins, and has not tried the lock yet.
+    fn begin_refresh<V>(
         &self,
-        face: A,
         key: Key<'_>,
-        begun: Begun<'_>,
-        stale: Reading<V>,
-        run: impl FnOnce(Refresh<A, B, S, L, M, I, F, V>),
+        read: FirstRead<'_>,
+        stale: &DecodedEntry<V>,
+    ) -> Result<Option<Flight<V, L::AsyncGuard>>, Error>
+    where
+        S: Codec<V>,
+    {
+        let core = self.scope.core;
+        if core.flights.is_loading(key) {
+            return Ok(None);
+        }
+        let again = self.scope.decoded(Some(stale.entry.clone()));
+        let mut flight = self.begin_flight(key, AfterFirstRead::Read(read, Ok(again)))?;
+        if flight.step() != Step::Join {
+            // It is fresh now: a clock was set back, or the invalidation has changed.
+            return Ok(None);
+        }
+        flight.join(&core.flights, key, None);
+        Ok((flight.step() == Step::TryLock).then_some(flight))
+    }
+
+    /// Returns the stale value, after `run` has got the refresh if this caller begins one.
+    fn refresh<V>(
+        &self,
+        key: Key<'_>,
+        read: FirstRead<'_>,
+        stale: DecodedEntry<V>,
+        run: impl FnOnce(Flight<V, L::AsyncGuard>),
     ) -> Result<V, Error>
     where
         S: Codec<V>,
-        F: StoreRule<V>,
     {
-        if let Some(refresh) = Refresh::begin(face, self, key, begun, &stale)? {
-            run(refresh);
+        if let Some(flight) = self.begin_refresh(key, read, &stale)? {
+            run(flight);
         }
-        self.shared().counters.served_stale.add(1);
+        self.scope.core.counters.stale_hits.add(1);
         Ok(stale.value)
     }
 }
 
-impl<B, S, L, M, I, F> Call<'_, B, S, L, M, I, F>
+impl<B, S, L, M, I> Region<B, S, L, M, I>
 where
     B: Backend + 'static,
     S: Send + Sync + 'static,
@@ -175,10 +88,34 @@ where
     M: KeyMap + 'static,
     I: Invalidation + 'static,
 {
-    /// See [`Region::get_or_refresh`].
+    /// Returns the value of `key`; a stale one is returned at once to every caller, and created anew in
+    /// the background.
+    ///
+    /// As [`get_or_create`](Region::get_or_create), but no caller waits for a creator if there is a stale
+    /// value: one of them hands its creator and the lock to the
+    /// [runner](crate::RegionBuilder::thread_runner) of the region. Errors in the background are
+    /// counted in [`Stats`](crate::Stats), and the next caller tries again. If there is no value, this
+    /// caller creates it or waits for the caller that does.
     ///
     /// # Errors
-    /// As there.
+    /// As [`get_or_create`](Region::get_or_create).
+    ///
+    /// # Cost
+    /// A fresh or stale hit takes one round trip.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set("rates", &1_u64)?;
+    /// let always_stale = region.with_stale_after(Duration::ZERO);
+    /// let stale = always_stale.get_or_refresh("rates", || Ok::<_, std::io::Error>(2_u64))?;
+    /// assert_eq!(stale, 1);
+    /// # while region.get::<u64>("rates")? != Some(2) { std::thread::yield_now(); }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn get_or_refresh<V, E>(
         &self,
         key: impl AsKey,
@@ -186,41 +123,91 @@ where
     ) -> Result<V, GetError<E>>
     where
         S: Codec<V>,
-        F: StoreRule<V> + Clone + Send + 'static,
         V: Send + 'static,
         L::Guard: 'static,
     {
-        let region = self.shared();
-        self.with_key(&key, |key| {
-            // Not behind another caller's reading, which might find nothing that is fresh for this one.
-            let begun = region.begin_alone(key);
-            match self.judge(region.miss_if_wrong_type(region.backend.get(key))) {
-                Ok(fresh) => Ok(begun.found(fresh)),
-                Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                    let run = |refresh: Refresh<Thread, _, _, _, _, _, _, _>| {
-                        (region.thread_runner.0)(Box::new(move || now(refresh.run(|| ready(create())))));
-                    };
-                    Ok(self.refresh(Thread, key, begun, stale, run)?)
-                }
-                Err(first) => self.create_one(key, Start::Read(begun, first), create),
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let key = space.map(&key, &core.map);
+        let (backend, lock) = (BlockingBackend(&self.inner.backend), BlockingLock(&self.inner.lock));
+        let caller = self.caller(Blocking, &backend, &lock);
+        // Not shared with another caller, whose read might find nothing that is fresh for this one.
+        let read = core.begin_own_read(core.flights.hash(key), L::ONLY_THIS_REGION);
+        match caller.scope.fresh_or(self.inner.backend.get(key)) {
+            Ok(fresh) => Ok(fresh),
+            Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
+                Ok(caller.refresh(key, read, stale, |flight| {
+                    let refresh = Refresh { region: self.clone(), key: key.to_buf(), flight };
+                    self.inner.thread_runner.run(Box::new(move || refresh.run_blocking(create)));
+                })?)
             }
-        })
+            Err(not_fresh) => {
+                let after = AfterFirstRead::Read(read, not_fresh);
+                poll_ready(caller.create_one(key, after, || ready(create())))
+            }
+        }
+    }
+}
+
+impl<B, S, L, M, I, V> Refresh<Region<B, S, L, M, I>, V, L::Guard>
+where
+    B: Backend,
+    S: Codec<V>,
+    L: Lock<B>,
+    M: KeyMap,
+    I: Invalidation,
+    V: 'static,
+{
+    /// Creates the value and stores it. Errors are counted.
+    fn run_blocking<E>(self, create: impl FnOnce() -> Result<V, E>) {
+        let (backend, lock) = (BlockingBackend(&self.region.inner.backend), BlockingLock(&self.region.inner.lock));
+        let caller = self.region.caller(Blocking, &backend, &lock);
+        let mut flight = [self.flight];
+        let _ = poll_ready(caller.drive(self.key.as_key(), &mut flight, || ready(create())));
     }
 }
 
 #[cfg(feature = "tokio")]
-impl<B, S, L, M, I, F> Call<'_, B, S, L, M, I, F>
+impl<B, S, L, M, I> Region<B, S, L, M, I>
 where
-    B: crate::backend::AsyncBackend + 'static,
+    B: AsyncBackend + 'static,
     S: Send + Sync + 'static,
-    L: crate::lock::AsyncLock<B> + 'static,
+    L: AsyncLock<B> + 'static,
     M: KeyMap + 'static,
     I: Invalidation + 'static,
 {
-    /// See [`Region::get_or_refresh_async`].
+    /// Returns the value of `key`; a stale one is returned at once to every caller, and created anew by
+    /// a task of its own.
+    ///
+    /// As [`get_or_create_async`](Region::get_or_create_async), but no caller waits for a creator if
+    /// there is a stale value: one of them hands its creator and the lock to the
+    /// [runner](crate::RegionBuilder::task_runner) of the region. If that drops the task, the lock is
+    /// released. Errors in the background are counted in [`Stats`](crate::Stats), and the next caller
+    /// tries again.
     ///
     /// # Errors
-    /// As there.
+    /// As [`get_or_create_async`](Region::get_or_create_async).
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop a creation that was handed to the runner.
+    ///
+    /// # Cost
+    /// A fresh or stale hit takes one round trip.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use dogpile::{Memory, Region};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// region.set_async("rates", &1_u64).await?;
+    /// let always_stale = region.with_stale_after(Duration::ZERO);
+    /// let stale = always_stale.get_or_refresh_async("rates", async || Ok::<_, std::io::Error>(2_u64)).await?;
+    /// assert_eq!(stale, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn get_or_refresh_async<V, E, R>(
         &self,
         key: impl AsKey,
@@ -228,25 +215,42 @@ where
     ) -> Result<V, GetError<E>>
     where
         S: Codec<V>,
-        F: StoreRule<V> + Clone + Send + Sync + 'static,
         V: Send + 'static,
         E: Send + 'static,
         R: Future<Output = Result<V, E>> + Send + 'static,
         L::AsyncGuard: 'static,
     {
-        let region = self.shared();
-        let mut room = crate::region::keys::Room::new();
-        let key = room.map(&key, &region.map);
-        let begun = region.begin_alone(key);
-        match self.judge(region.miss_if_wrong_type(region.backend.get_async(key).await)) {
-            Ok(fresh) => Ok(begun.found(fresh)),
+        let (core, mut space) = (&self.inner.core, KeySpace::new());
+        let key = space.map(&key, &core.map);
+        let caller = self.caller(Async, &self.inner.backend, &self.inner.lock);
+        let read = core.begin_own_read(core.flights.hash(key), L::ONLY_THIS_REGION);
+        match caller.scope.fresh_or(self.inner.backend.get_async(key).await) {
+            Ok(fresh) => Ok(fresh),
             Err(Ok(Some(stale))) if stale.freshness == Freshness::Stale => {
-                let run = |refresh: Refresh<Task, _, _, _, _, _, _, _>| {
-                    (region.task_runner.0)(Box::pin(refresh.run(create)));
-                };
-                Ok(self.refresh(Task, key, begun, stale, run)?)
+                Ok(caller.refresh(key, read, stale, |flight| {
+                    let refresh = Refresh { region: self.clone(), key: key.to_buf(), flight };
+                    self.inner.task_runner.run(Box::pin(refresh.run_async(create)));
+                })?)
             }
-            Err(first) => self.create_one_on(Task, key, Start::Read(begun, first), create).await,
+            Err(not_fresh) => caller.create_one(key, AfterFirstRead::Read(read, not_fresh), create).await,
         }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<B, S, L, M, I, V> Refresh<Region<B, S, L, M, I>, V, L::AsyncGuard>
+where
+    B: AsyncBackend,
+    S: Codec<V>,
+    L: AsyncLock<B>,
+    M: KeyMap,
+    I: Invalidation,
+    V: 'static,
+{
+    /// Creates the value and stores it. Errors are counted.
+    async fn run_async<E, R: Future<Output = Result<V, E>>>(self, create: impl FnOnce() -> R) {
+        let caller = self.region.caller(Async, &self.region.inner.backend, &self.region.inner.lock);
+        let mut flight = [self.flight];
+        let _ = caller.drive(self.key.as_key(), &mut flight, create).await;
     }
 }

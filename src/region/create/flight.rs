@@ -1,6 +1,7 @@
-//! [`Flight`]: one caller's way to the value of one key; what it holds while the decision table leads it there.
+//! [`Flight`]: one caller's way to the value of one key, and what it holds on that way.
 //!
-//! A flight does no I/O. A driver asks for its step, does it, and reports the result here.
+//! A flight does no I/O. The creation driver asks for its step, performs it, and reports the outcome
+//! here.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -8,250 +9,252 @@ use std::thread::ThreadId;
 
 use bytes::Bytes;
 
-use crate::backend::leases::Watch;
+use super::machine::{CreationMachine, Event, Step};
+use super::single_flight::{IfBusy, Joined, Leader, Role, SharedEntry, SingleFlight, WaitOutcome, Waiter};
 use crate::batch::Batch;
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind};
 use crate::freshness::{Freshness, Invalidation, MaxAge};
 use crate::key::Key;
-use crate::lock::Attempt;
-use crate::region::call::{cannot_encode, too_large};
-use crate::region::create::machine::{Dogpile, Event, Step};
-use crate::region::create::single_flight;
-use crate::region::create::single_flight::{IfBusy, Joined, Leader, Line, Waiter, Woken};
-use crate::region::stats::Counter;
-use crate::region::{Reading, Shared};
+use crate::lock::{Attempt, Watch};
+use crate::region::core::{DecodedEntry, Scope, cannot_encode, too_large};
+use crate::region::stats::Counters;
 use crate::time::Timestamp;
 
 /// One caller's way to the value of one key. Dropped at any point, it releases what it holds.
 pub(crate) struct Flight<V, G> {
-    machine: Dogpile,
-    /// What was read last.
-    found: Option<Reading<V>>,
-    /// There was nothing at all when it was read last, or nothing could be read.
+    machine: CreationMachine,
+    /// The entry that was read last.
+    found: Option<DecodedEntry<V>>,
+    /// The last read found no entry, or failed.
     is_missing: bool,
-    /// What was created here, or shared by who created it.
-    made: Option<V>,
-    // Declared in the order in which they are to be dropped: the lock is released before the line moves on.
+    /// The value that was created here, or shared by the leader.
+    created: Option<V>,
+    // Declared in the order of dropping: the lock is released before the lead is passed on.
     guard: Option<G>,
-    place: Option<Place>,
-    /// How many lines of keys like this one had ended before the last reading. `None` when that does not say whether
-    /// somebody created since.
-    read_after: Option<u64>,
-    /// Tells when the holder of the lock in another process may be done.
+    role: Role,
+    /// How many flights of keys like this one had ended before the last read. `None` if the number does
+    /// not tell whether a creation has ended since.
+    flights_ended: Option<u64>,
+    /// Is ready when the holder of the lock in another process may be done.
     watch: Option<Watch>,
-    /// How often the holder was waited for.
+    /// How often this caller has waited for the holder of the lock.
     pub(crate) rounds: u32,
 }
 
-/// A flight's place in the line of its key.
-enum Place {
-    Leads(Leader),
-    Waits(Waiter),
-}
-
 impl<V, G> Flight<V, G> {
+    /// Starts with a read.
     pub(crate) fn new() -> Self {
-        Self::at(Dogpile::new(), None)
+        Self::start(CreationMachine::new(), Role::Bystander)
     }
 
-    /// A caller that waits for somebody who reads or creates.
+    /// Starts by waiting for another caller, which reads or creates.
     pub(crate) fn waiting(waiter: Waiter) -> Self {
-        Self::at(Dogpile::waiting(), Some(Place::Waits(waiter)))
+        Self::start(CreationMachine::waiting(), Role::Waiter(waiter))
     }
 
-    fn at(machine: Dogpile, place: Option<Place>) -> Self {
+    fn start(machine: CreationMachine, role: Role) -> Self {
         Flight {
             machine,
             found: None,
             is_missing: false,
-            made: None,
+            created: None,
             guard: None,
-            place,
-            read_after: None,
+            role,
+            flights_ended: None,
             watch: None,
             rounds: 0,
         }
     }
 
-    /// What the driver does next.
+    /// Returns what the driver does next.
     pub(crate) fn step(&self) -> Step {
         self.machine.step()
     }
 
-    /// The entry is about to be read, and so many lines of keys like this one have ended, as far as that is counted.
-    pub(crate) fn reads_after(&mut self, ended: Option<u64>) {
-        self.read_after = ended;
+    fn on(&mut self, event: Event) {
+        self.machine.on(event, self.role.is_leader());
     }
 
-    /// Takes what reading the entry came to.
-    pub(crate) fn read<B, S, L, M, I: Invalidation>(
+    /// Notes that the entry is about to be read, after so many flights of keys like this one.
+    pub(crate) fn begin_read(&mut self, flights_ended: Option<u64>) {
+        self.flights_ended = flights_ended;
+    }
+
+    /// Takes the outcome of reading the entry.
+    pub(crate) fn finish_read<S, M, I: Invalidation>(
         &mut self,
-        region: &Shared<B, S, L, M, I>,
-        read: Result<Option<Reading<V>>, Error>,
+        scope: Scope<'_, S, M, I>,
+        read: Result<Option<DecodedEntry<V>>, Error>,
     ) -> Result<(), Error> {
         match read {
             Ok(found) => {
                 self.is_missing = found.is_none();
                 self.keep(found);
-                self.machine.on(Event::Found(self.freshness()));
+                self.on(Event::Found(self.freshness()));
             }
             Err(error) => {
-                region.tolerate(error, &region.counters.failed_reads)?;
+                scope.tolerate(error, &scope.core.counters.failed_reads)?;
                 self.unreachable();
             }
         }
         Ok(())
     }
 
-    /// The backend could not be read, and the region goes on without it.
+    /// Goes on without the backend, which could not be read or locked.
     pub(crate) fn unreachable(&mut self) {
         self.is_missing = true;
-        self.machine.on(Event::Unreachable);
+        self.on(Event::Unreachable);
     }
 
-    /// Leads the line if nobody does. Does not stand in it: whoever has no value waits later, when there is nothing
-    /// else to do ([`Flight::stand`]).
-    pub(crate) fn join(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) {
-        self.place = None;
-        match line.join(key, IfBusy::Leave, thread) {
+    /// Leads the flight of the key unless another caller does. Does not wait: a caller without a value
+    /// waits when it has nothing else to do ([`Flight::await_leader`]).
+    pub(crate) fn join(&mut self, flights: &Arc<SingleFlight>, key: Key<'_>, thread: Option<ThreadId>) {
+        self.role = Role::Bystander;
+        match flights.join(key, IfBusy::Leave, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
-            _ => self.machine.on(Event::Busy),
+            _ => self.on(Event::Busy),
         }
     }
 
-    /// Stands in the line, unless it has ended meanwhile and this caller leads a new one.
-    pub(crate) fn stand(&mut self, line: &Arc<Line>, key: Key<'_>, thread: Option<ThreadId>) -> Result<(), Error> {
-        if self.place.is_some() {
+    /// Becomes a waiter, or the leader if the flight has ended meanwhile.
+    pub(crate) fn await_leader(
+        &mut self,
+        flights: &Arc<SingleFlight>,
+        key: Key<'_>,
+        thread: Option<ThreadId>,
+    ) -> Result<(), Error> {
+        if !matches!(self.role, Role::Bystander) {
             return Ok(());
         }
-        match line.join(key, IfBusy::Wait, thread) {
+        match flights.join(key, IfBusy::Wait, thread) {
             Some(Joined::Leads(leader)) => self.lead(leader),
             Some(Joined::Waits(waiter)) => {
-                // Whoever leads now may store without ending the line.
-                self.read_after = None;
-                self.place = Some(Place::Waits(waiter));
+                // The current leader may store a value without ending the flight.
+                self.flights_ended = None;
+                self.role = Role::Waiter(waiter);
             }
             Some(Joined::Recursion) | None => {
-                let message = format!("creating {key}: its creator asks for the value that it is to create");
+                let message = format!("creating {key}: the creator asks for the key that it is creating");
                 return Err(Error::new(ErrorKind::Creator, message));
             }
         }
         Ok(())
     }
 
-    /// Leads the line.
+    /// Takes the lead of the flight.
     pub(crate) fn lead(&mut self, leader: Leader) {
-        self.place = Some(Place::Leads(leader));
-        self.machine.on(Event::Leads);
+        self.role = Role::Leader(leader);
+        self.on(Event::Leads);
     }
 
-    /// Gives up the lead while the lock is held in another process, to create something else: those who wait for this
-    /// key should not wait for that.
-    pub(crate) fn leave_lead(&mut self) {
-        self.place = None;
+    /// Gives up the lead while another process holds the lock, to create something else: no caller
+    /// should wait for this key until that is done.
+    pub(crate) fn give_up_lead(&mut self) {
+        self.role = Role::Bystander;
         self.watch = None;
-        self.machine.on(Event::Left);
+        self.on(Event::LeadGivenUp);
     }
 
-    /// Gives up a place in the line, to do something else than to wait: nobody should be elected who is not looking.
+    /// Leaves the flight to do something else than to wait. A caller that does not wait must not be
+    /// promoted.
     pub(crate) fn leave(&mut self) {
-        self.place = None;
+        self.role = Role::Bystander;
     }
 
-    /// Whether the wait in the line is over.
-    pub(crate) fn poll_queue<B, S: Codec<V>, L, M, I: Invalidation>(
+    /// Polls the wait for the leader.
+    pub(crate) fn poll_leader<S: Codec<V>, M, I: Invalidation>(
         &mut self,
-        region: &Shared<B, S, L, M, I>,
-        max_age: Option<MaxAge>,
+        scope: Scope<'_, S, M, I>,
         context: &Context<'_>,
         thread: Option<ThreadId>,
     ) -> Poll<()> {
-        let Some(Place::Waits(waiter)) = &mut self.place else { unreachable!("only who stands in line waits") };
+        let Role::Waiter(waiter) = &mut self.role else { unreachable!("only a waiter polls the leader") };
         loop {
-            let Poll::Ready(woken) = waiter.poll(context, thread) else { return Poll::Pending };
-            let event = match woken {
-                Woken::Leads(leader) => {
+            let Poll::Ready(outcome) = waiter.poll(context, thread) else { return Poll::Pending };
+            let event = match outcome {
+                WaitOutcome::Promoted(leader) => {
                     self.lead(leader);
                     return Poll::Ready(());
                 }
-                Woken::Ended => {
-                    self.place = None;
+                WaitOutcome::Ended => {
+                    self.role = Role::Bystander;
                     Event::Unusable
                 }
-                Woken::Shared(shared) => {
-                    let reading = match shared {
-                        // It was created just now, so its age does not matter; but it may have been invalidated
+                WaitOutcome::Shared(shared) => {
+                    let usable = match shared {
+                        // A value that was created just now is taken at any age. It may have been invalidated
                         // meanwhile, and this caller may have asked after that.
-                        single_flight::Shared::Made(entry) => region
-                            .reading(Some(entry), Some(MaxAge::ANY))
-                            .filter(|reading| reading.freshness != Freshness::Absent),
-                        single_flight::Shared::Found(entry) => {
-                            region.reading(Some(entry), max_age).filter(|reading| reading.freshness == Freshness::Fresh)
+                        SharedEntry::Created(entry) => scope
+                            .core
+                            .decoded(Some(entry), Some(MaxAge::ANY))
+                            .filter(|entry| entry.freshness != Freshness::Invalid),
+                        SharedEntry::Found(entry) => {
+                            scope.decoded(Some(entry)).filter(|entry| entry.freshness == Freshness::Fresh)
                         }
                     };
-                    let Some(reading) = reading else {
+                    let Some(usable) = usable else {
                         waiter.refuse();
                         continue;
                     };
-                    self.made = Some(reading.value);
+                    self.created = Some(usable.value);
                     Event::Shared
                 }
             };
-            self.machine.on(event);
+            self.on(event);
             return Poll::Ready(());
         }
     }
 
-    /// Takes what trying to lock, and reading after that, came to.
-    pub(crate) fn locked<B, S: Codec<V>, L, M, I: Invalidation>(
+    /// Takes the outcome of trying the lock and then reading.
+    pub(crate) fn locked<S: Codec<V>, M, I: Invalidation>(
         &mut self,
-        region: &Shared<B, S, L, M, I>,
-        max_age: Option<MaxAge>,
+        scope: Scope<'_, S, M, I>,
         attempt: Option<Attempt<G>>,
     ) {
         let Some(Attempt { guard, entry }) = attempt else {
             self.unreachable();
             return;
         };
-        self.keep(region.reading(entry, max_age));
+        self.keep(scope.decoded(entry));
         self.locked_as_read(guard);
     }
 
-    /// Whether nobody in this process can have created what was not found, though this caller leads only since then.
-    pub(crate) fn knows_entry(&self, line: &Line, key: Key<'_>) -> bool {
-        self.read_after == Some(line.ended(line.hash(key)))
+    /// Returns whether no creation of this process can have ended since the last read, although this
+    /// caller leads only since then.
+    pub(crate) fn knows_entry(&self, flights: &SingleFlight, key: Key<'_>) -> bool {
+        self.flights_ended == Some(flights.ended(flights.hash(key)))
     }
 
-    /// Takes the lock, where the entry is known to be as it was read last.
+    /// Takes the outcome of trying the lock, if the entry is known to be as it was read last.
     pub(crate) fn locked_as_read(&mut self, guard: Option<G>) {
-        let (is_ours, freshness) = (guard.is_some(), self.freshness());
+        let (is_locked, freshness) = (guard.is_some(), self.freshness());
         self.guard = guard;
-        self.machine.on(if is_ours { Event::Locked(freshness) } else { Event::Taken(freshness) });
+        self.on(if is_locked { Event::Locked(freshness) } else { Event::Taken(freshness) });
     }
 
-    /// Gives up waiting, to create for itself.
-    pub(crate) fn lose_patience(&mut self) {
-        self.place = None;
+    /// Stops waiting, to create the value for this caller.
+    pub(crate) fn time_out(&mut self) {
+        self.role = Role::Bystander;
         self.watch = None;
-        self.machine.on(Event::Impatient);
+        self.on(Event::WaitTimeout);
     }
 
-    /// Whether it creates under a lock.
+    /// Returns whether it holds the lock.
     pub(crate) fn is_locked(&self) -> bool {
         self.guard.is_some()
     }
 
-    /// Watches the holder of the lock, by what `begin` gives if nobody watches yet. Whether something tells when it is
-    /// done.
-    pub(crate) fn watches(&mut self, begin: impl FnOnce() -> Option<Watch>) -> bool {
+    /// Watches the holder of the lock, with the watch that `begin` returns unless there is one. Returns
+    /// whether there is a watch now.
+    pub(crate) fn watch_holder(&mut self, begin: impl FnOnce() -> Option<Watch>) -> bool {
         if self.watch.is_none() {
             self.watch = begin();
         }
         self.watch.is_some()
     }
 
-    /// Whether the holder of the lock may be done, as far as something tells.
+    /// Polls the watch of the lock's holder. Without a watch it is pending for ever.
     pub(crate) fn poll_holder(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(watch) = &mut self.watch else { return Poll::Pending };
         let woken = watch.as_mut().poll(context);
@@ -261,133 +264,122 @@ impl<V, G> Flight<V, G> {
         woken
     }
 
-    /// The holder of the lock may be done.
+    /// Notes that the holder of the lock may be done.
     pub(crate) fn holder_woke(&mut self) {
         self.watch = None;
         self.rounds += 1;
-        self.machine.on(Event::Woken);
+        self.on(Event::Woken);
     }
 
-    /// Takes the created value: encodes it into `batch`, gives it to all who wait in the line, and leaves it in the
-    /// batch if it is to be stored: it may have `most` bytes, and with `None` it is not.
-    pub(crate) fn created<B, S: Codec<V>, L, M, I: Invalidation>(
+    /// Takes the created value, encodes it into `batch` and shares it with the waiters.
+    ///
+    /// The entry stays in the batch if it is to be stored. `max_entry` is the size that the backend
+    /// takes, or `None` if the value is not to be stored.
+    pub(crate) fn finish_creation<S: Codec<V>, M, I: Invalidation>(
         &mut self,
-        region: &Shared<B, S, L, M, I>,
+        scope: Scope<'_, S, M, I>,
         key: Key<'_>,
         value: V,
         time: Timestamp,
-        most: Option<usize>,
+        max_entry: Option<usize>,
         batch: &mut Batch,
     ) -> Result<(), Error> {
         let before = batch.len();
+        let failed_writes = &scope.core.counters.failed_writes;
         let mut event = Event::CreatedUnstored;
-        match batch.try_push(key, |out| region.codec.encode(&value, time, out)) {
+        match batch.try_push(key, |out| scope.core.codec.encode(&value, time, out)) {
             Ok(()) => {
                 let entry = batch.entry(before);
-                if let Some(Place::Leads(leader)) = &self.place {
-                    leader.share(single_flight::Shared::Made(Bytes::copy_from_slice(entry)));
+                if let Role::Leader(leader) = &self.role {
+                    leader.share(SharedEntry::Created(Bytes::copy_from_slice(entry)));
                 }
-                match most {
-                    Some(most) if entry.len() > most => {
-                        region.tolerate(too_large(key, entry.len()), &region.counters.failed_writes)?;
+                match max_entry {
+                    Some(max) if entry.len() > max => {
+                        scope.tolerate(too_large(key, entry.len()), failed_writes)?;
                     }
                     Some(_) => event = Event::Created,
                     None => {}
                 }
             }
-            Err(error) if most.is_some() => {
-                region.tolerate(cannot_encode(key, &error), &region.counters.failed_writes)?
-            }
+            Err(error) if max_entry.is_some() => scope.tolerate(cannot_encode(key, &error), failed_writes)?,
             Err(_) => {}
         }
-        self.made = Some(value);
-        self.machine.on(event);
+        self.created = Some(value);
+        self.on(event);
         if self.step() != Step::Store {
             batch.truncate(before);
         }
         Ok(())
     }
 
-    /// The lock, to be released.
+    /// Takes the guard, to release the lock.
     pub(crate) fn take_guard(&mut self) -> Option<G> {
         self.guard.take()
     }
 
-    /// The value was stored, or that was tried.
+    /// Notes that the store has ended, with or without success.
     pub(crate) fn stored(&mut self) {
-        self.machine.on(Event::Stored);
+        self.on(Event::Stored);
     }
 
-    /// Whether the value is at hand.
+    /// Returns whether there is a value to return.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.step(), Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated)
     }
 
-    /// Gives the value that was found to all who wait in the line, if this caller leads it.
+    /// Shares the value that was found with the waiters, if this caller leads them.
     pub(crate) fn share_found(&self) {
-        if let (Some(Place::Leads(leader)), Step::ReturnFound, Some(found)) = (&self.place, self.step(), &self.found) {
-            // A stale value is nothing to wait for: whoever waits has none, and creates.
+        if let (Role::Leader(leader), Step::ReturnFound, Some(found)) = (&self.role, self.step(), &self.found) {
+            // A stale value helps no waiter: a waiter has none, and creates.
             if found.freshness == Freshness::Fresh {
-                leader.share(single_flight::Shared::Found(found.entry.clone()));
+                leader.share(SharedEntry::Found(found.entry.clone()));
             }
         }
     }
 
-    /// The value, when the flight has ended.
-    pub(crate) fn into_value<B, S, L, M, I: Invalidation>(self, region: &Shared<B, S, L, M, I>) -> V {
+    /// Returns the value of a flight that has ended.
+    pub(crate) fn into_value(self, counters: &Counters) -> V {
         let value = match self.step() {
             Step::ReturnFound => self.found.map(|found| {
                 if found.freshness == Freshness::Stale {
-                    region.counters.served_stale.add(1);
+                    counters.stale_hits.add(1);
                 }
                 found.value
             }),
             Step::ReturnShared => {
-                region.counters.shared.add(1);
-                self.made
+                counters.coalesced.add(1);
+                self.created
             }
-            Step::ReturnCreated => self.made,
+            Step::ReturnCreated => self.created,
             step => unreachable!("the flight is still at {step:?}"),
         };
-        value.expect("the machine ends where there is a value")
+        value.expect("the machine ends only with a value")
     }
 
-    /// Whether there was nothing at all to be read.
+    /// Returns whether the last read found no entry at all.
     pub(crate) fn is_missing(&self) -> bool {
         self.is_missing
     }
 
-    /// Whether it waits for another caller's reading.
-    pub(crate) fn waits_for_reading(&self) -> bool {
-        matches!(&self.place, Some(Place::Waits(waiter)) if waiter.waits_for_reading())
+    /// Returns whether it waits for the read of another caller.
+    pub(crate) fn awaits_read(&self) -> bool {
+        matches!(&self.role, Role::Waiter(waiter) if waiter.awaits_read())
     }
 
-    /// Another caller's reading takes too long.
-    pub(crate) fn give_up_reading(&self) {
-        if let Some(Place::Waits(waiter)) = &self.place {
-            waiter.give_up_reading();
+    /// Stops waiting for the read of another caller, which takes too long.
+    pub(crate) fn give_up_read(&self) {
+        if let Role::Waiter(waiter) = &self.role {
+            waiter.give_up_read();
         }
     }
 
-    fn keep(&mut self, found: Option<Reading<V>>) {
-        // An entry that was invalidated is as good as none.
-        self.found = found.filter(|found| found.freshness != Freshness::Absent);
+    fn keep(&mut self, found: Option<DecodedEntry<V>>) {
+        // An invalidated entry counts as none.
+        self.found = found.filter(|found| found.freshness != Freshness::Invalid);
     }
 
-    /// What the entry that was read last is good for.
+    /// Judges the entry that was read last.
     fn freshness(&self) -> Freshness {
-        self.found.as_ref().map_or(Freshness::Absent, |found| found.freshness)
-    }
-}
-
-impl<B, S, L, M, I: Invalidation> Shared<B, S, L, M, I> {
-    /// Counts the error of a cache that its callers can do without, or passes it on. A setting that cannot work is no
-    /// outage, and would never be noticed.
-    pub(crate) fn tolerate(&self, error: Error, counter: &Counter) -> Result<(), Error> {
-        if self.fail_closed || error.kind() == ErrorKind::Config {
-            return Err(error);
-        }
-        counter.add(1);
-        Ok(())
+        self.found.as_ref().map_or(Freshness::Invalid, |found| found.freshness)
     }
 }

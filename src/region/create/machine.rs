@@ -1,12 +1,15 @@
-//! The decision table: who reads, locks, creates, waits, and what comes of it.
+//! The decision table: which caller reads, locks, creates or waits, and what follows from the outcome.
 //!
-//! A machine stands for one caller and one key. Its driver does what [`Dogpile::step`] says and reports by
-//! [`Dogpile::on`] what came of it; the driver holds the values, the place in the line and the lock, the machine only
-//! knows which of them there are. The same machine serves threads and tasks, single keys and batches.
+//! A machine stands for one caller and one key. Its driver performs [`CreationMachine::step`] and
+//! reports the outcome to [`CreationMachine::on`]. The driver holds the values, the role in the
+//! single-flight table and the lock. The machine holds none of them, does no I/O, and is the same for
+//! threads and tasks, for single keys and batches.
 //!
-//! Why a winner reads again (`TryLock` reads after locking): between this caller's read and its lock another one may
-//! have read, locked, created, stored and released. That holds for stale values too: of two callers that saw the same
-//! stale entry, the second gets the lock when the first is done, and would create once more.
+//! # Why the winner of a lock reads again
+//! Between the first read of this caller and its lock, another caller may have read, locked, created,
+//! stored and released. `TryLock` therefore reads after locking. The same holds for stale values: of
+//! two callers that saw the same stale entry, the second gets the lock when the first is done, and
+//! would create once more.
 
 use crate::freshness::Freshness;
 
@@ -15,119 +18,130 @@ use crate::freshness::Freshness;
 pub(crate) enum Step {
     /// Read the entry: `Found` or `Unreachable`.
     Read,
-    /// Join the line of this process for the key: `Leads`, or `Busy` if somebody else leads.
+    /// Lead the flight of the key, if no other caller of this process does: `Leads` or `Busy`.
     Join,
-    /// Wait in the line until something happens: `Shared`, `Unusable` or `Leads`.
-    Queue,
-    /// Take the lock that other processes see, and read the entry after that unless nobody can have created it since it
+    /// Wait for the leader of the flight: `Shared`, `Unusable`, `Leads` or `WaitTimeout`.
+    AwaitLeader,
+    /// Take the lock between processes, then read the entry, unless no creation can have ended since it
     /// was read: `Locked`, `Taken` or `Unreachable`.
     TryLock,
-    /// Wait for the holder of the lock in another process: `Woken`, or `Left` to do something else first.
+    /// Wait for the process that holds the lock: `Woken`, `WaitTimeout`, or `LeadGivenUp` to do
+    /// something else first.
     AwaitHolder,
-    /// Call the creator: `Created` or, when the value is not to be stored, `CreatedUnstored`. Its failure ends all.
+    /// Call the creator: `Created`, or `CreatedUnstored` if the value is not to be stored. A failure of
+    /// the creator ends the call.
     Create,
-    /// Store the created value and release the lock: `Stored`, whatever came of it.
+    /// Store the created value and release the lock: `Stored`, whatever the outcome.
     Store,
-    /// Return the value read last.
+    /// Return the value that was read last.
     ReturnFound,
-    /// Return the value that the leader of the line created.
+    /// Return the value that the leader of the flight shared.
     ReturnShared,
     /// Return the value that was created here.
     ReturnCreated,
 }
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
+    /// The entry was read. `Invalid` stands for no entry, too.
     Found(Freshness),
-    /// The backend or the lock cannot be reached, and the region goes on without them.
+    /// The backend or the lock cannot be reached, and the call goes on without them.
     Unreachable,
+    /// This caller leads the flight now.
     Leads,
+    /// Another caller of this process leads the flight.
     Busy,
+    /// The leader shared its value.
     Shared,
-    /// What the leader shared was of no use to this caller (of another type, or invalid by now), or was no value because
-    /// there is one to be read; and the leader has left.
+    /// The leader has left and its value cannot be used: it is of another type, was invalidated, or
+    /// the leader found a value that every caller reads for itself.
     Unusable,
+    /// The lock was free; the entry as it was read after that.
     Locked(Freshness),
+    /// Another process holds the lock; the entry as it was read after that.
     Taken(Freshness),
+    /// The holder of the lock may be done.
     Woken,
-    /// The patience is over, and the caller is to create for itself.
-    Impatient,
-    /// The lead was given up, because the driver has values to create and nobody should wait for that.
-    Left,
+    /// The call has waited for as long as it may and creates the value for itself.
+    WaitTimeout,
+    /// The lead was given up: the driver has other values to create, which no caller should wait for.
+    LeadGivenUp,
+    /// The creator has returned a value to be stored.
     Created,
+    /// The creator has returned a value that is not stored.
     CreatedUnstored,
+    /// The store has ended, with or without success.
     Stored,
 }
 
-/// One caller's way to one value.
+/// The state of one caller on its way to one value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Dogpile {
+pub(crate) struct CreationMachine {
     step: Step,
-    /// The last reading found a stale value, so nobody needs to wait.
-    stale: bool,
-    /// This caller leads the line of its process.
-    leads: bool,
+    /// The last read found a stale value, so this caller need not wait.
+    is_stale: bool,
     /// The backend did not answer, so it is not asked again.
-    cut_off: bool,
+    is_cut_off: bool,
 }
 
-impl Dogpile {
-    /// A caller that knows nothing yet.
+impl CreationMachine {
+    /// Creates the machine of a caller that has not read yet.
     #[inline]
     pub(crate) fn new() -> Self {
-        Dogpile { step: Step::Read, stale: false, leads: false, cut_off: false }
+        CreationMachine { step: Step::Read, is_stale: false, is_cut_off: false }
     }
 
-    /// A caller that need not read, because somebody else in this process does, or knows already that there is nothing.
+    /// Creates the machine of a caller that need not read: another caller of this process does so, or
+    /// knows that there is no entry.
     pub(crate) fn waiting() -> Self {
-        Dogpile { step: Step::Queue, ..Self::new() }
+        CreationMachine { step: Step::AwaitLeader, ..Self::new() }
     }
 
-    /// What to do next.
+    /// Returns what to do next.
     #[inline]
     pub(crate) fn step(&self) -> Step {
         self.step
     }
 
-    /// Takes what came of the step.
+    /// Takes the outcome of the step. `is_leader` tells whether the caller leads the flight of its key
+    /// after the event.
     ///
     /// # Panics
-    /// On an event that is no outcome of the step: the driver is wrong.
+    /// If the event is no outcome of the step.
     #[inline]
-    pub(crate) fn on(&mut self, event: Event) {
-        use Freshness::{Absent, Fresh, Stale};
+    pub(crate) fn on(&mut self, event: Event, is_leader: bool) {
+        use Freshness::{Fresh, Invalid, Stale};
         if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
-            self.stale = found == Stale;
+            self.is_stale = found == Stale;
         }
-        self.leads = (self.leads || event == Event::Leads) && event != Event::Left;
-        self.cut_off |= event == Event::Unreachable;
+        self.is_cut_off |= event == Event::Unreachable;
         self.step = match (self.step, event) {
             (Step::Read, Event::Found(Fresh)) => Step::ReturnFound,
-            (Step::Read, Event::Found(Stale | Absent)) if self.leads => Step::TryLock,
-            (Step::Read, Event::Unreachable) if self.leads => Step::Create,
-            (Step::Read, Event::Found(Stale | Absent) | Event::Unreachable) => Step::Join,
+            (Step::Read, Event::Found(Stale | Invalid)) if is_leader => Step::TryLock,
+            (Step::Read, Event::Unreachable) if is_leader => Step::Create,
+            (Step::Read, Event::Found(Stale | Invalid) | Event::Unreachable) => Step::Join,
 
-            (Step::Join | Step::Queue, Event::Leads) if self.cut_off => Step::Create,
-            (Step::Join | Step::Queue, Event::Leads) => Step::TryLock,
-            (Step::Join, Event::Busy) if self.stale => Step::ReturnFound,
-            (Step::Join, Event::Busy) => Step::Queue,
-            (Step::Queue, Event::Shared) => Step::ReturnShared,
-            (Step::Queue, Event::Unusable) if self.cut_off => Step::Join,
-            (Step::Queue, Event::Unusable) => Step::Read,
+            (Step::Join | Step::AwaitLeader, Event::Leads) if self.is_cut_off => Step::Create,
+            (Step::Join | Step::AwaitLeader, Event::Leads) => Step::TryLock,
+            (Step::Join, Event::Busy) if self.is_stale => Step::ReturnFound,
+            (Step::Join, Event::Busy) => Step::AwaitLeader,
+            (Step::AwaitLeader, Event::Shared) => Step::ReturnShared,
+            (Step::AwaitLeader, Event::Unusable) if self.is_cut_off => Step::Join,
+            (Step::AwaitLeader, Event::Unusable) => Step::Read,
 
             (Step::TryLock, Event::Locked(Fresh) | Event::Taken(Fresh | Stale)) => Step::ReturnFound,
-            (Step::TryLock, Event::Locked(Stale | Absent)) => Step::Create,
-            (Step::TryLock, Event::Taken(Absent)) => Step::AwaitHolder,
-            // A new value could not be stored, so it is worth no more than the stale one at hand.
-            (Step::TryLock, Event::Unreachable) if self.stale => Step::ReturnFound,
+            (Step::TryLock, Event::Locked(Stale | Invalid)) => Step::Create,
+            (Step::TryLock, Event::Taken(Invalid)) => Step::AwaitHolder,
+            // A new value could not be stored, so it is worth no more than the stale one.
+            (Step::TryLock, Event::Unreachable) if self.is_stale => Step::ReturnFound,
             (Step::TryLock, Event::Unreachable) => Step::Create,
-            // The holder has stored the value, or given up: only reading tells.
+            // The holder has stored the value or given up: only another read tells.
             (Step::AwaitHolder, Event::Woken) => Step::Read,
-            (Step::AwaitHolder, Event::Left) => Step::Queue,
-            (Step::Queue | Step::AwaitHolder, Event::Impatient) => Step::Create,
+            (Step::AwaitHolder, Event::LeadGivenUp) => Step::AwaitLeader,
+            (Step::AwaitLeader | Step::AwaitHolder, Event::WaitTimeout) => Step::Create,
 
-            (Step::Create, Event::Created) if self.cut_off => Step::ReturnCreated,
+            (Step::Create, Event::Created) if self.is_cut_off => Step::ReturnCreated,
             (Step::Create, Event::Created) => Step::Store,
             (Step::Create, Event::CreatedUnstored) | (Step::Store, Event::Stored) => Step::ReturnCreated,
 
@@ -136,40 +150,40 @@ impl Dogpile {
     }
 }
 
-/// What must hold before each step, told from the events alone: the oracle of tests and of the fuzzer.
+/// What must hold before each step, derived from the events alone: the oracle of tests and the fuzzer.
 #[cfg(any(test, fuzzing))]
 pub(crate) mod model {
     use super::*;
 
-    const FRESHNESS: [Freshness; 3] = [Freshness::Fresh, Freshness::Stale, Freshness::Absent];
+    const FRESHNESS: [Freshness; 3] = [Freshness::Fresh, Freshness::Stale, Freshness::Invalid];
 
-    /// All that may come of a step, as drivers report it.
+    /// Returns all outcomes of a step, as drivers report them.
     pub(crate) fn outcomes(step: Step) -> Vec<Event> {
         match step {
             Step::Read => FRESHNESS.map(Event::Found).into_iter().chain([Event::Unreachable]).collect(),
             Step::Join => vec![Event::Leads, Event::Busy],
-            Step::Queue => vec![Event::Shared, Event::Unusable, Event::Leads, Event::Impatient],
+            Step::AwaitLeader => vec![Event::Shared, Event::Unusable, Event::Leads, Event::WaitTimeout],
             Step::TryLock => FRESHNESS
                 .map(Event::Locked)
                 .into_iter()
                 .chain(FRESHNESS.map(Event::Taken))
                 .chain([Event::Unreachable])
                 .collect(),
-            Step::AwaitHolder => vec![Event::Woken, Event::Left, Event::Impatient],
+            Step::AwaitHolder => vec![Event::Woken, Event::LeadGivenUp, Event::WaitTimeout],
             Step::Create => vec![Event::Created, Event::CreatedUnstored],
             Step::Store => vec![Event::Stored],
             Step::ReturnFound | Step::ReturnShared | Step::ReturnCreated => vec![],
         }
     }
 
-    /// What a driver holds, told from the events alone.
+    /// What a driver holds, derived from the events alone.
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
     pub(crate) struct Model {
         found: Option<Freshness>,
-        leads: bool,
+        pub(crate) leads: bool,
         locked: bool,
         unreachable: bool,
-        impatient: bool,
+        timed_out: bool,
         created: bool,
         shared: bool,
     }
@@ -177,32 +191,32 @@ pub(crate) mod model {
     impl Model {
         pub(crate) fn on(mut self, event: Event) -> Self {
             if let Event::Found(found) | Event::Locked(found) | Event::Taken(found) = event {
-                self.found = Some(found).filter(|found| *found != Freshness::Absent);
+                self.found = Some(found).filter(|found| *found != Freshness::Invalid);
             }
-            self.leads = (self.leads || event == Event::Leads) && event != Event::Left;
+            self.leads = (self.leads || event == Event::Leads) && event != Event::LeadGivenUp;
             self.locked |= matches!(event, Event::Locked(_));
             self.unreachable |= event == Event::Unreachable;
-            self.impatient |= event == Event::Impatient;
+            self.timed_out |= event == Event::WaitTimeout;
             self.created |= matches!(event, Event::Created | Event::CreatedUnstored);
             self.shared |= event == Event::Shared;
             self
         }
 
-        /// What must hold before a driver does `step`.
+        /// Checks what must hold before a driver performs `step`.
         pub(crate) fn check(self, step: Step) {
             match step {
                 Step::Read => assert!(!self.unreachable && !self.created && !self.locked),
                 Step::Join => assert!(!self.leads && self.found != Some(Freshness::Fresh)),
-                Step::Queue => assert!(!self.leads && self.found.is_none(), "nobody waits with a value at hand"),
+                Step::AwaitLeader => assert!(!self.leads && self.found.is_none(), "no caller waits that has a value"),
                 Step::TryLock => assert!(self.leads && !self.locked && !self.unreachable && !self.created),
                 Step::AwaitHolder => assert!(self.leads && !self.locked && self.found.is_none()),
                 Step::Create => {
                     assert!(!self.created && self.found != Some(Freshness::Fresh));
-                    assert!(self.leads || self.impatient, "one creates for all, or is impatient");
-                    let reason = self.locked || self.unreachable || self.impatient;
-                    assert!(reason, "nobody creates unlocked but when cut off, or impatient");
+                    assert!(self.leads || self.timed_out, "only the leader creates, or a caller that timed out");
+                    let reason = self.locked || self.unreachable || self.timed_out;
+                    assert!(reason, "no caller creates without the lock unless cut off or timed out");
                 }
-                Step::Store => assert!((self.locked || self.impatient) && self.created && !self.unreachable),
+                Step::Store => assert!((self.locked || self.timed_out) && self.created && !self.unreachable),
                 Step::ReturnFound => assert!(self.found.is_some() && !self.created),
                 Step::ReturnShared => assert!(self.shared && !self.created),
                 Step::ReturnCreated => assert!(self.created),
@@ -210,16 +224,16 @@ pub(crate) mod model {
         }
     }
 
-    /// Walks the table by the outcomes that `choices` pick, and checks each step.
+    /// Walks the table by the outcomes that `choices` select, and checks each step.
     #[cfg(fuzzing)]
     pub(crate) fn walk(choices: &[u8]) {
-        let (mut machine, mut model) = (Dogpile::new(), Model::default());
+        let (mut machine, mut model) = (CreationMachine::new(), Model::default());
         for choice in choices {
             model.check(machine.step());
             let outcomes = outcomes(machine.step());
             let Some(event) = outcomes.get(usize::from(*choice) % outcomes.len().max(1)) else { return };
-            machine.on(*event);
             model = model.on(*event);
+            machine.on(*event, model.leads);
         }
     }
 }
@@ -231,9 +245,9 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn every_state_that_can_be_reached_is_sound() {
+    fn every_reachable_state_is_sound() {
         let mut seen = HashSet::new();
-        let mut open = vec![(Dogpile::new(), Model::default()), (Dogpile::waiting(), Model::default())];
+        let mut open = vec![(CreationMachine::new(), Model::default()), (CreationMachine::waiting(), Model::default())];
         let mut ends = HashSet::new();
         while let Some((machine, model)) = open.pop() {
             if !seen.insert((machine, model)) {
@@ -246,65 +260,69 @@ mod tests {
             }
             for event in outcomes {
                 let mut next = machine;
-                next.on(event);
-                open.push((next, model.on(event)));
+                let model = model.on(event);
+                next.on(event, model.leads);
+                open.push((next, model));
             }
         }
-        assert_eq!(ends.len(), 3, "each way to return is reached");
+        assert_eq!(ends.len(), 3, "every way to return is reached");
         assert!(seen.len() > 20, "{}", seen.len());
     }
 
-    /// The whole table: for each step, each outcome and each state, the next step.
+    /// The whole table: the next step for each step, outcome and state.
     #[test]
     fn the_table() {
         use Event::*;
-        use Freshness::{Absent, Fresh, Stale};
+        use Freshness::{Fresh, Invalid, Stale};
         let walk = |events: &[Event]| {
-            let mut machine = Dogpile::new();
-            events.iter().for_each(|event| machine.on(*event));
+            let (mut machine, mut model) = (CreationMachine::new(), Model::default());
+            for event in events {
+                model = model.on(*event);
+                machine.on(*event, model.leads);
+            }
             machine.step()
         };
         for (events, step) in [
             (&[][..], Step::Read),
             (&[Found(Fresh)], Step::ReturnFound),
             (&[Found(Stale)], Step::Join),
-            (&[Found(Absent)], Step::Join),
+            (&[Found(Invalid)], Step::Join),
             (&[Unreachable], Step::Join),
             (&[Found(Stale), Busy], Step::ReturnFound),
-            (&[Found(Absent), Busy], Step::Queue),
-            (&[Unreachable, Busy], Step::Queue),
+            (&[Found(Invalid), Busy], Step::AwaitLeader),
+            (&[Unreachable, Busy], Step::AwaitLeader),
             (&[Found(Stale), Leads], Step::TryLock),
-            (&[Found(Absent), Leads], Step::TryLock),
+            (&[Found(Invalid), Leads], Step::TryLock),
             (&[Unreachable, Leads], Step::Create),
             (&[Unreachable, Leads, Created], Step::ReturnCreated),
-            (&[Found(Absent), Busy, Shared], Step::ReturnShared),
-            (&[Found(Absent), Busy, Unusable], Step::Read),
+            (&[Found(Invalid), Busy, Shared], Step::ReturnShared),
+            (&[Found(Invalid), Busy, Unusable], Step::Read),
             (&[Unreachable, Busy, Unusable], Step::Join),
-            (&[Found(Absent), Busy, Leads], Step::TryLock),
+            (&[Found(Invalid), Busy, Leads], Step::TryLock),
             (&[Unreachable, Busy, Leads], Step::Create),
             (&[Found(Stale), Leads, Locked(Fresh)], Step::ReturnFound),
             (&[Found(Stale), Leads, Locked(Stale)], Step::Create),
-            (&[Found(Stale), Leads, Locked(Absent)], Step::Create),
+            (&[Found(Stale), Leads, Locked(Invalid)], Step::Create),
             (&[Found(Stale), Leads, Taken(Fresh)], Step::ReturnFound),
             (&[Found(Stale), Leads, Taken(Stale)], Step::ReturnFound),
-            (&[Found(Stale), Leads, Taken(Absent)], Step::AwaitHolder),
+            (&[Found(Stale), Leads, Taken(Invalid)], Step::AwaitHolder),
             (&[Found(Stale), Leads, Unreachable], Step::ReturnFound),
-            (&[Found(Absent), Leads, Unreachable], Step::Create),
-            (&[Found(Absent), Leads, Taken(Absent), Woken], Step::Read),
-            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Fresh)], Step::ReturnFound),
-            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Absent)], Step::TryLock),
-            (&[Found(Absent), Leads, Taken(Absent), Woken, Found(Stale)], Step::TryLock),
-            (&[Found(Absent), Leads, Taken(Absent), Woken, Unreachable], Step::Create),
-            (&[Found(Absent), Leads, Taken(Absent), Left], Step::Queue),
-            (&[Found(Absent), Leads, Taken(Absent), Left, Leads], Step::TryLock),
-            (&[Found(Absent), Leads, Taken(Absent), Left, Shared], Step::ReturnShared),
-            (&[Found(Absent), Busy, Impatient], Step::Create),
-            (&[Found(Absent), Leads, Taken(Absent), Impatient], Step::Create),
-            (&[Found(Absent), Leads, Taken(Absent), Impatient, Created], Step::Store),
-            (&[Unreachable, Busy, Impatient, Created], Step::ReturnCreated),
-            (&[Found(Absent), Leads, Locked(Absent), Created], Step::Store),
-            (&[Found(Absent), Leads, Locked(Absent), CreatedUnstored], Step::ReturnCreated),
-            (&[Found(Absent), Leads, Locked(Absent), Created, Stored], Step::ReturnCreated),
+            (&[Found(Invalid), Leads, Unreachable], Step::Create),
+            (&[Found(Invalid), Leads, Taken(Invalid), Woken], Step::Read),
+            (&[Found(Invalid), Leads, Taken(Invalid), Woken, Found(Fresh)], Step::ReturnFound),
+            (&[Found(Invalid), Leads, Taken(Invalid), Woken, Found(Invalid)], Step::TryLock),
+            (&[Found(Invalid), Leads, Taken(Invalid), Woken, Found(Stale)], Step::TryLock),
+            (&[Found(Invalid), Leads, Taken(Invalid), Woken, Unreachable], Step::Create),
+            (&[Found(Invalid), Leads, Taken(Invalid), LeadGivenUp], Step::AwaitLeader),
+            (&[Found(Invalid), Leads, Taken(Invalid), LeadGivenUp, Leads], Step::TryLock),
+            (&[Found(Invalid), Leads, Taken(Invalid), LeadGivenUp, Shared], Step::ReturnShared),
+            (&[Found(Invalid), Busy, WaitTimeout], Step::Create),
+            (&[Found(Invalid), Leads, Taken(Invalid), WaitTimeout], Step::Create),
+            (&[Found(Invalid), Leads, Taken(Invalid), WaitTimeout, Created], Step::Store),
+            (&[Unreachable, Busy, WaitTimeout, Created], Step::ReturnCreated),
+            (&[Found(Invalid), Leads, Locked(Invalid), Created], Step::Store),
+            (&[Found(Invalid), Leads, Locked(Invalid), CreatedUnstored], Step::ReturnCreated),
+            (&[Found(Invalid), Leads, Locked(Invalid), Created, Stored], Step::ReturnCreated),
         ] {
             assert_eq!(walk(events), step, "{events:?}");
         }
@@ -312,7 +330,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "Stored is no outcome of Read")]
-    fn a_driver_that_is_wrong_is_told() {
-        Dogpile::new().on(Event::Stored);
+    fn an_event_that_is_no_outcome_panics() {
+        CreationMachine::new().on(Event::Stored, false);
     }
 }

@@ -1,24 +1,24 @@
-//! Cached functions of tasks: asynchronous functions whose results are values of a region.
+//! Cached functions of tasks: the results of an async function are values of a region.
 
 use std::marker::PhantomData;
 
+use super::{Function, FunctionMany, KeyArgs, named};
 use crate::backend::AsyncBackend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
-use crate::exec::Task;
+use crate::exec::Async;
 use crate::freshness::Invalidation;
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::AsyncLock;
 use crate::region::Region;
-use crate::region::call::Call;
-use crate::region::create::wrong_number;
-use crate::region::function::{Function, FunctionMany, KeyArgs, named};
 
-/// For callers that are tasks. Feature `tokio`.
+/// Cached async functions (feature `tokio`).
 impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
-    /// As [`Region::function`], of an asynchronous function. One that is to be called in spawned tasks owns what it uses
-    /// (`async move`), since the compiler cannot tell of one that borrows that its futures are `Send`.
+    /// Makes an async function cached: its results are values of this region, under `name|arg1 arg2`.
+    ///
+    /// A function that is called in spawned tasks must own what it uses (`async move`), because the
+    /// compiler cannot prove for one that borrows that its futures are `Send`.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -26,7 +26,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let region = Region::builder(Memory::new(1 << 20)).build()?;
-    /// let square = region.function_async("square", async |n: &u64| Ok::<_, std::io::Error>(n * n));
+    /// let square = region.async_function("square", async |n: &u64| Ok::<_, std::io::Error>(n * n));
     ///
     /// assert_eq!(square.call_async(&7).await?, 49);
     /// assert_eq!(region.get_async("square|7").await?, Some(49_u64));
@@ -36,15 +36,16 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
     /// # Ok(())
     /// # }
     /// ```
-    pub fn function_async<A: KeyArgs + 'static, V, E, F>(&self, name: &str, function: F) -> Function<Self, A, V, E, F>
+    pub fn async_function<A: KeyArgs + 'static, V, E, F>(&self, name: &str, function: F) -> Function<Self, A, V, E, F>
     where
         S: Codec<V>,
         F: AsyncFn(&A) -> Result<V, E>,
     {
-        Function { region: self.clone(), function, make_key: named(name), makes: PhantomData }
+        Function { region: self.clone(), function, make_key: named(name), types: PhantomData }
     }
 
-    /// As [`Region::function_many`], of an asynchronous function; see [`Region::function_async`].
+    /// Makes an async function of many arguments at once cached: it is called with those whose results
+    /// are missing.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -52,14 +53,14 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let region = Region::builder(Memory::new(1 << 20)).build()?;
-    /// let squares = region.function_many_async("square", async |numbers: &[&u64]| {
+    /// let squares = region.async_function_many("square", async |numbers: &[&u64]| {
     ///     Ok::<_, std::io::Error>(numbers.iter().map(|n| **n * **n).collect())
     /// });
     /// assert_eq!(squares.call_async(&[3, 4, 3]).await?, [9, 16, 9]);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn function_many_async<A: KeyArgs + 'static, V: Clone, E, F>(
+    pub fn async_function_many<A: KeyArgs + 'static, V: Clone, E, F>(
         &self,
         name: &str,
         function: F,
@@ -68,11 +69,11 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
         S: Codec<V>,
         F: AsyncFn(&[&A]) -> Result<Vec<V>, E>,
     {
-        FunctionMany { region: self.clone(), function, make_key: named(name), makes: PhantomData }
+        FunctionMany { region: self.clone(), function, make_key: named(name), types: PhantomData }
     }
 }
 
-/// For callers that are tasks. Feature `tokio`.
+/// Operations for tasks (feature `tokio`). Each future may be dropped at any time.
 impl<B, S, L, M, I, A, V, E, F> Function<Region<B, S, L, M, I>, A, V, E, F>
 where
     B: AsyncBackend,
@@ -82,50 +83,53 @@ where
     I: Invalidation,
     F: AsyncFn(&A) -> Result<V, E>,
 {
-    /// As [`Function::call`].
+    /// Returns the result for these arguments, from the cache or by calling the function.
     ///
     /// # Errors
     /// As [`Region::get_or_create_async`].
-    pub async fn call_async(&self, arguments: &A) -> Result<V, GetError<E>> {
+    pub async fn call_async(&self, arguments: &A) -> Result<V, GetError<E>>
+    where
+        V: 'static,
+    {
         self.region.get_or_create_async(self.key(arguments), || (self.function)(arguments)).await
     }
 
-    /// As [`Function::get`].
+    /// Returns the result in the cache, if there is a fresh one. Does not call the function.
     ///
     /// # Errors
-    /// As [`Region::get_async`].
+    /// If the backend fails.
     pub async fn get_async(&self, arguments: &A) -> Result<Option<V>, Error> {
         self.region.get_async(self.key(arguments)).await
     }
 
-    /// As [`Function::set`].
+    /// Stores a result in the cache.
     ///
     /// # Errors
-    /// As [`Region::set_async`].
+    /// If the result cannot be encoded or the backend fails.
     pub async fn set_async(&self, arguments: &A, value: &V) -> Result<(), Error> {
         self.region.set_async(self.key(arguments), value).await
     }
 
-    /// As [`Function::refresh`].
+    /// Calls the function and stores its result, whatever the cache holds.
     ///
     /// # Errors
-    /// As there.
+    /// [`GetError::Create`] with the function's error; [`GetError::Cache`] if the result cannot be stored.
     pub async fn refresh_async(&self, arguments: &A) -> Result<V, GetError<E>> {
         let value = (self.function)(arguments).await.map_err(GetError::Create)?;
         self.set_async(arguments, &value).await?;
         Ok(value)
     }
 
-    /// As [`Function::invalidate`].
+    /// Deletes the result from the cache.
     ///
     /// # Errors
-    /// As [`Region::delete_async`].
+    /// If the backend fails.
     pub async fn invalidate_async(&self, arguments: &A) -> Result<(), Error> {
         self.region.delete_async(self.key(arguments)).await
     }
 }
 
-/// For callers that are tasks. Feature `tokio`.
+/// Operations for tasks (feature `tokio`). Each future may be dropped at any time.
 impl<B, S, L, M, I, A, V, E, F> FunctionMany<Region<B, S, L, M, I>, A, V, E, F>
 where
     B: AsyncBackend,
@@ -136,51 +140,52 @@ where
     V: Clone,
     F: AsyncFn(&[&A]) -> Result<Vec<V>, E>,
 {
-    /// As [`FunctionMany::call`].
+    /// Returns the results for these arguments, in their order: from the cache, or by calling the function
+    /// with the arguments whose results are missing.
     ///
     /// # Errors
     /// As [`Region::get_or_create_many_async`].
-    pub async fn call_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
+    pub async fn call_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>>
+    where
+        V: 'static,
+    {
         let create = |missing: Vec<_>| async move { (self.function)(&missing).await };
-        Call::new(&self.region).create_many_on(Task, &self.keys(arguments), arguments, create).await
+        let caller = self.region.caller(Async, &self.region.inner.backend, &self.region.inner.lock);
+        caller.create_many(&self.keys(arguments), arguments, create).await
     }
 
-    /// As [`FunctionMany::get`].
+    /// Returns the fresh results in the cache, in the order of the arguments. Does not call the function.
     ///
     /// # Errors
-    /// As [`Region::get_many_async`].
+    /// If the backend fails.
     pub async fn get_async(&self, arguments: &[A]) -> Result<Vec<Option<V>>, Error> {
         self.region.get_many_async(&self.keys(arguments)).await
     }
 
-    /// As [`FunctionMany::set`].
+    /// Stores results in the cache.
     ///
     /// # Errors
-    /// As [`Region::set_many_async`].
+    /// If a result cannot be encoded or the backend fails.
     pub async fn set_async(&self, results: &[(A, V)]) -> Result<(), Error> {
         let keys: Vec<KeyBuf> = results.iter().map(|(arguments, _)| (self.make_key)(arguments)).collect();
-        let entries = keys.iter().zip(results.iter().map(|(_, value)| value));
-        Call::new(&self.region).set_all_async(entries).await
+        self.region.set_all_async(keys.iter().zip(results.iter().map(|(_, value)| value))).await
     }
 
-    /// As [`FunctionMany::refresh`].
+    /// Calls the function and stores its results, whatever the cache holds.
     ///
     /// # Errors
-    /// As there.
+    /// [`GetError::Create`] with the function's error; [`GetError::Cache`] if the results cannot be stored.
     pub async fn refresh_async(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
         let missing: Vec<&A> = arguments.iter().collect();
-        let values = (self.function)(&missing).await.map_err(GetError::Create)?;
-        if values.len() != arguments.len() {
-            return Err(wrong_number(arguments.len(), values.len()).into());
-        }
-        Call::new(&self.region).set_all_async(self.keys(arguments).iter().zip(&values)).await?;
+        let values = Self::check(arguments, (self.function)(&missing).await.map_err(GetError::Create)?)?;
+        self.region.set_all_async(self.keys(arguments).iter().zip(&values)).await?;
         Ok(values)
     }
 
-    /// As [`FunctionMany::invalidate`].
+    /// Deletes results from the cache.
     ///
     /// # Errors
-    /// As [`Region::delete_many_async`].
+    /// If the backend fails.
     pub async fn invalidate_async(&self, arguments: &[A]) -> Result<(), Error> {
         self.region.delete_many_async(&self.keys(arguments)).await
     }

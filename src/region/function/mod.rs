@@ -1,122 +1,28 @@
-//! Cached functions: a function whose results are values of a region, under keys made from its arguments.
+//! Cached functions: the results of a function are values of a region, under keys made of its arguments.
 
+mod args;
 #[cfg(feature = "tokio")]
 mod asynchronous;
 
-use std::borrow::Cow;
 use std::fmt;
-use std::future::ready;
 use std::marker::PhantomData;
 
 use crate::backend::Backend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
-use crate::exec::{Thread, now};
-use crate::float::Repr;
 use crate::freshness::Invalidation;
 use crate::key::KeyBuf;
 use crate::keymap::KeyMap;
 use crate::lock::Lock;
 use crate::region::Region;
-use crate::region::call::Call;
 use crate::region::create::wrong_number;
 
-/// Arguments that a key can be made from: text, integers, `f64`, `bool`, `Option`, and tuples and references of these.
-///
-/// Each is written as Python's `str` writes it, and several are joined by a space, as `cache_on_arguments` of
-/// `dogpile.cache` does. Text that contains spaces can thus make the same key as other arguments;
-/// [`Function::keyed_by`] is for those, and for a tuple as one argument of several, which is joined like the others here.
-pub trait KeyArgs {
-    /// Appends the arguments to a key.
-    fn write(&self, key: &mut KeyBuf);
-}
-
-macro_rules! args_by_digits {
-    ($($type:ty),+) => {$(
-        impl KeyArgs for $type {
-            fn write(&self, key: &mut KeyBuf) {
-                key.push(itoa::Buffer::new().format(*self).as_bytes());
-            }
-        }
-    )+};
-}
-
-args_by_digits!(u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize);
-
-macro_rules! args_by_text {
-    ($($type:ty),+) => {$(
-        impl KeyArgs for $type {
-            fn write(&self, key: &mut KeyBuf) {
-                key.push(self.as_bytes());
-            }
-        }
-    )+};
-}
-
-args_by_text!(str, String, Box<str>, Cow<'_, str>);
-
-impl KeyArgs for char {
-    fn write(&self, key: &mut KeyBuf) {
-        key.push(self.encode_utf8(&mut [0; 4]).as_bytes());
-    }
-}
-
-/// `1.0`, `0.1`, `1e+16`, `1e-05`, `nan` or `inf`, as Python writes them.
-impl KeyArgs for f64 {
-    fn write(&self, key: &mut KeyBuf) {
-        key.push(Repr::new(*self).as_bytes());
-    }
-}
-
-/// The argument, or `None`, as Python writes it: not to be told from the text "None".
-impl<A: KeyArgs> KeyArgs for Option<A> {
-    fn write(&self, key: &mut KeyBuf) {
-        match self {
-            Some(argument) => argument.write(key),
-            None => key.push(b"None"),
-        }
-    }
-}
-
-/// `True` or `False`, as Python writes them.
-impl KeyArgs for bool {
-    fn write(&self, key: &mut KeyBuf) {
-        key.push(if *self { b"True" } else { b"False" });
-    }
-}
-
-impl KeyArgs for () {
-    fn write(&self, _: &mut KeyBuf) {}
-}
-
-impl<A: KeyArgs + ?Sized> KeyArgs for &A {
-    fn write(&self, key: &mut KeyBuf) {
-        (**self).write(key);
-    }
-}
-
-macro_rules! args_of_tuples {
-    ($(($first:ident $($rest:ident)*))+) => {$(
-        impl<$first: KeyArgs, $($rest: KeyArgs),*> KeyArgs for ($first, $($rest,)*) {
-            #[allow(non_snake_case)]
-            fn write(&self, key: &mut KeyBuf) {
-                let ($first, $($rest,)*) = self;
-                $first.write(key);
-                $(
-                    key.push(b" ");
-                    $rest.write(key);
-                )*
-            }
-        }
-    )+};
-}
-
-args_of_tuples!((A)(A B)(A B C)(A B C D)(A B C D E)(A B C D E F));
+pub use self::args::KeyArgs;
 
 /// Makes the key of a call from its arguments.
 type MakeKey<A> = Box<dyn Fn(&A) -> KeyBuf + Send + Sync>;
 
-/// `name|arg1 arg2`.
+/// Makes keys of the form `name|arg1 arg2`.
 fn named<A: KeyArgs>(name: &str) -> MakeKey<A> {
     let name = format!("{name}|");
     Box::new(move |arguments| {
@@ -127,7 +33,9 @@ fn named<A: KeyArgs>(name: &str) -> MakeKey<A> {
 }
 
 impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I> {
-    /// Makes a function cached: its results are kept in this region, under `name|arg1 arg2`.
+    /// Makes a function cached: its results are values of this region, under `name|arg1 arg2`.
+    ///
+    /// The handle's options apply: derive a handle first for another TTL or soft expiry.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -151,10 +59,11 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         S: Codec<V>,
         F: Fn(&A) -> Result<V, E>,
     {
-        Function { region: self.clone(), function, make_key: named(name), makes: PhantomData }
+        Function { region: self.clone(), function, make_key: named(name), types: PhantomData }
     }
 
-    /// Makes a function of many arguments at once cached: it is called for those whose results are not there.
+    /// Makes a function of many arguments at once cached: it is called with those whose results are
+    /// missing.
     ///
     /// ```
     /// use dogpile::{Memory, Region};
@@ -175,32 +84,44 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         S: Codec<V>,
         F: Fn(&[&A]) -> Result<Vec<V>, E>,
     {
-        FunctionMany { region: self.clone(), function, make_key: named(name), makes: PhantomData }
+        FunctionMany { region: self.clone(), function, make_key: named(name), types: PhantomData }
     }
 }
 
-/// A cached function, from [`Region::function`].
+/// A cached function. Made by [`Region::function`] or `Region::async_function`.
 pub struct Function<R, A, V, E, F> {
     region: R,
     function: F,
     make_key: MakeKey<A>,
-    makes: PhantomData<fn() -> (V, E)>,
+    types: PhantomData<fn() -> (V, E)>,
 }
 
 impl<R, A, V, E, F> Function<R, A, V, E, F> {
-    /// Makes the keys in another way.
+    /// Replaces the way in which keys are made.
+    ///
+    /// ```
+    /// use dogpile::{KeyBuf, Memory, Region};
+    ///
+    /// let region = Region::builder(Memory::new(1 << 20)).build()?;
+    /// let greet = region
+    ///     .function("greet", |name: &String| Ok::<_, std::io::Error>(format!("Hello, {name}!")))
+    ///     .keyed_by(|name| KeyBuf::new().text("greet|").text(&name.to_lowercase()));
+    /// assert_eq!(greet.call(&"Ann".into())?, "Hello, Ann!");
+    /// assert_eq!(greet.call(&"ANN".into())?, "Hello, Ann!");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn keyed_by(mut self, make_key: impl Fn(&A) -> KeyBuf + Send + Sync + 'static) -> Self {
         self.make_key = Box::new(make_key);
         self
     }
 
-    /// The key of the result for these arguments.
+    /// Returns the key of the result for these arguments.
     pub fn key(&self, arguments: &A) -> KeyBuf {
         (self.make_key)(arguments)
     }
 
-    /// The function itself, uncached.
+    /// Returns the function itself, uncached.
     pub fn original(&self) -> &F {
         &self.function
     }
@@ -215,73 +136,88 @@ where
     I: Invalidation,
     F: Fn(&A) -> Result<V, E>,
 {
-    /// The result for these arguments, from the cache or by calling the function.
+    /// Returns the result for these arguments, from the cache or by calling the function.
     ///
     /// # Errors
     /// As [`Region::get_or_create`].
-    pub fn call(&self, arguments: &A) -> Result<V, GetError<E>> {
+    ///
+    /// # Cost
+    /// As [`Region::get_or_create`], and the allocation of the key if it is longer than 46 bytes.
+    pub fn call(&self, arguments: &A) -> Result<V, GetError<E>>
+    where
+        V: 'static,
+    {
         self.region.get_or_create(self.key(arguments), || (self.function)(arguments))
     }
 
-    /// The result in the cache, if it is there and fresh.
+    /// Returns the result in the cache, if there is a fresh one. Does not call the function.
     ///
     /// # Errors
-    /// As [`Region::get`].
+    /// If the backend fails.
     pub fn get(&self, arguments: &A) -> Result<Option<V>, Error> {
         self.region.get(self.key(arguments))
     }
 
-    /// Puts a result into the cache.
+    /// Stores a result in the cache.
     ///
     /// # Errors
-    /// As [`Region::set`].
+    /// If the result cannot be encoded or the backend fails.
     pub fn set(&self, arguments: &A, value: &V) -> Result<(), Error> {
         self.region.set(self.key(arguments), value)
     }
 
-    /// Calls the function and puts the result into the cache, whatever is there.
+    /// Calls the function and stores its result, whatever the cache holds.
     ///
     /// # Errors
-    /// The function's error; [`GetError::Cache`] when the result could not be stored.
+    /// [`GetError::Create`] with the function's error; [`GetError::Cache`] if the result cannot be stored.
     pub fn refresh(&self, arguments: &A) -> Result<V, GetError<E>> {
         let value = (self.function)(arguments).map_err(GetError::Create)?;
         self.set(arguments, &value)?;
         Ok(value)
     }
 
-    /// Removes the result from the cache.
+    /// Deletes the result from the cache.
     ///
     /// # Errors
-    /// As [`Region::delete`].
+    /// If the backend fails.
     pub fn invalidate(&self, arguments: &A) -> Result<(), Error> {
         self.region.delete(self.key(arguments))
     }
 }
 
-/// A cached function of many arguments at once, from [`Region::function_many`].
+/// A cached function of many arguments at once. Made by [`Region::function_many`] or
+/// `Region::async_function_many`.
 pub struct FunctionMany<R, A, V, E, F> {
     region: R,
     function: F,
     make_key: MakeKey<A>,
-    makes: PhantomData<fn() -> (V, E)>,
+    types: PhantomData<fn() -> (V, E)>,
 }
 
 impl<R, A, V, E, F> FunctionMany<R, A, V, E, F> {
-    /// Makes the keys in another way.
+    /// Replaces the way in which keys are made, as [`Function::keyed_by`] does.
     #[must_use]
     pub fn keyed_by(mut self, make_key: impl Fn(&A) -> KeyBuf + Send + Sync + 'static) -> Self {
         self.make_key = Box::new(make_key);
         self
     }
 
-    /// The keys of the results for these arguments.
+    /// Returns the keys of the results for these arguments.
     pub fn keys(&self, arguments: &[A]) -> Vec<KeyBuf> {
         arguments.iter().map(&self.make_key).collect()
     }
 
-    /// The function itself, uncached.
+    /// Returns the function itself, uncached.
     pub fn original(&self) -> &F {
         &self.function
+    }
+
+    /// Checks that the function has returned one result for each argument.
+    fn check(arguments: &[A], values: Vec<V>) -> Result<Vec<V>, Error> {
+        if values.len() != arguments.len() {
+            return Err(wrong_number(arguments.len(), values.len()));
+        }
+        Ok(values)
     }
 }
 
@@ -295,51 +231,50 @@ where
     V: Clone,
     F: Fn(&[&A]) -> Result<Vec<V>, E>,
 {
-    /// The results for these arguments, in their order, from the cache or by calling the function for those that are
-    /// not there.
+    /// Returns the results for these arguments, in their order: from the cache, or by calling the function
+    /// with the arguments whose results are missing.
     ///
     /// # Errors
     /// As [`Region::get_or_create_many`].
-    pub fn call(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
-        let create = |missing: Vec<_>| ready((self.function)(&missing));
-        now(Call::new(&self.region).create_many_on(Thread, &self.keys(arguments), arguments, create))
+    pub fn call(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>>
+    where
+        V: 'static,
+    {
+        self.region.create_many(&self.keys(arguments), arguments, |missing| (self.function)(missing))
     }
 
-    /// The results in the cache, in the arguments' order.
+    /// Returns the fresh results in the cache, in the order of the arguments. Does not call the function.
     ///
     /// # Errors
-    /// As [`Region::get_many`].
+    /// If the backend fails.
     pub fn get(&self, arguments: &[A]) -> Result<Vec<Option<V>>, Error> {
         self.region.get_many(&self.keys(arguments))
     }
 
-    /// Puts results into the cache.
+    /// Stores results in the cache.
     ///
     /// # Errors
-    /// As [`Region::set_many`].
+    /// If a result cannot be encoded or the backend fails.
     pub fn set(&self, results: &[(A, V)]) -> Result<(), Error> {
         let keys: Vec<KeyBuf> = results.iter().map(|(arguments, _)| (self.make_key)(arguments)).collect();
-        Call::new(&self.region).set_all(keys.iter().zip(results.iter().map(|(_, value)| value)))
+        self.region.set_all(keys.iter().zip(results.iter().map(|(_, value)| value)))
     }
 
-    /// Calls the function and puts the results into the cache, whatever is there.
+    /// Calls the function and stores its results, whatever the cache holds.
     ///
     /// # Errors
-    /// The function's error; [`GetError::Cache`] when the results could not be stored.
+    /// [`GetError::Create`] with the function's error; [`GetError::Cache`] if the results cannot be stored.
     pub fn refresh(&self, arguments: &[A]) -> Result<Vec<V>, GetError<E>> {
         let missing: Vec<&A> = arguments.iter().collect();
-        let values = (self.function)(&missing).map_err(GetError::Create)?;
-        if values.len() != arguments.len() {
-            return Err(wrong_number(arguments.len(), values.len()).into());
-        }
-        Call::new(&self.region).set_all(self.keys(arguments).iter().zip(&values))?;
+        let values = Self::check(arguments, (self.function)(&missing).map_err(GetError::Create)?)?;
+        self.region.set_all(self.keys(arguments).iter().zip(&values))?;
         Ok(values)
     }
 
-    /// Removes results from the cache.
+    /// Deletes results from the cache.
     ///
     /// # Errors
-    /// As [`Region::delete_many`].
+    /// If the backend fails.
     pub fn invalidate(&self, arguments: &[A]) -> Result<(), Error> {
         self.region.delete_many(&self.keys(arguments))
     }

@@ -187,11 +187,11 @@ impl Report {
 
     pub fn note_stats(&mut self, stats: &Stats) {
         let all = [
-            ("created", stats.created),
-            ("shared", stats.shared),
-            ("awaited", stats.awaited),
-            ("stale", stats.served_stale),
-            ("lost", stats.lost_locks),
+            ("created", stats.creations),
+            ("shared", stats.coalesced),
+            ("awaited", stats.remote_waits),
+            ("stale", stats.stale_hits),
+            ("lost", stats.lost_leases),
             ("undecodable", stats.undecodable),
             ("wrong type", stats.wrong_type),
             ("reads", stats.failed_reads),

@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dogpile::codec::Full;
+use dogpile::keymap::Prefix;
+use dogpile::lock::OnLeaseLost;
+use dogpile::redis::ReadFrom;
 use dogpile::{
-    Bucketed, Cluster, Codec, Discard, Full, GetError, HashExpiry, Invalidate, KeyMap, LostLease, Msgpack, Prefix, Raw,
-    ReadFrom, RedisLock, Region, Stats, Store,
+    Bucketed, Cluster, Codec, GetError, HashTtl, Invalidate, KeyMap, Msgpack, Raw, RedisLock, Region, Stats,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,36 +52,35 @@ pub fn run(settings: &Settings, wait: impl FnOnce()) -> Report {
         lock = lock.lease_on_miss();
     }
     match settings.discards {
-        true => run_with(settings, lock.when_lost(Discard), wait),
-        false => run_with(settings, lock.when_lost(Store), wait),
+        true => run_with(settings, lock.on_lease_lost(OnLeaseLost::Discard), wait),
+        false => run_with(settings, lock.on_lease_lost(OnLeaseLost::Store), wait),
     }
 }
 
-fn run_with<P: LostLease>(settings: &Settings, lock: RedisLock<P>, wait: impl FnOnce()) -> Report {
+fn run_with(settings: &Settings, lock: RedisLock, wait: impl FnOnce()) -> Report {
     let cluster = Cluster::builder(settings.urls.clone()).connect_timeout(TIMEOUT).response_timeout(TIMEOUT);
     let cluster = cluster.read_from(if settings.reads_replicas { ReadFrom::Replicas } else { ReadFrom::Primaries });
     let cluster = match settings.space {
-        Space::Buckets => cluster.hash_expiry(HashExpiry::Stamped { longest: Duration::from_secs(10) }),
+        Space::Buckets => cluster.hash_ttl(HashTtl::Stamped { longest: Duration::from_secs(10) }),
         _ => cluster,
     };
     let region = Region::builder(cluster.build().unwrap()).lock(lock);
     match settings.space {
         Space::Plain => {
-            let region = region.codec(Msgpack::<Full>::new()).expires_after(Duration::from_millis(300));
+            let region = region.codec(Msgpack::<Full>::new()).stale_after(Duration::from_millis(300));
             call_until(settings, region.build().unwrap(), wait)
         }
         Space::Raw => call_until(settings, region.codec(Raw).build().unwrap(), wait),
         Space::Buckets => {
             let region = region.keys((Bucketed::new(64).others(8), Prefix::new("buckets:")));
-            call_until(settings, region.expires_after(Duration::from_secs(1)).build().unwrap(), wait)
+            call_until(settings, region.stale_after(Duration::from_secs(1)).build().unwrap(), wait)
         }
     }
 }
 
-fn call_until<S, P, M>(settings: &Settings, region: Locked<S, P, M>, wait: impl FnOnce()) -> Report
+fn call_until<S, M>(settings: &Settings, region: Locked<S, M>, wait: impl FnOnce()) -> Report
 where
     S: Codec<String> + Send + Sync + 'static,
-    P: LostLease,
     M: KeyMap + 'static,
 {
     let log = Arc::new(Log {
@@ -110,7 +112,7 @@ where
     std::mem::take(&mut report)
 }
 
-type Locked<S, P, M> = Region<Cluster, S, RedisLock<P>, M>;
+type Locked<S, M> = Region<Cluster, S, RedisLock, M>;
 
 /// What creates values.
 struct Maker {
@@ -203,18 +205,17 @@ const CHOICES: [(What, u64); 10] = [
 type Answer = Result<Vec<Option<String>>, GetError<u64>>;
 
 /// All who call in a process.
-struct Callers<S, P, M> {
-    region: Locked<S, P, M>,
+struct Callers<S, M> {
+    region: Locked<S, M>,
     maker: Arc<Maker>,
     names: Vec<Name>,
     pause: u64,
     log: Arc<Log>,
 }
 
-impl<S, P, M> Callers<S, P, M>
+impl<S, M> Callers<S, M>
 where
     S: Codec<String> + Send + Sync + 'static,
-    P: LostLease,
     M: KeyMap + 'static,
 {
     fn choose(&self, dice: &mut Dice) -> Asked {
@@ -339,10 +340,9 @@ fn none(_: ()) -> Vec<Option<String>> {
 }
 
 #[cfg(feature = "tokio")]
-impl<S, P, M> Callers<S, P, M>
+impl<S, M> Callers<S, M>
 where
     S: Codec<String> + Send + Sync + 'static,
-    P: LostLease,
     M: KeyMap + 'static,
 {
     /// Callers that are tasks of one runtime.

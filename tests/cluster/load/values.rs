@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use dogpile::{AsKey, Key, KeyBuf, Scratch};
+use dogpile::keymap::Scratch;
+use dogpile::{AsKey, Key, KeyBuf};
 use serde::{Deserialize, Serialize};
 
 use super::dice::Dice;

@@ -8,7 +8,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dogpile::{Bare, Bucketed, Cluster, Codec, HashExpiry, Key, Memory, Msgpack, Redis, Region, Seconds, Timestamp};
+use dogpile::codec::{Bare, Seconds};
+use dogpile::{Bucketed, Cluster, Codec, HashTtl, Key, Memory, Msgpack, Redis, Region, Timestamp};
 use peers::tasks::{Client, Shared, divide};
 use peers::{Profile, VALUE, cluster_url, field_keys, plain_keys, redis_url};
 
@@ -18,11 +19,11 @@ type Work = Box<dyn FnOnce(u32)>;
 /// A row's name and what sets its work up.
 type Row = (&'static str, fn() -> Work);
 
-const STAMPED: HashExpiry = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
+const STAMPED: HashTtl = HashTtl::Stamped { longest: Duration::from_secs(3600) };
 
 /// A region whose plain keys are fields of small hashes.
-fn bucketed(expiry: HashExpiry) -> Region<Redis, Msgpack<Bare>, dogpile::LocalLock, Bucketed> {
-    let redis = Redis::builder(&redis_url()).hash_expiry(expiry).build().unwrap();
+fn bucketed(expiry: HashTtl) -> Region<Redis, Msgpack<Bare>, dogpile::LocalLock, Bucketed> {
+    let redis = Redis::builder(&redis_url()).hash_ttl(expiry).build().unwrap();
     let region = Region::builder(redis).codec(Msgpack::new()).keys(Bucketed::new(256));
     region.ttl(Duration::from_secs(3600)).build().unwrap()
 }
@@ -75,7 +76,7 @@ const ROWS: &[Row] = &[
         })
     }),
     ("get_hit_redis_bucketed", || {
-        let region = bucketed(HashExpiry::OnCreate);
+        let region = bucketed(HashTtl::OnCreate);
         region.set("user|1000", &Bytes::from_static(&VALUE)).unwrap();
         times(move || region.get::<Bytes>("user|1000").unwrap().unwrap())
     }),
@@ -243,7 +244,7 @@ const ROWS: &[Row] = &[
         let mut out = Vec::new();
         codec.encode(&Profile::sample(), Timestamp::from_secs(1_700_000_000), &mut out).unwrap();
         let entry = Bytes::from(out);
-        times(move || Codec::<Profile>::decode(&codec, dogpile::Slice::from(black_box(&entry))).unwrap())
+        times(move || Codec::<Profile>::decode(&codec, dogpile::codec::Slice::from(black_box(&entry))).unwrap())
     }),
     ("decode_msgpack_struct/rmp_serde", || {
         let entry = rmp_serde::to_vec_named(&(Profile::sample(), 1_700_000_000_u64)).unwrap();
@@ -297,7 +298,7 @@ fn cluster_connection() -> redis::cluster::ClusterConnection {
 
 fn region() -> Region<Redis> {
     let hour = Duration::from_secs(3600);
-    Region::builder(Redis::open(&redis_url()).unwrap()).expires_after(hour).ttl(hour).build().unwrap()
+    Region::builder(Redis::open(&redis_url()).unwrap()).stale_after(hour).ttl(hour).build().unwrap()
 }
 
 fn connection() -> redis::Connection {

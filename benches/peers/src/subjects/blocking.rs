@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use cached::{ConcurrentCached, RedisCache};
-use dogpile::{Backend, Driver, Redis, Region};
+use dogpile::{Backend, Redis, Region};
+use dogpile::redis::Driver;
 use redis::Commands;
 
 use super::{Keys, Subject, TTL, Work};
@@ -35,7 +36,7 @@ pub(super) struct Dogpile<B> {
 impl<B: Backend> Dogpile<B> {
     pub(super) fn new(name: &'static str, backend: B, group: u32) -> Self {
         let hour = Duration::from_secs(3600);
-        let region = Region::builder(backend).expires_after(hour).ttl(Duration::from_secs(TTL)).build();
+        let region = Region::builder(backend).stale_after(hour).ttl(Duration::from_secs(TTL)).build();
         Dogpile { keys: Keys::of(name), region: region.expect("the settings are good"), group }
     }
 }

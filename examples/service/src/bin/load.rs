@@ -126,7 +126,7 @@ async fn counts(hosts: &[String]) -> Result<Counts, Box<dyn Error>> {
         let stats: Value = serde_json::from_str(&stats)?;
         let count = |name| stats.pointer(name).and_then(Value::as_u64).ok_or_else(|| format!("no {name} in {stats}"));
         counts.creators += count("/creators/reports")?;
-        counts.created += count("/region/created")?;
+        counts.created += count("/region/creations")?;
     }
     Ok(counts)
 }

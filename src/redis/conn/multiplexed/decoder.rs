@@ -1,4 +1,4 @@
-//! [`Incoming`]: cuts what a server sends into the replies to one request after the other.
+//! [`Decoder`]: cuts what a server sends into the replies to one request after the other.
 
 use std::collections::VecDeque;
 
@@ -8,19 +8,19 @@ use crate::error::Error;
 use crate::redis::conn::limits::{KEEP, PIECE};
 use crate::redis::conn::multiplexed::pipeline::{Mark, Replied, Sent};
 use crate::redis::protocol::chunk::Chunk;
-use crate::redis::protocol::parser::{Fed, Receive, Replies, Strings, Token};
+use crate::redis::protocol::parser::{Fed, Parser, Receive, Strings, Token};
 
 /// The longest string that servers keep, unless they are told otherwise. What a caller takes may be less; that is his
 /// business, and not that of all who share the connection.
 const MAX_BULK: usize = 512 * 1024 * 1024;
 
 /// What came from the server, and the requests that it is to be the replies to.
-pub(crate) struct Incoming {
+pub(crate) struct Decoder {
     /// What came and was not handed on. Its memory is used again when nobody holds any of it.
     input: BytesMut,
     /// With fewer bytes than these nothing can be cut.
     needed: usize,
-    replies: Replies,
+    replies: Parser,
     /// What came already of the replies to the first of `sent`.
     pieces: Vec<Bytes>,
     sent: VecDeque<Sent>,
@@ -28,12 +28,12 @@ pub(crate) struct Incoming {
     marks: VecDeque<(usize, Mark)>,
 }
 
-impl Incoming {
+impl Decoder {
     pub(crate) fn new(max_entry: usize) -> Self {
-        Incoming {
+        Decoder {
             input: BytesMut::with_capacity(PIECE),
             needed: 1,
-            replies: Replies::new(max_entry.max(MAX_BULK)),
+            replies: Parser::new(max_entry.max(MAX_BULK)),
             pieces: Vec::new(),
             sent: VecDeque::new(),
             marks: VecDeque::new(),
@@ -182,7 +182,7 @@ mod tests {
     /// Feeds the input in pieces that end at `cuts`, and shows what each of the requests, which expect so many replies,
     /// was answered.
     fn answers(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
-        let mut incoming = Incoming::new(1 << 20);
+        let mut incoming = Decoder::new(1 << 20);
         incoming.expect(requests.iter().map(|replies| Sent::apart(*replies)), now());
         let (mut answered, mut at) = (VecDeque::new(), 0);
         for end in cuts.iter().copied().chain([input.len()]) {
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn room_is_used_again_when_nobody_holds_any_of_it() {
-        let (mut incoming, mut answered) = (Incoming::new(1 << 20), VecDeque::new());
+        let (mut incoming, mut answered) = (Decoder::new(1 << 20), VecDeque::new());
         let begin = incoming.room().as_ptr();
         for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
             incoming.expect([Sent::apart(1)].into_iter(), now());

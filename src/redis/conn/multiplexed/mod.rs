@@ -1,4 +1,4 @@
-//! [`Link`]: a connection that many tasks share, and the task that keeps it there; [`Links`]: those of all runtimes.
+//! [`MultiplexedConnection`]: a connection that many tasks share, and the task that keeps it there; [`MultiplexedConnections`]: those of all runtimes.
 
 pub(crate) mod decoder;
 pub(crate) mod pipeline;
@@ -22,18 +22,18 @@ use crate::redis::conn::backoff;
 use crate::redis::conn::limits::Limits;
 use crate::redis::conn::multiplexed::pipeline::{NotTaken, Pipeline, Replied, Request};
 use crate::redis::conn::multiplexed::socket::connect;
-use crate::redis::conn::multiplexed::task::Serving;
+use crate::redis::conn::multiplexed::task::ConnectionTask;
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::parser::Token;
-use crate::redis::transport::{Access, AsyncExchange, Route};
+use crate::redis::transport::{Access, AsyncTransport, Route};
 use crate::redis::url::Server;
 
 /// A connection that many tasks share. Its task runs in one runtime.
-pub(crate) struct Link {
+pub(crate) struct MultiplexedConnection {
     pub(crate) pipeline: Pipeline,
     server: Server,
     pub(crate) limits: Limits,
-    keeper: Mutex<Keeper>,
+    keeper: Mutex<TaskKeeper>,
     /// The connection is open, or could not be opened.
     changed: Notify,
     /// Somebody wants a connection.
@@ -55,20 +55,20 @@ impl Default for Sharing {
 }
 
 /// What the task is about.
-enum Keeper {
+enum TaskKeeper {
     /// There is none.
     Asleep,
     /// It connects or is connected. The error is why there was no connection when it tried last.
     Awake(Option<Error>),
 }
 
-impl Link {
+impl MultiplexedConnection {
     pub(crate) fn new(server: &Server, limits: Limits) -> Self {
-        Link {
+        MultiplexedConnection {
             pipeline: Pipeline::new(limits.shared.in_flight),
             server: server.clone(),
             limits,
-            keeper: Mutex::new(Keeper::Asleep),
+            keeper: Mutex::new(TaskKeeper::Asleep),
             changed: Notify::new(),
             wanted: Notify::new(),
         }
@@ -121,7 +121,7 @@ impl Link {
 
     /// Whether nothing is there that would be lost with it.
     pub(crate) fn is_asleep(&self) -> bool {
-        matches!(*self.keeper.lock(), Keeper::Asleep)
+        matches!(*self.keeper.lock(), TaskKeeper::Asleep)
     }
 
     /// Waits until there is a connection, or it is known that there is none.
@@ -156,11 +156,11 @@ impl Link {
     /// Says that a connection is wanted, and why there was none when that was tried last.
     fn want(self: &Arc<Self>) -> Option<Error> {
         let mut keeper = self.keeper.lock();
-        if let Keeper::Awake(known) = &*keeper {
+        if let TaskKeeper::Awake(known) = &*keeper {
             self.wanted.notify_one();
             return known.as_ref().map(Error::copy);
         }
-        *keeper = Keeper::Awake(None);
+        *keeper = TaskKeeper::Awake(None);
         drop(keeper);
         tokio::spawn(keep(Ends(Arc::clone(self))));
         None
@@ -168,7 +168,7 @@ impl Link {
 
     /// Tells all who wait for it that there is a connection now, or why there is none.
     fn tell(&self, known: Option<Error>) {
-        *self.keeper.lock() = Keeper::Awake(known);
+        *self.keeper.lock() = TaskKeeper::Awake(known);
         self.changed.notify_waiters();
     }
 }
@@ -182,12 +182,12 @@ pub(crate) fn from_now(later: Duration) -> Instant {
 }
 
 /// However the task of a link ends, with its runtime, before it began, or by a panic too, nobody waits for it any more.
-struct Ends(Arc<Link>);
+struct Ends(Arc<MultiplexedConnection>);
 
 impl Drop for Ends {
     fn drop(&mut self) {
         self.0.pipeline.close(std::iter::empty(), &ended());
-        *self.0.keeper.lock() = Keeper::Asleep;
+        *self.0.keeper.lock() = TaskKeeper::Asleep;
         self.0.changed.notify_waiters();
     }
 }
@@ -203,7 +203,7 @@ async fn keep(link: Ends) {
                 failures = 0;
                 link.pipeline.open();
                 link.tell(None);
-                let Some(error) = Serving::new(link, stream, incoming).serve().await else { return };
+                let Some(error) = ConnectionTask::new(link, stream, incoming).serve().await else { return };
                 // A connection that broke may be the server's way to end an idle one, and whoever comes next connects
                 // again. A server that does not answer is down until it does.
                 if error.kind() != ErrorKind::Timeout {
@@ -214,7 +214,7 @@ async fn keep(link: Ends) {
             Err(error) => {
                 link.tell(Some(error));
                 failures += 1;
-                sleep(backoff::after(failures, link.limits.max_pause)).await;
+                sleep(backoff::after(failures, link.limits.max_backoff)).await;
                 link.wanted.notified().await;
             }
         }
@@ -228,17 +228,17 @@ pub(crate) fn ended() -> Error {
 
 /// The links to one server, each used by the tasks of one runtime: a connection is served by a task, and that of one
 /// runtime may rest while another one runs.
-pub(crate) struct Links {
+pub(crate) struct MultiplexedConnections {
     server: Server,
     limits: Limits,
     /// That of the first runtime, which is the only one most often: it needs no lock.
-    first: OnceLock<(tokio::runtime::Id, Arc<Link>)>,
-    others: Mutex<Vec<(tokio::runtime::Id, Arc<Link>)>>,
+    first: OnceLock<(tokio::runtime::Id, Arc<MultiplexedConnection>)>,
+    others: Mutex<Vec<(tokio::runtime::Id, Arc<MultiplexedConnection>)>>,
 }
 
-impl Links {
+impl MultiplexedConnections {
     pub(crate) fn new(server: &Server, limits: Limits) -> Self {
-        Links { server: server.clone(), limits, first: OnceLock::new(), others: Mutex::default() }
+        MultiplexedConnections { server: server.clone(), limits, first: OnceLock::new(), others: Mutex::default() }
     }
 
     /// The link of the runtime that this task is in.
@@ -254,7 +254,7 @@ impl Links {
 
     #[cold]
     fn of_other(&self, id: tokio::runtime::Id) -> Held<'_> {
-        let new = || (id, Arc::new(Link::new(&self.server, self.limits)));
+        let new = || (id, Arc::new(MultiplexedConnection::new(&self.server, self.limits)));
         let (first, link) = self.first.get_or_init(new);
         if *first == id {
             return Held::Borrowed(link);
@@ -312,7 +312,7 @@ impl Written {
     }
 
     /// Sends it by a task of its own to where it belongs by then, until somebody answers. Nobody waits for that.
-    pub(crate) fn send_to<X: AsyncExchange + Clone + 'static>(self, servers: &X) {
+    pub(crate) fn send_to<X: AsyncTransport + Clone + 'static>(self, servers: &X) {
         let servers = servers.clone();
         tokio::spawn(async move {
             for _ in 0..TRIES {
@@ -327,7 +327,7 @@ impl Written {
     }
 }
 
-impl Drop for Links {
+impl Drop for MultiplexedConnections {
     fn drop(&mut self) {
         self.first.get().into_iter().chain(self.others.get_mut().iter()).for_each(|(_, link)| link.abandon());
     }
@@ -340,15 +340,15 @@ pub(crate) fn no_runtime() -> Error {
 
 /// A link, borrowed or held.
 pub(crate) enum Held<'c> {
-    Borrowed(&'c Arc<Link>),
-    Owned(Arc<Link>),
+    Borrowed(&'c Arc<MultiplexedConnection>),
+    Owned(Arc<MultiplexedConnection>),
 }
 
 impl Deref for Held<'_> {
-    type Target = Arc<Link>;
+    type Target = Arc<MultiplexedConnection>;
 
     #[inline]
-    fn deref(&self) -> &Arc<Link> {
+    fn deref(&self) -> &Arc<MultiplexedConnection> {
         match self {
             Held::Borrowed(link) => link,
             Held::Owned(link) => link,

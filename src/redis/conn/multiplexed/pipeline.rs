@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, ErrorKind};
 use crate::redis::protocol::chunk::Chunk;
-use crate::redis::protocol::parser::{Receive, Replies, too_long};
+use crate::redis::protocol::parser::{Parser, Receive, too_long};
 
 /// What may wait to be sent, in bytes, before callers wait for room: a large request more at most.
 const MOST_OUTPUT: usize = 1 << 20;
@@ -43,14 +43,14 @@ impl Replied {
 }
 
 fn read(count: u32, pieces: &[Bytes], max_entry: usize, receive: &mut impl Receive) -> Result<(), Error> {
-    let mut replies = Replies::new(max_entry);
+    let mut replies = Parser::new(max_entry);
     replies.expect(count as usize);
     pieces.iter().try_for_each(|piece| replies.feed(&mut Chunk::sharing(piece), receive).map(drop))
 }
 
 /// What the callers of one connection share with the task that serves it.
 pub(crate) struct Pipeline {
-    state: Mutex<State>,
+    state: Mutex<PipelineState>,
     /// How many requests may be under way.
     most: usize,
     /// Callers who wait because there are so many.
@@ -59,7 +59,7 @@ pub(crate) struct Pipeline {
 }
 
 #[derive(Default)]
-struct State {
+struct PipelineState {
     is_open: bool,
     /// No requests will come any more.
     is_abandoned: bool,
@@ -70,7 +70,7 @@ struct State {
     /// Their requests.
     queued: Vec<Sent>,
     /// Callers who wait for replies.
-    slots: Slab<Slot>,
+    slots: Slab<PendingReply>,
     /// Requests whose replies have not come.
     under_way: usize,
     /// The task that serves the connection, while it has nothing to send.
@@ -112,7 +112,7 @@ pub(crate) struct Mark {
 }
 
 /// A caller who waits for replies.
-enum Slot {
+enum PendingReply {
     Waits(Waker),
     Answered(Result<Replied, Error>),
     /// It was dropped; its replies belong to nobody.
@@ -156,7 +156,7 @@ impl Pipeline {
     /// A reply could not be read. If it is none to what was asked, the connection is to be closed, before others get each
     /// other's.
     #[cold]
-    pub(crate) fn doubt(&self, error: &Error) {
+    pub(crate) fn request_refresh(&self, error: &Error) {
         if error.kind() != ErrorKind::Protocol {
             return;
         }
@@ -173,7 +173,7 @@ impl Pipeline {
 
     /// Sends the commands that `write` appends, and waits for their replies. `admitted` is who has waited for room.
     pub(crate) fn request<W: Fn(&mut Vec<u8>) -> usize>(&self, write: W, admitted: bool) -> Request<'_, W> {
-        Request { pipeline: self, admitted, stage: Stage::New(write) }
+        Request { pipeline: self, admitted, stage: RequestStage::New(write) }
     }
 
     /// Sends commands whose replies nobody waits for. Gives back what cannot be sent.
@@ -291,12 +291,12 @@ impl Pipeline {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PipelineState> {
         self.state.lock()
     }
 }
 
-impl State {
+impl PipelineState {
     #[inline]
     fn has_room(&self, most: usize) -> bool {
         self.under_way < most && self.output.len() < MOST_OUTPUT
@@ -332,8 +332,8 @@ impl State {
     fn answer(&mut self, sent: Sent, answer: Result<Replied, Error>, woken: &mut Vec<Waker>) {
         self.under_way -= 1;
         let Some(slot) = sent.slot else { return };
-        match std::mem::replace(&mut self.slots[slot as usize], Slot::Answered(answer)) {
-            Slot::Waits(waker) => woken.push(waker),
+        match std::mem::replace(&mut self.slots[slot as usize], PendingReply::Answered(answer)) {
+            PendingReply::Waits(waker) => woken.push(waker),
             _ => drop(self.slots.remove(slot as usize)),
         }
     }
@@ -343,10 +343,10 @@ impl State {
 pub(crate) struct Request<'p, W> {
     pipeline: &'p Pipeline,
     admitted: bool,
-    stage: Stage<W>,
+    stage: RequestStage<W>,
 }
 
-enum Stage<W> {
+enum RequestStage<W> {
     New(W),
     Sent(u32),
     Done,
@@ -361,33 +361,33 @@ impl<W: Fn(&mut Vec<u8>) -> usize> Future for Request<'_, W> {
     #[inline(always)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.stage {
-            Stage::New(ref write) => match self.pipeline.queue(write, self.admitted, context) {
+            RequestStage::New(ref write) => match self.pipeline.queue(write, self.admitted, context) {
                 Ok(Some(slot)) => {
-                    self.stage = Stage::Sent(slot);
+                    self.stage = RequestStage::Sent(slot);
                     Poll::Pending
                 }
                 Ok(None) => {
-                    self.stage = Stage::Done;
+                    self.stage = RequestStage::Done;
                     Poll::Ready(Ok(Ok(Replied::Piece(0, Bytes::new()))))
                 }
                 Err(not_taken) => {
-                    self.stage = Stage::Done;
+                    self.stage = RequestStage::Done;
                     Poll::Ready(Err(not_taken))
                 }
             },
-            Stage::Sent(slot) => {
+            RequestStage::Sent(slot) => {
                 let Poll::Ready(answer) = self.pipeline.poll_answer(slot, context) else { return Poll::Pending };
-                self.stage = Stage::Done;
+                self.stage = RequestStage::Done;
                 Poll::Ready(Ok(answer))
             }
-            Stage::Done => unreachable!("a request is answered once"),
+            RequestStage::Done => unreachable!("a request is answered once"),
         }
     }
 }
 
 impl<W> Drop for Request<'_, W> {
     fn drop(&mut self) {
-        if let Stage::Sent(slot) = self.stage {
+        if let RequestStage::Sent(slot) = self.stage {
             self.pipeline.leave(slot);
         }
     }
@@ -422,7 +422,7 @@ impl Pipeline {
         }
         // There are never so many.
         #[allow(clippy::cast_possible_truncation)]
-        let slot = state.slots.insert(Slot::Waits(waker)) as u32;
+        let slot = state.slots.insert(PendingReply::Waits(waker)) as u32;
         let server = state.queue(Sent { slot: Some(slot), replies: count(replies) });
         drop(state);
         if let Some(server) = server {
@@ -435,12 +435,12 @@ impl Pipeline {
     fn poll_answer(&self, slot: u32, context: &Context<'_>) -> Poll<Result<Replied, Error>> {
         let mut state = self.lock();
         match &state.slots[slot as usize] {
-            Slot::Answered(_) => {
-                if let Slot::Answered(answer) = state.slots.remove(slot as usize) {
+            PendingReply::Answered(_) => {
+                if let PendingReply::Answered(answer) = state.slots.remove(slot as usize) {
                     return Poll::Ready(answer);
                 }
             }
-            Slot::Waits(known) if known.will_wake(context.waker()) => return Poll::Pending,
+            PendingReply::Waits(known) if known.will_wake(context.waker()) => return Poll::Pending,
             _ => {}
         }
         drop(state);
@@ -453,14 +453,14 @@ impl Pipeline {
         let waker = context.waker().clone();
         let mut state = self.lock();
         let old = match &mut state.slots[slot as usize] {
-            Slot::Waits(known) => std::mem::replace(known, waker),
-            Slot::Answered(_) => {
+            PendingReply::Waits(known) => std::mem::replace(known, waker),
+            PendingReply::Answered(_) => {
                 let answered = state.slots.remove(slot as usize);
                 drop(state);
-                let Slot::Answered(answer) = answered else { unreachable!("it was seen") };
+                let PendingReply::Answered(answer) = answered else { unreachable!("it was seen") };
                 return Poll::Ready(answer);
             }
-            Slot::Left => unreachable!("who left does not come back"),
+            PendingReply::Left => unreachable!("who left does not come back"),
         };
         drop(state);
         drop(old);
@@ -472,8 +472,8 @@ impl Pipeline {
         let mut state = self.lock();
         let slot = slot as usize;
         let left = match &state.slots[slot] {
-            Slot::Answered(_) => state.slots.remove(slot),
-            _ => std::mem::replace(&mut state.slots[slot], Slot::Left),
+            PendingReply::Answered(_) => state.slots.remove(slot),
+            _ => std::mem::replace(&mut state.slots[slot], PendingReply::Left),
         };
         drop(state);
         drop(left);
@@ -490,15 +490,15 @@ mod tests {
 
     /// Counts how often it is woken.
     #[derive(Default)]
-    struct Bell(AtomicUsize);
+    struct WakeSet(AtomicUsize);
 
-    impl Wake for Bell {
+    impl Wake for WakeSet {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn poll<F: Future + Unpin>(future: &mut F, bell: &Arc<Bell>) -> Poll<F::Output> {
+    fn poll<F: Future + Unpin>(future: &mut F, bell: &Arc<WakeSet>) -> Poll<F::Output> {
         Pin::new(future).poll(&mut Context::from_waker(&Waker::from(Arc::clone(bell))))
     }
 
@@ -522,7 +522,7 @@ mod tests {
 
     #[test]
     fn each_gets_the_answer_to_what_it_asked() {
-        let (pipeline, bells) = (Pipeline::new(10), [0; 3].map(|_| Arc::new(Bell::default())));
+        let (pipeline, bells) = (Pipeline::new(10), [0; 3].map(|_| Arc::new(WakeSet::default())));
         assert!(matches!(poll(&mut pipeline.request(ask, false), &bells[0]), Poll::Ready(Err(NotTaken::Closed))));
         pipeline.open();
         let mut requests = [0; 3].map(|_| pipeline.request(ask, false));
@@ -548,7 +548,7 @@ mod tests {
 
     #[test]
     fn those_who_wait_when_it_closes_are_told() {
-        let (pipeline, bell) = (Pipeline::new(10), Arc::new(Bell::default()));
+        let (pipeline, bell) = (Pipeline::new(10), Arc::new(WakeSet::default()));
         pipeline.open();
         let (mut sent, mut queued) = (pipeline.request(ask, false), pipeline.request(ask, false));
         assert!(poll(&mut sent, &bell).is_pending());
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn no_more_are_under_way_than_may_be() {
-        let (pipeline, bell) = (Pipeline::new(2), Arc::new(Bell::default()));
+        let (pipeline, bell) = (Pipeline::new(2), Arc::new(WakeSet::default()));
         pipeline.open();
         let mut requests = [0; 2].map(|_| pipeline.request(ask, false));
         requests.iter_mut().for_each(|request| assert!(poll(request, &bell).is_pending()));
@@ -579,7 +579,7 @@ mod tests {
 
     #[test]
     fn commands_are_written_whole_or_not_at_all() {
-        let (pipeline, bell) = (Pipeline::new(2), Arc::new(Bell::default()));
+        let (pipeline, bell) = (Pipeline::new(2), Arc::new(WakeSet::default()));
         pipeline.open();
         let broken = |out: &mut Vec<u8>| -> usize {
             out.extend_from_slice(b"*1\r\n");

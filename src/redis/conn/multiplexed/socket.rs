@@ -1,4 +1,4 @@
-//! [`Stream`]: a socket of a task, and how it is opened.
+//! [`AsyncSocket`]: a socket of a task, and how it is opened.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,13 +15,13 @@ use crate::error::Error;
 use crate::redis::conn::blocking::{closed, io_error, keep_alive, late};
 use crate::redis::conn::handshake::{Ask, LONGEST, introduce};
 use crate::redis::conn::limits::{Limits, READING, SENDING};
-use crate::redis::conn::multiplexed::decoder::Incoming;
+use crate::redis::conn::multiplexed::decoder::Decoder;
 use crate::redis::conn::multiplexed::from_now;
 use crate::redis::conn::multiplexed::pipeline::{Mark, Moved, Sent};
 use crate::redis::protocol::parser::Receive;
 use crate::redis::url::{Address, Server};
 
-pub(crate) enum Stream {
+pub(crate) enum AsyncSocket {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(tokio::net::UnixStream),
@@ -30,10 +30,10 @@ pub(crate) enum Stream {
 }
 
 /// Connects, and introduces us.
-pub(crate) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, Incoming), Error> {
-    let connected = Stream::connect(server, limits.connect).await;
+pub(crate) async fn connect(server: &Server, limits: Limits) -> Result<(AsyncSocket, Decoder), Error> {
+    let connected = AsyncSocket::connect(server, limits.connect).await;
     let stream = connected.map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
-    let mut greeting = Greeting { stream, incoming: Incoming::new(limits.max_entry) };
+    let mut greeting = Greeting { stream, incoming: Decoder::new(limits.max_entry) };
     let introduced = timeout(limits.response, introduce(&mut greeting, server)).await;
     introduced
         .unwrap_or_else(|_| Err(late()))
@@ -41,7 +41,7 @@ pub(crate) async fn connect(server: &Server, limits: Limits) -> Result<(Stream, 
     Ok((greeting.stream, greeting.incoming))
 }
 
-impl Stream {
+impl AsyncSocket {
     async fn connect(server: &Server, within: Duration) -> io::Result<Self> {
         match &server.address {
             Address::Tcp(host, port) => {
@@ -53,13 +53,13 @@ impl Stream {
                     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::clone(&secure.config));
                     let left = deadline.saturating_duration_since(Instant::now());
                     let stream = in_time(left, connector.connect(secure.name.clone(), stream)).await?;
-                    return Ok(Stream::Tls(Box::new(stream)));
+                    return Ok(AsyncSocket::Tls(Box::new(stream)));
                 }
                 let _ = deadline;
-                Ok(Stream::Tcp(stream))
+                Ok(AsyncSocket::Tcp(stream))
             }
             #[cfg(unix)]
-            Address::Unix(path) => in_time(within, tokio::net::UnixStream::connect(path)).await.map(Stream::Unix),
+            Address::Unix(path) => in_time(within, tokio::net::UnixStream::connect(path)).await.map(AsyncSocket::Unix),
             #[cfg(not(unix))]
             Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
         }
@@ -86,42 +86,42 @@ async fn connect_tcp(host: &str, port: u16, within: Duration) -> io::Result<(Tcp
     Err(last)
 }
 
-impl Stream {
+impl AsyncSocket {
     /// Whether there is something to read, or the end.
     pub(crate) fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Stream::Tcp(stream) => stream.poll_read_ready(context),
+            AsyncSocket::Tcp(stream) => stream.poll_read_ready(context),
             #[cfg(unix)]
-            Stream::Unix(stream) => stream.poll_read_ready(context),
+            AsyncSocket::Unix(stream) => stream.poll_read_ready(context),
             // What is there may have been read from the socket already.
             #[cfg(feature = "tls")]
-            Stream::Tls(_) => Poll::Ready(Ok(())),
+            AsyncSocket::Tls(_) => Poll::Ready(Ok(())),
         }
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for AsyncSocket {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(context, into),
+            AsyncSocket::Tcp(stream) => Pin::new(stream).poll_read(context, into),
             #[cfg(unix)]
-            Stream::Unix(stream) => Pin::new(stream).poll_read(context, into),
+            AsyncSocket::Unix(stream) => Pin::new(stream).poll_read(context, into),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, into),
+            AsyncSocket::Tls(stream) => Pin::new(stream).poll_read(context, into),
         }
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for AsyncSocket {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            AsyncSocket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             #[cfg(unix)]
-            Stream::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            AsyncSocket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            AsyncSocket::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -129,7 +129,7 @@ impl AsyncWrite for Stream {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+            AsyncSocket::Tls(stream) => Pin::new(stream).poll_flush(context),
             // Sockets keep nothing back.
             _ => {
                 let _ = context;
@@ -140,19 +140,19 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            AsyncSocket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             #[cfg(unix)]
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            AsyncSocket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            AsyncSocket::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }
 
 /// A connection that is being introduced.
 struct Greeting {
-    stream: Stream,
-    incoming: Incoming,
+    stream: AsyncSocket,
+    incoming: Decoder,
 }
 
 impl Ask for Greeting {

@@ -1,4 +1,4 @@
-//! [`Serving`]: an open connection that tasks share: sends their requests, hands on the replies, and finds out when the
+//! [`ConnectionTask`]: an open connection that tasks share: sends their requests, hands on the replies, and finds out when the
 //! server does not answer.
 
 use std::collections::VecDeque;
@@ -13,12 +13,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::error::Error;
 use crate::redis::conn::blocking::{closed, io_error, late};
 use crate::redis::conn::limits::{KEEP, PROGRESS, READING};
-use crate::redis::conn::multiplexed::decoder::Incoming;
+use crate::redis::conn::multiplexed::decoder::Decoder;
 use crate::redis::conn::multiplexed::pipeline::{Mark, Moved, Replied, Sent};
-use crate::redis::conn::multiplexed::socket::Stream;
-use crate::redis::conn::multiplexed::{Link, YEAR, ended};
+use crate::redis::conn::multiplexed::socket::AsyncSocket;
+use crate::redis::conn::multiplexed::{MultiplexedConnection, YEAR, ended};
 
-/// Replies are handed on in portions of so many at least, and in so many portions at most.
+/// Parser are handed on in portions of so many at least, and in so many portions at most.
 const PORTION: usize = 8;
 
 /// How far a round of sending and reading came.
@@ -30,15 +30,15 @@ enum Progress {
 }
 
 /// An open connection. Dropped, it is closed, and whoever waits for replies gets an error.
-pub(crate) struct Serving<'l> {
-    link: &'l Link,
-    stream: Stream,
-    incoming: Incoming,
+pub(crate) struct ConnectionTask<'l> {
+    link: &'l MultiplexedConnection,
+    stream: AsyncSocket,
+    incoming: Decoder,
     output: Vec<u8>,
     written: usize,
     /// Whether the stream may keep some of it back.
     unflushed: bool,
-    /// Replies that were not handed on yet.
+    /// Parser that were not handed on yet.
     answered: VecDeque<(Sent, Replied)>,
     /// How many to hand on at once.
     portion: usize,
@@ -47,7 +47,7 @@ pub(crate) struct Serving<'l> {
     sending_since: Option<Instant>,
     /// How many bytes were sent and read.
     moved: Moved,
-    /// Rings when the oldest request should have been answered; set when there is one and it is not.
+    /// WakeSetWaker when the oldest request should have been answered; set when there is one and it is not.
     timer: Pin<Box<Sleep>>,
     is_set: bool,
     /// From when the time of the oldest request counts, where enough has moved meanwhile; with when that was sent.
@@ -55,7 +55,7 @@ pub(crate) struct Serving<'l> {
     broken_by: Option<Error>,
 }
 
-impl Drop for Serving<'_> {
+impl Drop for ConnectionTask<'_> {
     fn drop(&mut self) {
         let error = self.broken_by.take().unwrap_or_else(ended);
         // What came before it broke is as good as ever.
@@ -64,9 +64,9 @@ impl Drop for Serving<'_> {
     }
 }
 
-impl<'l> Serving<'l> {
-    pub(crate) fn new(link: &'l Link, stream: Stream, incoming: Incoming) -> Self {
-        Serving {
+impl<'l> ConnectionTask<'l> {
+    pub(crate) fn new(link: &'l MultiplexedConnection, stream: AsyncSocket, incoming: Decoder) -> Self {
+        ConnectionTask {
             link,
             stream,
             incoming,
@@ -181,7 +181,7 @@ impl<'l> Serving<'l> {
     /// Reads what there is: how many bytes.
     #[inline]
     fn read(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
-        // Replies that were handed on just now still hold the room that could be used again: it is looked for when
+        // Parser that were handed on just now still hold the room that could be used again: it is looked for when
         // something has come.
         if !self.incoming.has_room() && self.stream.poll_read_ready(context).is_pending() {
             return Ok(0);

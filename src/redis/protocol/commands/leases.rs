@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use crate::backend::leases::Lease;
 use crate::key::Key;
-use crate::redis::HashExpiry;
+use crate::redis::HashTtl;
 use crate::redis::protocol::commands::Life;
 use crate::redis::protocol::commands::stamped::{Script, put_stamped};
 use crate::redis::protocol::commands::wire::{argument, command, eval, millis, number};
 use crate::redis::stamp::Stamp;
+
+/// A lease that is wanted or held, and the entry that it protects.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease<'a> {
+    /// The Redis key of the lease.
+    pub lock: &'a [u8],
+    /// Identifies the holder: each attempt has a token of its own.
+    pub token: &'a [u8],
+    /// The entry that the holder of the lease creates.
+    pub key: Key<'a>,
+}
 
 /// `SET lock token NX PX`, as redis-py does it, with `GET`: answered by nil when the lock is ours now, or by the token
 /// that holds it. So it may be sent twice: our own token says that the first time succeeded.
@@ -119,14 +129,14 @@ pub(crate) fn store_if_held(
     let Life { ttl, expiry, .. } = life;
     let (name, field, mut kind) = parts(key);
     if kind == b"field"
-        && let HashExpiry::Stamped { longest } = expiry
+        && let HashTtl::Stamped { longest } = expiry
     {
         return put_stamped(out, script, name, Some(held), std::iter::once((field, entry)), longest, life);
     }
-    if kind == b"field" && expiry == HashExpiry::PerField && ttl.is_some() {
+    if kind == b"field" && expiry == HashTtl::PerField && ttl.is_some() {
         kind = b"own";
     }
-    let expires = kind != b"field" || matches!(expiry, HashExpiry::OnCreate | HashExpiry::Always);
+    let expires = kind != b"field" || matches!(expiry, HashTtl::OnCreate | HashTtl::Always);
     eval(out, STORE_IF_HELD, &[(held.lock, b""), (name, b"")], 6);
     argument(out, held.token);
     argument(out, entry);
@@ -135,7 +145,7 @@ pub(crate) fn store_if_held(
         None => argument(out, b""),
     }
     argument(out, field);
-    argument(out, if expiry == HashExpiry::OnCreate { b"NX" } else { b"" });
+    argument(out, if expiry == HashTtl::OnCreate { b"NX" } else { b"" });
     argument(out, kind);
     1
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::key::Key;
-use crate::redis::HashExpiry;
+use crate::redis::HashTtl;
 use crate::redis::protocol::commands::stamped::put_stamped;
 use crate::redis::protocol::commands::wire::{argument, argument_after, command, joined, millis, number, pairs};
 use crate::redis::stamp::Stamp;
@@ -22,14 +22,14 @@ pub(crate) use self::stamped::{Script, sweep};
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
     pub(crate) ttl: Option<Duration>,
-    pub(crate) expiry: HashExpiry,
+    pub(crate) expiry: HashTtl,
     /// Where fields are stamped.
     pub(crate) now: Timestamp,
 }
 
 /// The name of a hash, with what stands behind it where its entries are stamped.
 #[inline]
-fn hash_name(out: &mut Vec<u8>, hash: &[u8], expiry: HashExpiry) {
+fn hash_name(out: &mut Vec<u8>, hash: &[u8], expiry: HashTtl) {
     match expiry.stamp() {
         None => argument(out, hash),
         Some(stamp) => joined(out, hash, stamp.suffix()),
@@ -88,8 +88,8 @@ fn set_fields<'e>(
 ) -> usize {
     let Life { ttl, expiry, .. } = life;
     match (expiry, ttl) {
-        (HashExpiry::Stamped { longest }, _) => put_stamped(out, script, hash, None, fields, longest, life),
-        (HashExpiry::PerField, Some(ttl)) => {
+        (HashTtl::Stamped { longest }, _) => put_stamped(out, script, hash, None, fields, longest, life),
+        (HashTtl::PerField, Some(ttl)) => {
             command(out, "HSETEX", 6 + 2 * fields.len());
             argument(out, hash);
             argument(out, b"PX");
@@ -109,9 +109,9 @@ fn set_fields<'e>(
 }
 
 /// The TTL of a hash. `NX` gives it to a hash that has none, so that a hash whose TTL was lost is mended too.
-fn expire_hash(out: &mut Vec<u8>, hash: &[u8], ttl: Option<Duration>, expiry: HashExpiry) -> usize {
-    let (Some(ttl), HashExpiry::OnCreate | HashExpiry::Always) = (ttl, expiry) else { return 0 };
-    let on_create = expiry == HashExpiry::OnCreate;
+fn expire_hash(out: &mut Vec<u8>, hash: &[u8], ttl: Option<Duration>, expiry: HashTtl) -> usize {
+    let (Some(ttl), HashTtl::OnCreate | HashTtl::Always) = (ttl, expiry) else { return 0 };
+    let on_create = expiry == HashTtl::OnCreate;
     command(out, "PEXPIRE", if on_create { 4 } else { 3 });
     argument(out, hash);
     number(out, millis(ttl));
@@ -184,7 +184,7 @@ pub(crate) fn group<'k>(
     out: &mut Vec<u8>,
     verb: Verb,
     hash: Option<&[u8]>,
-    expiry: HashExpiry,
+    expiry: HashTtl,
     members: impl ExactSizeIterator<Item = Key<'k>>,
 ) {
     let name = match (verb, hash) {
@@ -301,7 +301,7 @@ pub(crate) fn select(out: &mut Vec<u8>, db: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::leases::Lease;
+    use crate::redis::protocol::commands::leases::Lease;
 
     fn text(plan: impl FnOnce(&mut Vec<u8>) -> usize) -> (String, usize) {
         let mut out = Vec::new();
@@ -329,9 +329,9 @@ mod tests {
 
     const FIELD: Key<'_> = Key::Field { hash: b"h", field: b"f" };
 
-    const STAMPED: HashExpiry = HashExpiry::Stamped { longest: Duration::from_secs(3600) };
+    const STAMPED: HashTtl = HashTtl::Stamped { longest: Duration::from_secs(3600) };
 
-    fn life(ttl: Option<Duration>, expiry: HashExpiry) -> Life {
+    fn life(ttl: Option<Duration>, expiry: HashTtl) -> Life {
         Life { ttl, expiry, now: Timestamp::from_secs(0x1_0000) }
     }
 
@@ -351,12 +351,12 @@ mod tests {
         assert_eq!(plain(Some(Duration::from_nanos(1_000_001))).0, "5: SET k v PX 2");
         assert_eq!(plain(Some(Duration::MAX)).0, "5: SET k v PX 315360000000000");
         let field = |ttl, expiry| text(|out| set(out, &mut Script::Text, FIELD, b"v", life(ttl, expiry)));
-        assert_eq!(field(ttl, HashExpiry::Never), ("4: HSET h f v".into(), 1));
-        assert_eq!(field(None, HashExpiry::Always), ("4: HSET h f v".into(), 1));
-        assert_eq!(field(ttl, HashExpiry::OnCreate), ("4: HSET h f v 4: PEXPIRE h 3600000 NX".into(), 2));
-        assert_eq!(field(ttl, HashExpiry::Always), ("4: HSET h f v 3: PEXPIRE h 3600000".into(), 2));
-        assert_eq!(field(ttl, HashExpiry::PerField), ("8: HSETEX h PX 3600000 FIELDS 1 f v".into(), 1));
-        assert_eq!(field(None, HashExpiry::PerField), ("4: HSET h f v".into(), 1));
+        assert_eq!(field(ttl, HashTtl::Never), ("4: HSET h f v".into(), 1));
+        assert_eq!(field(None, HashTtl::Always), ("4: HSET h f v".into(), 1));
+        assert_eq!(field(ttl, HashTtl::OnCreate), ("4: HSET h f v 4: PEXPIRE h 3600000 NX".into(), 2));
+        assert_eq!(field(ttl, HashTtl::Always), ("4: HSET h f v 3: PEXPIRE h 3600000".into(), 2));
+        assert_eq!(field(ttl, HashTtl::PerField), ("8: HSETEX h PX 3600000 FIELDS 1 f v".into(), 1));
+        assert_eq!(field(None, HashTtl::PerField), ("4: HSET h f v".into(), 1));
         // Now is 65536, so the stamp is 3600.
         let (stamped, replies) = field(ttl, STAMPED);
         assert!(stamped.ends_with(r" 1 h\x7f2  65536 2 29101 3601000 4502000 f \x0e\x10v"), "{stamped}");
@@ -392,11 +392,11 @@ mod tests {
             text(|out| store_if_held(out, &mut Script::Text, &held, key, b"v", life(ttl, expiry))).0
         };
         let ttl = Some(Duration::from_secs(1));
-        assert!(store(Key::Plain(b"k"), ttl, HashExpiry::Never).ends_with("2 _lok.k k token v 1000   plain"));
-        assert!(store(FIELD, ttl, HashExpiry::Never).ends_with("2 _lok.k h token v  f  field"));
-        assert!(store(FIELD, ttl, HashExpiry::OnCreate).ends_with("2 _lok.k h token v 1000 f NX field"));
-        assert!(store(FIELD, ttl, HashExpiry::PerField).ends_with("2 _lok.k h token v 1000 f  own"));
-        assert!(store(FIELD, None, HashExpiry::PerField).ends_with("2 _lok.k h token v  f  field"));
+        assert!(store(Key::Plain(b"k"), ttl, HashTtl::Never).ends_with("2 _lok.k k token v 1000   plain"));
+        assert!(store(FIELD, ttl, HashTtl::Never).ends_with("2 _lok.k h token v  f  field"));
+        assert!(store(FIELD, ttl, HashTtl::OnCreate).ends_with("2 _lok.k h token v 1000 f NX field"));
+        assert!(store(FIELD, ttl, HashTtl::PerField).ends_with("2 _lok.k h token v 1000 f  own"));
+        assert!(store(FIELD, None, HashTtl::PerField).ends_with("2 _lok.k h token v  f  field"));
         assert!(store(FIELD, ttl, STAMPED).ends_with(r"2 h\x7f2 _lok.k token 65536 2 29101 2000 3250 f \x00\x01v"));
     }
 

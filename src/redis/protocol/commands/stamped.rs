@@ -3,9 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::backend::leases::Lease;
 use crate::key::hex;
 use crate::redis::protocol::commands::Life;
+use crate::redis::protocol::commands::leases::Lease;
 use crate::redis::protocol::commands::wire::{argument, argument_after, call_script, header, millis, number};
 use crate::redis::stamp::Stamp;
 use crate::time::Timestamp;

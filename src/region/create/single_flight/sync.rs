@@ -1,12 +1,12 @@
-//! What callers share in the line: locks and atomics of std or, under `--cfg shuttle`, those that shuttle watches.
+//! The locks and atomics of the table: those of std or, under `--cfg shuttle`, those of shuttle.
 
 #[cfg(all(test, shuttle))]
-pub(crate) use shuttle::sync::{
+pub(super) use shuttle::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
 };
 #[cfg(not(all(test, shuttle)))]
-pub(crate) use std::sync::{
+pub(super) use std::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
 };

@@ -10,7 +10,7 @@ use shuttle::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use shuttle::thread;
 
 use crate::key::Key;
-use crate::region::create::single_flight::{IfBusy, Joined, Leader, Line, Shared, Waiter, Woken};
+use crate::region::create::single_flight::{IfBusy, Joined, Leader, SharedEntry, SingleFlight, WaitOutcome, Waiter};
 
 /// Two keys, one of which every caller wants.
 const KEYS: [Key<'_>; 2] = [Key::Plain(b"k"), Key::Plain(b"l")];
@@ -25,7 +25,7 @@ impl Wake for Unpark {
 
 /// What callers share: the line, and a cache that holds one value a key, if any.
 struct Scene {
-    line: Arc<Line>,
+    line: Arc<SingleFlight>,
     stored: [AtomicU64; 2],
     creating: [AtomicUsize; 2],
     created: [AtomicUsize; 2],
@@ -60,7 +60,7 @@ impl Scene {
             self.line.wrote(hash);
         }
         loop {
-            let waiter = match self.line.begin_reading(hash, key, None) {
+            let waiter = match self.line.begin_read(hash, key, None) {
                 Err(waiter) => waiter,
                 Ok(reading) => {
                     let found = self.stored[at].load(Ordering::SeqCst);
@@ -68,7 +68,7 @@ impl Scene {
                         return None;
                     }
                     if found != 0 {
-                        reading.into_iter().for_each(crate::region::create::single_flight::Reading::found);
+                        reading.into_iter().for_each(crate::region::create::single_flight::SharedRead::found);
                         return Some(found);
                     }
                     let leader = reading.and_then(|reading| reading.missed(key, None));
@@ -81,13 +81,13 @@ impl Scene {
             };
             match self.wait(waiter, way) {
                 None => return None,
-                Some(Woken::Shared(Shared::Made(entry) | Shared::Found(entry))) => {
+                Some(WaitOutcome::Shared(SharedEntry::Created(entry) | SharedEntry::Found(entry))) => {
                     let value = u64::from_le_bytes(entry[..].try_into().unwrap());
                     assert!(value > stored_at, "who stored is told what began to be created before");
                     return Some(value);
                 }
-                Some(Woken::Leads(leader)) => return self.lead(at, way, &leader),
-                Some(Woken::Ended) => {}
+                Some(WaitOutcome::Promoted(leader)) => return self.lead(at, way, &leader),
+                Some(WaitOutcome::Ended) => {}
             }
         }
     }
@@ -96,7 +96,7 @@ impl Scene {
         1 + self.time.fetch_add(1, Ordering::SeqCst)
     }
 
-    fn wait(&self, mut waiter: Waiter, way: Way) -> Option<Woken> {
+    fn wait(&self, mut waiter: Waiter, way: Way) -> Option<WaitOutcome> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
             match waiter.poll(&Context::from_waker(&waker), None) {
@@ -111,7 +111,7 @@ impl Scene {
     fn lead(&self, at: usize, way: Way, leader: &Leader) -> Option<u64> {
         let found = self.stored[at].load(Ordering::SeqCst);
         if found != 0 {
-            leader.share(Shared::Found(Bytes::copy_from_slice(&found.to_le_bytes())));
+            leader.share(SharedEntry::Found(Bytes::copy_from_slice(&found.to_le_bytes())));
             return Some(found);
         }
         assert_eq!(self.creating[at].fetch_add(1, Ordering::SeqCst), 0, "two create at the same time");
@@ -123,7 +123,7 @@ impl Scene {
             self.created[at].fetch_sub(1, Ordering::SeqCst);
             return None;
         }
-        leader.share(Shared::Made(Bytes::copy_from_slice(&value.to_le_bytes())));
+        leader.share(SharedEntry::Created(Bytes::copy_from_slice(&value.to_le_bytes())));
         self.stored[at].store(value, Ordering::SeqCst);
         Some(value)
     }
@@ -132,7 +132,7 @@ impl Scene {
 fn explore(ways: &'static [(usize, Way)]) {
     let scene = move || {
         let scene = Arc::new(Scene {
-            line: Arc::new(Line::new()),
+            line: Arc::new(SingleFlight::new()),
             stored: Default::default(),
             creating: Default::default(),
             created: Default::default(),
@@ -150,7 +150,7 @@ fn explore(ways: &'static [(usize, Way)]) {
             assert!(got.is_some() || !matches!(way, Way::Creates | Way::Stores), "{way:?} got nothing");
         }
         for (at, key) in KEYS.into_iter().enumerate() {
-            assert!(!scene.line.is_busy(key), "somebody still stands in line");
+            assert!(!scene.line.is_loading(key), "somebody still stands in line");
             assert!(scene.created[at].load(Ordering::SeqCst) <= 1, "it was created twice");
             // Nothing that a caller left behind keeps the next one waiting.
             assert!(scene.call(at, Way::Creates).is_some());
