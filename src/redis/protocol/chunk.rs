@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 ///
 /// ```
 /// use bytes::{Bytes, BytesMut};
-/// use dogpile::engine::chunk::Chunk;
+/// use dogpile::internals::Chunk;
 ///
 /// let input = *b"one two";
 /// let mut arena = BytesMut::with_capacity(1024);

@@ -139,8 +139,8 @@ const MAX_LINE: usize = 64 * 1024;
 ///
 /// ```
 /// use bytes::Bytes;
-/// use dogpile::engine::chunk::Chunk;
-/// use dogpile::engine::replies::{Fed, Parser, Token};
+/// use dogpile::internals::Chunk;
+/// use dogpile::internals::{Fed, Parser, Token};
 ///
 /// let mut strings = Vec::new();
 /// let mut receive = |token: Token<'_>, chunk: &mut Chunk<'_>| {
