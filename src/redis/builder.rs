@@ -100,7 +100,7 @@ impl ServerSettings {
             return zero("response_timeout");
         }
         #[cfg(feature = "tokio")]
-        if self.limits.shared.in_flight == 0 {
+        if self.limits.multiplexed.in_flight == 0 {
             return zero("in_flight");
         }
         Ok(())
@@ -117,7 +117,7 @@ impl<To> RedisBuilder<To> {
                 max_entry: 512 * 1024 * 1024,
                 max_backoff: Duration::from_secs(1),
                 #[cfg(feature = "tokio")]
-                shared: multiplexed::Sharing::default(),
+                multiplexed: multiplexed::MultiplexLimits::default(),
             },
             hash_ttl: HashTtl::default(),
             clock: Clock::system(),
@@ -204,7 +204,7 @@ impl<To> RedisBuilder<To> {
     /// ```
     #[cfg(feature = "tokio")]
     pub fn in_flight(mut self, max: usize) -> Self {
-        self.settings.limits.shared.in_flight = max;
+        self.settings.limits.multiplexed.in_flight = max;
         self
     }
 
@@ -220,7 +220,7 @@ impl<To> RedisBuilder<To> {
     /// ```
     #[cfg(feature = "tokio")]
     pub fn while_down(mut self, while_down: WhileDown) -> Self {
-        self.settings.limits.shared.while_down = while_down;
+        self.settings.limits.multiplexed.while_down = while_down;
         self
     }
 

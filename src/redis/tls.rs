@@ -1,4 +1,4 @@
-//! [`Tls`]: whom an encrypted connection trusts, and who we are to the server.
+//! [`Tls`]: the trusted certificates and the client certificate of `rediss://` connections.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,12 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::error::{Error, ErrorKind};
 
-/// Whom an encrypted connection trusts, and who we are to the server: settings for `rediss://`, by rustls with ring. TLS
-/// 1.3 and 1.2. Feature `tls`.
+/// TLS settings for `rediss://` connections: trusted certificates, client certificate, server name.
 ///
-/// Without any, the certificates that the system trusts are trusted, and the server must have one for the host that the
-/// URL names.
+/// Connections use rustls with the ring provider, and TLS 1.3 or 1.2. Requires the feature `tls`.
+///
+/// If no settings are given, a `rediss://` connection trusts the certificates that the system
+/// trusts, and the server's certificate must be valid for the host in the URL.
 ///
 /// ```no_run
 /// use dogpile::Redis;
@@ -28,91 +29,125 @@ use crate::error::{Error, ErrorKind};
 #[derive(Clone)]
 pub struct Tls {
     roots: Arc<RootCertStore>,
-    client: Option<Arc<Client>>,
+    client: Option<Arc<ClientIdentity>>,
     server_name: Option<ServerName<'static>>,
 }
 
-/// Who we are.
-struct Client {
+/// The certificate chain and private key that authenticate this client.
+struct ClientIdentity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
 impl Tls {
-    /// Trusts what the system trusts.
+    /// Trusts the certificates that the system trusts.
+    ///
+    /// This is the default. Call it to combine them with a client certificate or another server
+    /// name.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when that cannot be read, or is nothing.
+    /// [`ErrorKind::Config`] if the system's certificates cannot be read, or if there are none.
+    ///
+    /// # Cost
+    /// Reads the system's certificate store, which blocks.
+    ///
+    /// ```no_run
+    /// use dogpile::redis::Tls;
+    ///
+    /// let (chain, key) = (std::fs::read("client.pem")?, std::fs::read("client.key")?);
+    /// let tls = Tls::system()?.client(chain, key)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn system() -> Result<Self, Error> {
         let loaded = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
-        // Systems have certificates that nobody can read any more.
+        // Some systems hold outdated certificates that rustls cannot parse, so those are skipped.
         let (trusted, _) = roots.add_parsable_certificates(loaded.certs);
         if trusted == 0 {
-            let why = loaded.errors.first().map_or_else(|| "there are none".to_string(), ToString::to_string);
-            return Err(config(format_args!("the certificates that this system trusts cannot be read: {why}")));
+            let why = loaded.errors.first().map_or_else(|| "the system has none".to_string(), ToString::to_string);
+            return Err(config_error(format_args!(
+                "reading the certificates that the system trusts: {why} (or pass some to `Tls::trusting`)"
+            )));
         }
         Ok(Tls { roots: Arc::new(roots), client: None, server_name: None })
     }
 
-    /// Trusts these certificates and no others, such as that of an authority of your own. In PEM.
+    /// Trusts only these certificates, such as the one of a private certificate authority.
+    ///
+    /// `pem` holds one or more certificates in PEM format.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when one cannot be read, or there is none.
+    /// [`ErrorKind::Config`] if a certificate cannot be parsed, or if `pem` holds none.
     pub fn trusting(pem: impl AsRef<[u8]>) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(pem.as_ref(), "to be trusted")? {
-            roots.add(certificate).map_err(|error| config(format_args!("a certificate to be trusted: {error}")))?;
+            roots
+                .add(certificate)
+                .map_err(|error| config_error(format_args!("adding a certificate to be trusted: {error}")))?;
         }
         Ok(Tls { roots: Arc::new(roots), client: None, server_name: None })
     }
 
-    /// Shows the server a certificate of ours, with those that vouch for it behind it, and proves that it is ours by its
-    /// private key. Both in PEM. Default: none.
+    /// Authenticates this client to the server with a certificate (mutual TLS). Default: none.
+    ///
+    /// `chain` holds the client certificate, followed by its intermediate certificates if there are
+    /// any. `key` holds its private key. Both are in PEM format.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when one cannot be read, or the key is not that of the certificate.
+    /// [`ErrorKind::Config`] if `chain` or `key` cannot be parsed, or if the key does not match the
+    /// certificate. The message does not show any part of the key.
     pub fn client(mut self, chain: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Result<Self, Error> {
         let chain = certificates(chain.as_ref(), "of the client")?;
-        // What is wrong with a key is not told: it might show some of it.
+        // The parser's message is dropped, since it may contain a part of the key.
         let key = PrivateKeyDer::from_pem_slice(key.as_ref())
-            .map_err(|_| config(format_args!("the client's key is no private key in PEM")))?;
-        self.client = Some(Arc::new(Client { chain, key }));
+            .map_err(|_| config_error(format_args!("the client's key is not a private key in PEM format")))?;
+        self.client = Some(Arc::new(ClientIdentity { chain, key }));
         self.config()?;
         Ok(self)
     }
 
-    /// The name that the server's certificate must be for. Default: the host of the URL.
+    /// Sets the name that the server's certificate must be valid for. Default: the host in the URL.
+    ///
+    /// The name applies to all nodes of a cluster and, unless `server_tls` is called, to the
+    /// sentinels and their servers alike. Set it if the URL holds an address that the certificate
+    /// does not name.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when it is none.
+    /// [`ErrorKind::Config`] if `name` is neither a DNS name nor an IP address.
+    ///
+    /// ```no_run
+    /// use dogpile::redis::Tls;
+    ///
+    /// let tls = Tls::trusting(std::fs::read("ca.pem")?)?.server_name("cache.example")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn server_name(mut self, name: &str) -> Result<Self, Error> {
-        self.server_name = Some(name_of(name)?);
+        self.server_name = Some(server_name(name)?);
         Ok(self)
     }
 
-    /// What each connection to a host needs.
-    pub(crate) fn for_host(&self, host: &str) -> Result<Secure, Error> {
-        let name = self.server_name.clone().map_or_else(|| name_of(host), Ok)?;
-        Ok(Secure { config: self.config()?, name, is_for_all: self.server_name.is_some() })
+    /// Returns the parameters for connections to `host`.
+    pub(crate) fn for_host(&self, host: &str) -> Result<TlsParams, Error> {
+        let name = self.server_name.clone().map_or_else(|| server_name(host), Ok)?;
+        Ok(TlsParams { config: self.config()?, name, overrides_host: self.server_name.is_some() })
     }
 
     fn config(&self) -> Result<Arc<ClientConfig>, Error> {
-        // Named, since a program may have linked another one too, and rustls then does not choose.
+        // Chosen here: if a program links several providers, rustls has no default and panics.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| config(format_args!("{error}")))?
+            .map_err(|error| config_error(format_args!("{error}")))?
             .with_root_certificates(Arc::clone(&self.roots));
-        let config_of = match &self.client {
+        let built = match &self.client {
             None => Ok(builder.with_no_client_auth()),
             Some(client) => builder.with_client_auth_cert(client.chain.clone(), client.key.clone_key()),
         };
-        config_of.map(Arc::new).map_err(|error| config(format_args!("the client's certificate and key: {error}")))
+        built.map(Arc::new).map_err(|error| config_error(format_args!("the client's certificate and key: {error}")))
     }
 }
 
-/// Shows no key.
+/// Shows neither certificates nor keys.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
@@ -123,47 +158,48 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What a connection needs to be encrypted.
+/// The TLS parameters of connections to one host.
 #[derive(Clone)]
-pub(crate) struct Secure {
+pub(crate) struct TlsParams {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) name: ServerName<'static>,
-    /// Whether the name is that of all hosts.
-    is_for_all: bool,
+    /// Whether `name` was set by [`Tls::server_name`] and so applies to all hosts.
+    overrides_host: bool,
 }
 
-impl Secure {
-    /// The same for another host.
+impl TlsParams {
+    /// Returns the parameters for another host.
     pub(crate) fn for_host(&self, host: &str) -> Result<Self, Error> {
-        let name = if self.is_for_all { self.name.clone() } else { name_of(host)? };
-        Ok(Secure { config: Arc::clone(&self.config), name, is_for_all: self.is_for_all })
+        let name = if self.overrides_host { self.name.clone() } else { server_name(host)? };
+        Ok(TlsParams { config: Arc::clone(&self.config), name, overrides_host: self.overrides_host })
     }
 }
 
+/// Parses certificates in PEM format. `whose` describes them in errors.
 fn certificates(pem: &[u8], whose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    // The parser's words repeat the text, which may hold a key beside the certificates.
+    // The parser's message repeats its input, which may hold a key next to the certificates.
     let read = read.map_err(|error| {
         let what = match error {
-            pem::Error::MissingSectionEnd { .. } => "one of its sections has no end",
-            pem::Error::IllegalSectionStart { .. } => "a line that begins with dashes begins no section",
-            pem::Error::Base64Decode(_) => "one of its sections is not in base64",
-            _ => "it cannot be read",
+            pem::Error::MissingSectionEnd { .. } => "a section has no end",
+            pem::Error::IllegalSectionStart { .. } => "a line starts with dashes and is not the start of a section",
+            pem::Error::Base64Decode(_) => "a section is not valid base64",
+            _ => "the text is malformed",
         };
-        config(format_args!("a certificate {whose} is not in PEM: {what}"))
+        config_error(format_args!("parsing the certificates {whose} as PEM: {what}"))
     })?;
     if read.is_empty() {
-        return Err(config(format_args!("there is no certificate {whose} in the PEM")));
+        return Err(config_error(format_args!("the PEM text holds no certificate {whose}")));
     }
     Ok(read)
 }
 
-fn name_of(host: &str) -> Result<ServerName<'static>, Error> {
+fn server_name(host: &str) -> Result<ServerName<'static>, Error> {
     ServerName::try_from(host.to_owned())
-        .map_err(|_| config(format_args!("no certificate can be for {host:?}, which is neither a name nor an address")))
+        .map_err(|_| config_error(format_args!("the server name {host:?} is neither a DNS name nor an IP address")))
 }
 
 #[cold]
-fn config(what: fmt::Arguments<'_>) -> Error {
+fn config_error(what: fmt::Arguments<'_>) -> Error {
     Error::new(ErrorKind::Config, format!("setting up TLS: {what}"))
 }

@@ -8,7 +8,7 @@ use url::{Host, Url};
 
 use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tls")]
-use crate::redis::tls::{Secure, Tls};
+use crate::redis::tls::{Tls, TlsParams};
 
 /// How to connect to one server. Its `Debug` output never contains the password.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub(crate) struct Server {
     pub(crate) needs_hsetex: bool,
     /// The TLS configuration, if the connection is encrypted.
     #[cfg(feature = "tls")]
-    pub(crate) secure: Option<Secure>,
+    pub(crate) secure: Option<TlsParams>,
 }
 
 /// The expected role of a server. A connection to a server in another role is refused.

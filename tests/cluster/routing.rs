@@ -204,7 +204,7 @@ fn what_a_cluster_is() {
     let error = Cluster::open([single.url()]).unwrap().ping().unwrap_err();
     assert!(error.kind() == ErrorKind::Config && error.to_string().contains("use `Redis`"), "{error}");
     let error = Sentinel::open([single.url()], "cache").unwrap().ping().unwrap_err();
-    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("no sentinel"), "{error}");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().contains("not a sentinel"), "{error}");
     let of = |urls: &[&str]| Cluster::open(urls.iter().copied()).map(drop).unwrap_err().to_string();
     assert!(of(&[]).contains("named"));
     assert!(of(&["redis://h/1"]).contains("database 0"));

@@ -88,8 +88,8 @@ fn per_field_needs_a_server_that_has_it() {
         }
         let version = info.version.map(|number| number.to_string()).join(".");
         let expected = format!(
-            "connecting to 127.0.0.1:{}: {} {version} has no HSETEX, which `HashTtl::PerField` needs: use \
-             `ServerInfo::per_field`, which chooses, or `HashTtl::Stamped`",
+            "connecting to 127.0.0.1:{}: {} {version} does not support HSETEX, which `HashTtl::PerField` needs: use \
+             `ServerInfo::per_field`, which picks a supported mode, or `HashTtl::Stamped`",
             server.port, info.name
         );
         assert_eq!(told(builder()), expected);
@@ -126,7 +126,7 @@ fn a_node_of_a_cluster_is_refused() {
         all.extend(arguments);
         let server = Server::with(&all);
         let expected = format!(
-            "connecting to 127.0.0.1:{}: it is a node of a cluster, which keeps some of the keys only: use `Cluster`",
+            "connecting to 127.0.0.1:{}: the server is a cluster node, which stores only some of the keys: use `Cluster`",
             server.port
         );
         assert_eq!(told(Redis::builder(&server.url())), expected);
@@ -141,8 +141,10 @@ fn a_node_of_a_cluster_is_refused() {
 #[test]
 fn a_sentinel_is_refused() {
     let server = Server::with(&["--sentinel"]);
-    let expected =
-        format!("connecting to 127.0.0.1:{}: it is a sentinel, which keeps no entries: use `Sentinel`", server.port);
+    let expected = format!(
+        "connecting to 127.0.0.1:{}: the server is a sentinel, which stores no entries: use `Sentinel`",
+        server.port
+    );
     assert_eq!(told(Redis::builder(&server.url())), expected);
     assert_eq!(told(Redis::builder(&format!("{}/1", server.url()))), expected);
 }
@@ -171,7 +173,7 @@ fn pretend(answers: &[&'static [u8]]) -> String {
 #[test]
 fn an_older_redis_is_refused() {
     let told_by = |answers: &[&'static [u8]]| told(Redis::builder(&pretend(answers)));
-    let expected = "Redis 6.2.14 is too old: locks and the TTLs of hashes need Redis 7.0 or newer, or Valkey";
+    let expected = "Redis 6.2.14 is too old: locks and hash TTLs need Redis 7.0 or later, or Valkey";
     let hello = b"%2\r\n+server\r\n+redis\r\n+version\r\n+6.2.14\r\n";
     assert!(told_by(&[hello]).ends_with(expected));
     assert!(told_by(&[b"-ERR unknown command `HELLO`\r\n", b"$20\r\nredis_version:6.2.14\r\n"]).ends_with(expected));

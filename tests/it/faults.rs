@@ -124,7 +124,10 @@ fn a_frozen_server_costs_its_timeout_and_its_late_answers_go_to_nobody() {
     let begun = Instant::now();
     let error = region.get::<u64>("a").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert_eq!(error.to_string(), "reading a: waiting for the server's answer: the time for it is over");
+    assert_eq!(
+        error.to_string(),
+        "reading a: waiting for the server's reply: timed out (see `connect_timeout` and `response_timeout`)"
+    );
     assert!((250..1_500).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     assert_eq!(region.get_or_create("a", || Ok::<_, Infallible>(3_u64)).unwrap(), 3);
     // More than a socket buffer holds.

@@ -1,25 +1,29 @@
-//! How long a server is left alone that could not be reached, and what is said to those who come meanwhile.
+//! Exponential backoff, with jitter, between attempts to connect to a server that is down.
 
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 
-/// How long after the first attempt that failed. Doubled with each.
+/// The backoff after the first failed attempt. It doubles with each further one.
 const FIRST: Duration = Duration::from_millis(10);
 
-/// The pause after so many attempts that failed, one at least: `longest` at most, and between a half and all of that at
-/// random, so that not all clients of a server come back at once.
-pub(crate) fn after(failures: u32, longest: Duration) -> Duration {
-    let pause = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(longest);
+/// Returns the backoff after a number of failed attempts, which is at least one.
+///
+/// The backoff is capped at `max_backoff`. Up to a half of it is subtracted at random, so that the
+/// clients of a server do not all reconnect at once.
+pub(crate) fn after(failures: u32, max_backoff: Duration) -> Duration {
+    let backoff = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(max_backoff);
     let random = getrandom::u32().unwrap_or(0);
-    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+    backoff / 2 + (backoff / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// The error for who comes in a pause, and so has waited for nothing.
+/// Returns the error for a request that fails during the backoff, without an attempt of its own.
+///
+/// A timeout becomes a connection error, since this request did not wait for anything.
 #[cold]
-pub(crate) fn left_alone(failed: &Error) -> Error {
-    let kind = if failed.kind() == ErrorKind::Timeout { ErrorKind::Connection } else { failed.kind() };
-    Error::new(kind, format!("the server is left alone for a moment, since it failed before: {failed}"))
+pub(crate) fn unavailable(last: &Error) -> Error {
+    let kind = if last.kind() == ErrorKind::Timeout { ErrorKind::Connection } else { last.kind() };
+    Error::new(kind, format!("the server failed recently and is not retried yet: {last}"))
 }
 
 #[cfg(test)]
@@ -27,11 +31,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest() {
-        let longest = Duration::from_secs(1);
+    fn backoff_doubles_up_to_the_limit() {
+        let max_backoff = Duration::from_secs(1);
         for (failures, whole) in [(1, 10), (2, 20), (3, 40), (7, 640), (8, 1000), (100, 1000), (u32::MAX, 1000)] {
-            let (pause, whole) = (after(failures, longest), Duration::from_millis(whole));
-            assert!((whole / 2..=whole).contains(&pause), "{failures}: {pause:?}");
+            let (backoff, whole) = (after(failures, max_backoff), Duration::from_millis(whole));
+            assert!((whole / 2..=whole).contains(&backoff), "{failures}: {backoff:?}");
         }
         assert!(after(1, Duration::ZERO).is_zero());
     }

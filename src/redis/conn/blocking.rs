@@ -1,4 +1,4 @@
-//! One blocking connection to a Redis server: a socket, what is to be sent, what was read.
+//! A blocking connection to a Redis server: its socket, its buffers and its parser.
 
 use std::future::ready;
 use std::io::{self, Read, Write};
@@ -10,9 +10,9 @@ use bytes::{Bytes, BytesMut};
 use crate::error::{Error, ErrorKind};
 use crate::exec::poll_ready;
 use crate::redis::conn::handshake;
-use crate::redis::conn::handshake::{Ask, Introduced, introduce};
-use crate::redis::conn::limits::{KEEP, Limits, PIECE, PROGRESS, READING, SENDING};
-use crate::redis::conn::pool::{Failed, PoolConnection, from_now};
+use crate::redis::conn::handshake::{PeerInfo, RoundTrip, negotiate};
+use crate::redis::conn::limits::{Limits, MAX_IDLE_CAPACITY, MIN_PROGRESS, READ_SIZE, READING, SENDING};
+use crate::redis::conn::pool::{ExchangeError, PoolConnection, from_now};
 use crate::redis::conn::reply::ReplyReader;
 #[cfg(feature = "tls")]
 use crate::redis::conn::tls_stream::TlsStream;
@@ -22,18 +22,20 @@ use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::{Fed, Parser, Receive};
 use crate::redis::url::{Address, Server};
 
-/// How long a connection is idle before the system asks whether its other end is there.
+/// How long a connection is idle before the operating system sends keepalive probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// A connection that one thread uses at a time.
 pub(crate) struct BlockingConnection {
     stream: BlockingSocket,
-    replies: Parser,
-    /// Commands, to be sent.
+    parser: Parser,
+    /// Encoded commands to send.
     output: Vec<u8>,
     input: Input,
-    response: Duration,
+    response_timeout: Duration,
 }
 
+/// The socket of a [`BlockingConnection`].
 pub(crate) enum BlockingSocket {
     Tcp(TcpStream),
     #[cfg(unix)]
@@ -43,59 +45,66 @@ pub(crate) enum BlockingSocket {
 }
 
 impl BlockingConnection {
-    /// Connects, and introduces itself: RESP3 where the server knows it, RESP2 otherwise.
+    /// Connects and performs the handshake: RESP3 if the server supports it, RESP2 otherwise.
     pub(crate) fn open(server: &Server, limits: Limits) -> Result<Self, Error> {
-        Self::introduced(server, limits).map(|(connection, _)| connection)
+        Self::open_with_peer_info(server, limits).map(|(connection, _)| connection)
     }
 
-    /// Connects, and asks to be told when keys change that this connection has asked for: only the socket is needed after
-    /// that. An error of [`ErrorKind::Server`] or [`ErrorKind::Refused`] says that this server does not tell us.
-    pub(crate) fn open_to_listen(server: &Server, limits: Limits) -> Result<BlockingSocket, Error> {
-        let (mut connection, introduced) = Self::introduced(server, limits)?;
-        if !introduced.resp3 {
-            return Err(Error::new(ErrorKind::Server, format!("{} does not speak RESP3", server.address)));
+    /// Connects, enables client tracking for the keys that this connection reads, and returns its
+    /// socket.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Server`] or [`ErrorKind::Refused`] if the server does not offer client
+    /// tracking.
+    pub(crate) fn open_for_tracking(server: &Server, limits: Limits) -> Result<BlockingSocket, Error> {
+        let (mut connection, peer) = Self::open_with_peer_info(server, limits)?;
+        if !peer.resp3 {
+            return Err(Error::new(
+                ErrorKind::Server,
+                format!("{}: the server does not support RESP3", server.address),
+            ));
         }
-        let mut answers = ReplyReader::default();
-        poll_ready(connection.ask(commands::track, &mut answers))?;
-        answers.refusal().map_or(Ok(()), |refused| Err(server_error(refused)))?;
+        let mut replies = ReplyReader::default();
+        poll_ready(connection.round_trip(commands::track, &mut replies))?;
+        replies.first_error().map_or(Ok(()), |refused| Err(server_error(refused)))?;
         Ok(connection.stream)
     }
 
-    /// Sends commands that are seldom sent, and waits for so many answers.
-    pub(crate) fn ask_all(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<ReplyReader, Error> {
-        let mut answers = ReplyReader::default();
-        poll_ready(self.ask(write, &mut answers))?;
-        Ok(answers)
+    /// Sends commands and collects their replies as copies. For rare requests only.
+    pub(crate) fn query(&mut self, write: impl FnOnce(&mut Vec<u8>) -> usize + Send) -> Result<ReplyReader, Error> {
+        let mut replies = ReplyReader::default();
+        poll_ready(self.round_trip(write, &mut replies))?;
+        Ok(replies)
     }
 
-    /// A new connection, and what the server said of itself.
-    fn introduced(server: &Server, limits: Limits) -> Result<(Self, Introduced), Error> {
+    /// Opens a connection and also returns what the server reported about itself.
+    fn open_with_peer_info(server: &Server, limits: Limits) -> Result<(Self, PeerInfo), Error> {
         let stream = BlockingSocket::connect(server, limits)
             .map_err(|error| io_error(&error, format_args!("connecting to {}", server.address)))?;
         let mut connection = BlockingConnection {
             stream,
-            replies: Parser::new(handshake::LONGEST),
+            parser: Parser::new(handshake::MAX_STRING),
             output: Vec::with_capacity(512),
             input: Input::new(),
-            response: limits.response,
+            response_timeout: limits.response,
         };
-        let introduced = poll_ready(introduce(&mut connection, server))
+        let peer = poll_ready(negotiate(&mut connection, server))
             .map_err(|error| error.during(format_args!("connecting to {}", server.address)))?;
-        connection.replies = Parser::new(limits.max_entry);
-        Ok((connection, introduced))
+        connection.parser = Parser::new(limits.max_entry);
+        Ok((connection, peer))
     }
 
-    /// Gives up what a large request needed.
+    /// Frees the memory of a large request.
     #[inline]
     fn shrink(&mut self) {
-        if self.output.capacity() > KEEP {
+        if self.output.capacity() > MAX_IDLE_CAPACITY {
             self.output = Vec::with_capacity(512);
         }
     }
 }
 
-impl Ask for BlockingConnection {
-    fn ask(
+impl RoundTrip for BlockingConnection {
+    fn round_trip(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
         receive: &mut (impl Receive + Send),
@@ -117,23 +126,23 @@ impl PoolConnection for BlockingConnection {
     }
 
     #[inline(always)]
-    fn send(&mut self) -> Result<(), Failed> {
-        self.stream.write_all(&self.output, &self.response).map_err(|error| fail(error, true))
+    fn send(&mut self) -> Result<(), ExchangeError> {
+        self.stream.write_all(&self.output, &self.response_timeout).map_err(|error| fail(error, true))
     }
 
     #[inline(always)]
-    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
-        let mut untouched = true;
-        self.replies.expect(replies);
-        let mut patience = ProgressTimer::new();
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), ExchangeError> {
+        let mut nothing_delivered = true;
+        self.parser.expect(replies);
+        let mut timer = ProgressTimer::new();
         let mut missing = 1;
         loop {
             self.input
-                .read(&mut self.stream, missing, &mut patience, &self.response)
-                .map_err(|error| fail(error, untouched))?;
+                .read(&mut self.stream, missing, &mut timer, &self.response_timeout)
+                .map_err(|error| fail(error, nothing_delivered))?;
             let mut chunk = self.input.chunk();
-            let came = chunk.rest().len();
-            let fed = self.replies.feed(&mut chunk, receive).map_err(|error| fail(error, false))?;
+            let received = chunk.rest().len();
+            let fed = self.parser.feed(&mut chunk, receive).map_err(|error| fail(error, false))?;
             let left = chunk.rest().len();
             match fed {
                 Fed::Done if left == 0 => {
@@ -141,9 +150,10 @@ impl PoolConnection for BlockingConnection {
                     self.shrink();
                     return Ok(());
                 }
-                // What was not asked for would be taken for the answer to the next request, if it was not pushed.
+                // Only push messages may follow the last reply. The next request would take
+                // anything else for its reply.
                 Fed::Done => {
-                    self.replies.feed_pushes(&mut chunk).map_err(|error| fail(error, false))?;
+                    self.parser.feed_pushes(&mut chunk).map_err(|error| fail(error, false))?;
                     let left = chunk.rest().len();
                     self.input.put_back(left);
                     self.shrink();
@@ -151,7 +161,7 @@ impl PoolConnection for BlockingConnection {
                 }
                 Fed::More(more) => {
                     missing = more;
-                    untouched &= left == came;
+                    nothing_delivered &= left == received;
                     self.input.put_back(left);
                 }
             }
@@ -159,102 +169,106 @@ impl PoolConnection for BlockingConnection {
     }
 }
 
-/// Of an exchange of whose replies nothing was handed on, or something.
+/// Wraps the error of an exchange, given whether the receiver has seen no part of the replies.
 #[cold]
-fn fail(error: Error, untouched: bool) -> Failed {
-    let broke_early = untouched && error.kind() == ErrorKind::Connection;
-    Failed { error, broke_early }
+fn fail(error: Error, nothing_delivered: bool) -> ExchangeError {
+    let broke_early = nothing_delivered && error.kind() == ErrorKind::Connection;
+    ExchangeError { error, broke_early }
 }
 
-/// What was read. It goes into a piece of memory that was written before, as safe code needs, and what is kept of it is
-/// copied from there: entries are small, and writing zeros to where they stay would cost more than copying them.
+/// The read buffer.
+///
+/// Safe code reads into initialized memory only, so the socket fills a buffer that is zeroed once,
+/// and the receiver copies what it keeps. Entries are small: zeroing new memory for each of them
+/// would cost more than the copy.
 struct Input {
-    piece: Vec<u8>,
-    /// How much of the piece holds what came and was not yet cut into tokens.
+    buffer: Vec<u8>,
+    /// The number of bytes in `buffer` that were read and not yet parsed.
     filled: usize,
-    /// What did not fit the piece.
+    /// A string that did not fit in `buffer`, with its own memory.
     large: Option<Bytes>,
-    /// Where kept entries stand one behind the other. Its memory is used again as soon as nobody holds any of it.
+    /// Holds the copies of kept entries. Its memory is reused as soon as all of them are dropped.
     arena: BytesMut,
 }
 
 impl Input {
     fn new() -> Self {
-        Input { piece: vec![0; PIECE], filled: 0, large: None, arena: BytesMut::with_capacity(PIECE) }
+        Input { buffer: vec![0; READ_SIZE], filled: 0, large: None, arena: BytesMut::with_capacity(READ_SIZE) }
     }
 
-    /// Reads at least `missing` more bytes. They are in the piece then; or in memory of their own, if they are too
-    /// many.
+    /// Reads at least `missing` more bytes: into `buffer` if they fit, otherwise into `large`.
     #[inline(always)]
     fn read(
         &mut self,
         stream: &mut BlockingSocket,
         missing: usize,
-        patience: &mut ProgressTimer,
-        response: &Duration,
+        timer: &mut ProgressTimer,
+        response_timeout: &Duration,
     ) -> Result<(), Error> {
         let needed = self.filled + missing;
-        if needed > self.piece.len() {
-            return self.read_large(stream, needed, patience, response);
+        if needed > self.buffer.len() {
+            return self.read_large(stream, needed, timer, response_timeout);
         }
         loop {
-            self.filled += stream.read(&mut self.piece[self.filled..], patience, response)?;
+            self.filled += stream.read(&mut self.buffer[self.filled..], timer, response_timeout)?;
             if self.filled >= needed {
                 return Ok(());
             }
         }
     }
 
-    /// Reads a large string to where it stays. Room is made as it comes, since its length is only announced.
+    /// Reads a large string into its final memory.
+    ///
+    /// The memory grows as bytes arrive. The announced length alone must not allocate.
     #[cold]
     fn read_large(
         &mut self,
         stream: &mut BlockingSocket,
         needed: usize,
-        patience: &mut ProgressTimer,
-        response: &Duration,
+        timer: &mut ProgressTimer,
+        response_timeout: &Duration,
     ) -> Result<(), Error> {
-        // A long line does not say how long it is.
+        // The length of a long line is not announced, so the buffer doubles.
         let wanted = needed.max(2 * self.filled);
-        let mut came = self.piece[..self.filled].to_vec();
+        let mut received = self.buffer[..self.filled].to_vec();
         let mut filled = self.filled;
         while filled < needed {
-            if filled == came.len() {
-                let room = wanted.min(2 * filled.max(PIECE));
-                came.reserve_exact(room - filled);
-                came.resize(room, 0);
+            if filled == received.len() {
+                let room = wanted.min(2 * filled.max(READ_SIZE));
+                received.reserve_exact(room - filled);
+                received.resize(room, 0);
             }
-            filled += stream.read(&mut came[filled..], patience, response)?;
+            filled += stream.read(&mut received[filled..], timer, response_timeout)?;
         }
-        came.truncate(filled);
-        self.large = Some(came.into());
+        received.truncate(filled);
+        self.large = Some(received.into());
         Ok(())
     }
 
-    /// What was read and not yet cut.
+    /// Returns the bytes that were read and not yet parsed.
     #[inline]
     fn chunk(&mut self) -> Chunk<'_> {
         match &self.large {
             Some(large) => Chunk::sharing(large),
-            None => Chunk::copying(&self.piece[..self.filled], &mut self.arena),
+            None => Chunk::copying(&self.buffer[..self.filled], &mut self.arena),
         }
     }
 
-    /// Of what was read, only the last `left` bytes are still to be cut: a token whose end has not come yet.
+    /// Keeps the last `left` bytes: the start of a token whose end was not read yet.
     #[cold]
     fn put_back(&mut self, left: usize) {
         match self.large.take() {
-            None => self.piece.copy_within(self.filled - left..self.filled, 0),
+            None => self.buffer.copy_within(self.filled - left..self.filled, 0),
             Some(large) => {
-                // No more than a line has.
-                self.piece.resize(self.piece.len().max(left), 0);
-                self.piece[..left].copy_from_slice(&large[large.len() - left..]);
+                // `left` is bounded by the longest line, so the buffer stays small.
+                self.buffer.resize(self.buffer.len().max(left), 0);
+                self.buffer[..left].copy_from_slice(&large[large.len() - left..]);
             }
         }
         self.filled = left;
     }
 
-    /// All of what was read has been cut.
+    /// Empties the buffer after all bytes were parsed.
     #[inline]
     fn clear(&mut self) {
         self.filled = 0;
@@ -264,46 +278,53 @@ impl Input {
     }
 }
 
+/// Returns the error for a connection that the server closed.
 #[cold]
 pub(crate) fn closed() -> Error {
     Error::new(ErrorKind::Connection, "the server closed the connection")
 }
 
-/// How long a request or a reply that has begun may still take.
+/// The deadline of a request or reply that takes more than one read or write.
+///
+/// It moves on by the response timeout whenever [`MIN_PROGRESS`] bytes were transferred.
 pub(crate) struct ProgressTimer {
-    /// Told from the second piece on.
-    until: Option<Instant>,
-    /// Nothing before the first piece.
+    /// Set at the second read or write.
+    deadline: Option<Instant>,
+    /// The bytes since the deadline was set; 0 before the first read or write.
     moved: u64,
 }
 
 impl ProgressTimer {
     #[inline]
     pub(crate) fn new() -> Self {
-        ProgressTimer { until: None, moved: 0 }
+        ProgressTimer { deadline: None, moved: 0 }
     }
 
-    /// Looks at the clock from the second piece on: the first is bounded by the socket's own timeout, and most requests
-    /// and replies need no second one.
+    /// Counts `moved` bytes and fails if the transfer makes too little progress.
+    ///
+    /// The first call does not read the clock. The socket's own timeout limits the first read or
+    /// write, and most requests and replies need only one.
     #[inline]
-    pub(crate) fn check(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
+    pub(crate) fn check(&mut self, moved: usize, response_timeout: &Duration) -> Result<(), Error> {
         if self.moved == 0 {
             self.moved = moved as u64;
             return Ok(());
         }
-        self.check_clock(moved, response)
+        self.check_clock(moved, response_timeout)
     }
 
     #[cold]
-    fn check_clock(&mut self, moved: usize, response: &Duration) -> Result<(), Error> {
+    fn check_clock(&mut self, moved: usize, response_timeout: &Duration) -> Result<(), Error> {
         let now = Instant::now();
         self.moved += moved as u64;
-        if self.moved >= PROGRESS {
+        if self.moved >= MIN_PROGRESS {
             self.moved = 1;
-            self.until = None;
+            self.deadline = None;
         }
-        if now > *self.until.get_or_insert_with(|| from_now(*response)) {
-            return Err(Error::new(ErrorKind::Timeout, format!("it took more than {response:?}")));
+        if now > *self.deadline.get_or_insert_with(|| from_now(*response_timeout)) {
+            let message =
+                format!("timed out: less than 1 MiB moved within the response timeout of {response_timeout:?}");
+            return Err(Error::new(ErrorKind::Timeout, message));
         }
         Ok(())
     }
@@ -318,10 +339,10 @@ impl BlockingSocket {
                 keep_alive(socket2::SockRef::from(&stream))?;
                 #[cfg(feature = "tls")]
                 if let Some(secure) = &server.secure {
-                    let secured = TlsStream::shake_hands(stream, secure, deadline)?;
-                    secured.socket.set_read_timeout(Some(limits.response))?;
-                    secured.socket.set_write_timeout(Some(limits.response))?;
-                    return Ok(BlockingSocket::Tls(Box::new(secured)));
+                    let tls = TlsStream::handshake(stream, secure, deadline)?;
+                    tls.socket.set_read_timeout(Some(limits.response))?;
+                    tls.socket.set_write_timeout(Some(limits.response))?;
+                    return Ok(BlockingSocket::Tls(Box::new(tls)));
                 }
                 let _ = deadline;
                 stream.set_read_timeout(Some(limits.response))?;
@@ -336,11 +357,13 @@ impl BlockingSocket {
                 Ok(BlockingSocket::Unix(stream))
             }
             #[cfg(not(unix))]
-            Address::Unix(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "there are no Unix sockets here")),
+            Address::Unix(_) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "this platform does not support Unix sockets"))
+            }
         }
     }
 
-    /// Whether the end has come, an error, or bytes that nobody asked for.
+    /// Returns whether an idle socket is unusable: at its end, failed, or holding unexpected bytes.
     fn is_closed(&self) -> bool {
         let socket = match self {
             BlockingSocket::Tcp(stream) => socket2::SockRef::from(stream),
@@ -351,14 +374,19 @@ impl BlockingSocket {
             #[cfg(feature = "tls")]
             BlockingSocket::Tls(stream) => socket2::SockRef::from(&stream.socket),
         };
-        let looked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
-        let nothing_there = matches!(&looked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        !nothing_there || socket.set_nonblocking(false).is_err()
+        let peeked = socket.set_nonblocking(true).and_then(|()| socket.peek(&mut [std::mem::MaybeUninit::uninit()]));
+        let would_block = matches!(&peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        !would_block || socket.set_nonblocking(false).is_err()
     }
 
-    /// Reads something, unless that is too late.
+    /// Reads at least one byte, within the timeouts.
     #[inline(always)]
-    fn read(&mut self, into: &mut [u8], patience: &mut ProgressTimer, response: &Duration) -> Result<usize, Error> {
+    fn read(
+        &mut self,
+        into: &mut [u8],
+        timer: &mut ProgressTimer,
+        response_timeout: &Duration,
+    ) -> Result<usize, Error> {
         loop {
             let read = match self {
                 BlockingSocket::Tcp(stream) => stream.read(into),
@@ -366,14 +394,14 @@ impl BlockingSocket {
                 BlockingSocket::Unix(stream) => stream.read(into),
                 #[cfg(feature = "tls")]
                 BlockingSocket::Tls(stream) => {
-                    let read = stream.read(into, patience, response)?;
+                    let read = stream.read(into, timer, response_timeout)?;
                     return if read == 0 { Err(closed()) } else { Ok(read) };
                 }
             };
             match read {
                 Ok(0) => return Err(closed()),
                 Ok(read) => {
-                    patience.check(read, response).map_err(|error| error.during(READING))?;
+                    timer.check(read, response_timeout).map_err(|error| error.during(READING))?;
                     return Ok(read);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -383,23 +411,23 @@ impl BlockingSocket {
     }
 
     #[inline(always)]
-    fn write_all(&mut self, mut bytes: &[u8], response: &Duration) -> Result<(), Error> {
-        let mut patience = None;
+    fn write_all(&mut self, mut bytes: &[u8], response_timeout: &Duration) -> Result<(), Error> {
+        let mut timer = None;
         loop {
             let written = match self {
                 BlockingSocket::Tcp(stream) => stream.write(bytes),
                 #[cfg(unix)]
                 BlockingSocket::Unix(stream) => stream.write(bytes),
                 #[cfg(feature = "tls")]
-                BlockingSocket::Tls(stream) => return stream.write_all(bytes, response),
+                BlockingSocket::Tls(stream) => return stream.write_all(bytes, response_timeout),
             };
             match written {
                 Ok(written) if written == bytes.len() => return Ok(()),
                 Ok(0) => return Err(io_error(&io::ErrorKind::WriteZero.into(), SENDING)),
                 Ok(written) => {
                     bytes = &bytes[written..];
-                    let patience = patience.get_or_insert_with(ProgressTimer::new);
-                    patience.check(written, response).map_err(|error| error.during(SENDING))?;
+                    let timer = timer.get_or_insert_with(ProgressTimer::new);
+                    timer.check(written, response_timeout).map_err(|error| error.during(SENDING))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_error(&error, SENDING)),
@@ -408,12 +436,15 @@ impl BlockingSocket {
     }
 }
 
-/// Finds out about an idle connection whose other end is gone without a word.
+/// Enables TCP keepalive, which detects a peer that vanished without closing the connection.
 pub(crate) fn keep_alive(socket: socket2::SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
-/// Connects to a Unix socket. One whose server accepts nobody has no room for us, and does not say when it will.
+/// Connects to a Unix socket.
+///
+/// If the server's backlog is full, connecting fails without a way to wait for room, so it is
+/// retried until the timeout.
 #[cfg(unix)]
 fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<std::os::unix::net::UnixStream> {
     let deadline = from_now(timeout);
@@ -433,37 +464,41 @@ fn connect_unix(path: &std::path::Path, timeout: Duration) -> io::Result<std::os
     Ok(std::os::fd::OwnedFd::from(socket).into())
 }
 
-/// Tries the host's addresses in turn, all within `timeout`: each gets its share of the time that is left. Looking the
-/// host up takes as long as the system's resolver does. Also until when connecting may take.
+/// Connects to the first of the host's addresses that accepts, and returns the deadline for the
+/// rest of the setup.
+///
+/// Each address gets an equal share of the time that is left. `timeout` does not include the DNS
+/// lookup, which takes as long as the system's resolver does.
 fn connect_tcp(host: &str, port: u16, timeout: Duration) -> io::Result<(TcpStream, Instant)> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host name resolves to no address");
     let addresses: Vec<_> = (host, port).to_socket_addrs()?.collect();
     let deadline = from_now(timeout);
-    for (address, others) in addresses.iter().zip((1..=addresses.len()).rev()) {
-        let left = deadline.saturating_duration_since(Instant::now()) / u32::try_from(others).unwrap_or(u32::MAX);
+    for (address, remaining) in addresses.iter().zip((1..=addresses.len()).rev()) {
+        let left = deadline.saturating_duration_since(Instant::now()) / u32::try_from(remaining).unwrap_or(u32::MAX);
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         match TcpStream::connect_timeout(address, left) {
             Ok(stream) => return Ok((stream, deadline)),
-            Err(error) => last = error,
+            Err(error) => last_error = error,
         }
     }
-    Err(last)
+    Err(last_error)
 }
 
-/// The answer did not come in time.
+/// Returns the error for a reply that did not arrive within the response timeout.
 #[cold]
-pub(crate) fn late() -> Error {
+pub(crate) fn timed_out() -> Error {
     io_error(&io::ErrorKind::TimedOut.into(), READING)
 }
 
+/// Converts an I/O error, with what was being done as context.
 #[cold]
 pub(crate) fn io_error(error: &io::Error, doing: impl std::fmt::Display) -> Error {
     match error.kind() {
-        // A socket whose timeout is over says that it would block.
+        // On Unix, an expired socket timeout is reported as `WouldBlock`.
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            Error::new(ErrorKind::Timeout, format!("{doing}: the time for it is over"))
+            Error::new(ErrorKind::Timeout, format!("{doing}: timed out (see `connect_timeout` and `response_timeout`)"))
         }
         _ => Error::new(ErrorKind::Connection, format!("{doing}: {error}")),
     }

@@ -1,4 +1,4 @@
-//! How a new connection introduces itself, over either face, and finds out whether the server can do what is wanted.
+//! The handshake of a new connection: negotiates the protocol, logs in, and checks the server.
 
 use crate::error::{Error, ErrorKind};
 use crate::redis::conn::reply::{Reply, ReplyReader, pairs};
@@ -8,24 +8,25 @@ use crate::redis::protocol::commands;
 use crate::redis::protocol::parser::Receive;
 use crate::redis::url::{Role, Server};
 
-/// The longest string that is taken of a server while we introduce ourselves, however short entries are.
-pub(crate) const LONGEST: usize = 64 * 1024;
+/// The longest string that the handshake accepts, even if the limit for entries is lower.
+pub(crate) const MAX_STRING: usize = 64 * 1024;
 
-/// A connection that nobody else uses yet.
-pub(crate) trait Ask {
-    /// Sends commands in one write, and hands `receive` the tokens of their replies. Where the connection ends, those
-    /// that came before that.
-    fn ask(
+/// A connection that is not shared yet, blocking or asynchronous.
+pub(crate) trait RoundTrip {
+    /// Sends commands in one write and passes the tokens of their replies to `receive`.
+    ///
+    /// If the connection breaks, `receive` has got the replies that arrived before.
+    fn round_trip(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
         receive: &mut (impl Receive + Send),
     ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
-/// What a server says of itself, as far as it does.
+/// What a server reports about itself. `None` and `false` mean that it does not report it.
 #[derive(Debug, Default)]
-pub(crate) struct Introduced {
-    /// Whether it speaks RESP3.
+pub(crate) struct PeerInfo {
+    /// Whether the connection uses RESP3.
     pub(crate) resp3: bool,
     name: Option<ServerName>,
     version: Option<[u32; 3]>,
@@ -34,7 +35,7 @@ pub(crate) struct Introduced {
     lacks_hsetex: bool,
 }
 
-/// What a server is part of.
+/// The mode in which a server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Standalone,
@@ -42,41 +43,48 @@ enum Mode {
     Sentinel,
 }
 
-/// RESP3 where the server knows it, RESP2 otherwise; then who we are, which database, and what else was set. All of that
-/// is one round trip, and two where there is no RESP3: such a server is asked what it is then.
+/// Performs the handshake and checks that the server has the expected role and features.
+///
+/// It switches to RESP3 if the server supports it, logs in, selects the database and applies the
+/// other settings.
 ///
 /// # Errors
-/// When the server does not know us, or is not what it is to be.
-pub(crate) async fn introduce(connection: &mut impl Ask, server: &Server) -> Result<Introduced, Error> {
-    let mut questions: Vec<_> = [Question::Hello].into_iter().chain(settings(server)).collect();
-    let mut answers = ReplyReader::default();
-    let mut asked = connection.ask(|out| write(out, &questions, server), &mut answers).await;
-    let mut introduced = Introduced { resp3: true, ..Introduced::default() };
-    // A server that has no room for us says so, and closes the connection: the error comes before that of reading.
-    if let Some(refused) = answers.refusal() {
-        if !speaks_resp2(refused, server) {
-            return Err(refusal_of_hello(refused, server));
+/// If the server refuses the credentials or a setting, or does not have the expected role, version
+/// or features.
+///
+/// # Cost
+/// One round trip. A server without RESP3 costs a second one, which also reads its `INFO`.
+pub(crate) async fn negotiate(connection: &mut impl RoundTrip, server: &Server) -> Result<PeerInfo, Error> {
+    let mut steps: Vec<_> = [HandshakeStep::Hello].into_iter().chain(settings(server)).collect();
+    let mut replies = ReplyReader::default();
+    let mut outcome = connection.round_trip(|out| write(out, &steps, server), &mut replies).await;
+    let mut peer = PeerInfo { resp3: true, ..PeerInfo::default() };
+    // A server at its client limit sends an error and closes the connection. That error says more
+    // than the read error that follows, so it comes first.
+    if let Some(error) = replies.first_error() {
+        if !lacks_resp3(error, server) {
+            return Err(hello_error(error, server));
         }
-        asked?;
-        introduced.resp3 = false;
-        let password = server.password.as_deref().map(Question::Auth);
-        let role = (server.role == Role::Primary).then_some(Question::Role);
-        questions = password.into_iter().chain([Question::Info]).chain(role).chain(settings(server)).collect();
-        answers = ReplyReader::default();
-        asked = connection.ask(|out| write(out, &questions, server), &mut answers).await;
+        outcome?;
+        peer.resp3 = false;
+        let password = server.password.as_deref().map(HandshakeStep::Auth);
+        let role = (server.role == Role::Primary).then_some(HandshakeStep::Role);
+        steps = password.into_iter().chain([HandshakeStep::Info]).chain(role).chain(settings(server)).collect();
+        replies = ReplyReader::default();
+        outcome = connection.round_trip(|out| write(out, &steps, server), &mut replies).await;
     }
-    for (question, answer) in questions.iter().zip(answers.iter()) {
-        introduced.hear(*question, answer, server)?;
-        introduced.check(server)?;
+    for (step, reply) in steps.iter().zip(replies.iter()) {
+        peer.apply_reply(*step, reply, server)?;
+        peer.check(server)?;
     }
-    asked.map(|()| introduced)
+    outcome.map(|()| peer)
 }
 
-/// What a server is told or asked. Not to be shown, for its password.
+/// A command of the handshake. It has no `Debug`, since it may hold the password.
 #[derive(Clone, Copy)]
-enum Question<'s> {
+enum HandshakeStep<'s> {
     Hello,
-    /// The password.
+    /// Logs in with this password.
     Auth(&'s str),
     Info,
     Role,
@@ -85,65 +93,69 @@ enum Question<'s> {
     HasHsetex,
 }
 
-/// What follows the greeting.
-fn settings(server: &Server) -> impl Iterator<Item = Question<'_>> {
+/// Returns the steps that follow the login.
+fn settings(server: &Server) -> impl Iterator<Item = HandshakeStep<'_>> {
     let reads_replicas = server.role == Role::ClusterNode { reads_replicas: true };
-    let selects = (server.db != 0).then_some(Question::Select);
-    let reads = reads_replicas.then_some(Question::ReadOnly);
-    let has_hsetex = server.needs_hsetex.then_some(Question::HasHsetex);
+    let selects = (server.db != 0).then_some(HandshakeStep::Select);
+    let reads = reads_replicas.then_some(HandshakeStep::ReadOnly);
+    let has_hsetex = server.needs_hsetex.then_some(HandshakeStep::HasHsetex);
     [selects, reads, has_hsetex].into_iter().flatten()
 }
 
-fn write(out: &mut Vec<u8>, questions: &[Question<'_>], server: &Server) -> usize {
+/// Appends the commands of `steps` and returns the number of their replies.
+fn write(out: &mut Vec<u8>, steps: &[HandshakeStep<'_>], server: &Server) -> usize {
     let user = server.user.as_deref();
-    let write = |question: &Question<'_>| match question {
-        Question::Hello => commands::hello(out, user, server.password.as_deref()),
-        Question::Auth(password) => commands::auth(out, user, password),
-        Question::Info => commands::info(out),
-        Question::Role => commands::role(out),
-        Question::Select => commands::select(out, server.db),
-        Question::ReadOnly => commands::read_only(out),
-        Question::HasHsetex => commands::command_info(out, "hsetex"),
+    let write = |step: &HandshakeStep<'_>| match step {
+        HandshakeStep::Hello => commands::hello(out, user, server.password.as_deref()),
+        HandshakeStep::Auth(password) => commands::auth(out, user, password),
+        HandshakeStep::Info => commands::info(out),
+        HandshakeStep::Role => commands::role(out),
+        HandshakeStep::Select => commands::select(out, server.db),
+        HandshakeStep::ReadOnly => commands::read_only(out),
+        HandshakeStep::HasHsetex => commands::command_info(out, "hsetex"),
     };
-    questions.iter().map(write).sum()
+    steps.iter().map(write).sum()
 }
 
-/// Whether it was RESP3 that the server refused.
-fn speaks_resp2(refused: &[u8], server: &Server) -> bool {
-    if refused.starts_with(b"NOAUTH") {
-        // Who was told a password and asks for one did not read it: Valkey 9.1 keeps from strangers which commands it has.
+/// Returns whether the error means that the server does not support RESP3, or not for this user.
+fn lacks_resp3(error: &[u8], server: &Server) -> bool {
+    if error.starts_with(b"NOAUTH") {
+        // Valkey 9.1 does not tell unauthenticated clients which commands it lacks. If we sent a
+        // password and the server still asks for one, it did not parse `HELLO`.
         return server.password.is_some();
     }
-    let message = refused.to_ascii_lowercase();
+    let message = error.to_ascii_lowercase();
     let says = |reason: &[u8]| message.windows(reason.len()).any(|part| part == reason);
     let reasons = [&b"unknown command"[..], b"unsupported", b"noproto", b"noperm"];
     !message.starts_with(b"wrongpass") && reasons.into_iter().any(says)
 }
 
-impl Introduced {
-    /// Takes the answer to a question. Who answers little, or does not let us ask, is taken as he is.
-    fn hear(&mut self, question: Question<'_>, answer: &[Reply], server: &Server) -> Result<(), Error> {
-        match (question, answer) {
-            (Question::Auth(_), [Reply::Error(refused)]) => return Err(refusal(refused, "user and password", server)),
-            // Nothing was said of a password, and one is wanted.
-            (Question::Info, [Reply::Error(refused)]) if refused.starts_with(b"NOAUTH") => {
-                return Err(refusal(refused, "user and password", server));
+impl PeerInfo {
+    /// Records the reply to a step. Missing fields and refused queries are not errors.
+    fn apply_reply(&mut self, step: HandshakeStep<'_>, reply: &[Reply], server: &Server) -> Result<(), Error> {
+        match (step, reply) {
+            (HandshakeStep::Auth(_), [Reply::Error(error)]) => {
+                return Err(refused_error(error, "user and password", server));
             }
-            (Question::Select, [Reply::Error(refused)]) => return Err(refusal(refused, "database", server)),
-            (Question::ReadOnly, [Reply::Error(refused)]) => {
-                return Err(server_error(refused).during("asking to read from a replica"));
+            // The server requires a password, and none is set.
+            (HandshakeStep::Info, [Reply::Error(error)]) if error.starts_with(b"NOAUTH") => {
+                return Err(refused_error(error, "user and password", server));
             }
-            (Question::Hello, map) => pairs(map).for_each(|(name, value)| self.hear_of(name, value)),
-            (Question::Info, [Reply::Text(info)]) => self.hear_info(&String::from_utf8_lossy(info)),
-            (Question::Role, [Reply::Array(_), Reply::Text(role), ..]) => self.is_primary = is_primary(role),
-            (Question::HasHsetex, [Reply::Array(1), Reply::Nil]) => self.lacks_hsetex = true,
+            (HandshakeStep::Select, [Reply::Error(error)]) => return Err(refused_error(error, "database", server)),
+            (HandshakeStep::ReadOnly, [Reply::Error(error)]) => {
+                return Err(server_error(error).during("enabling reads from a replica with READONLY"));
+            }
+            (HandshakeStep::Hello, map) => pairs(map).for_each(|(name, value)| self.apply_hello_field(name, value)),
+            (HandshakeStep::Info, [Reply::Text(info)]) => self.apply_info(&String::from_utf8_lossy(info)),
+            (HandshakeStep::Role, [Reply::Array(_), Reply::Text(role), ..]) => self.is_primary = is_primary(role),
+            (HandshakeStep::HasHsetex, [Reply::Array(1), Reply::Nil]) => self.lacks_hsetex = true,
             _ => {}
         }
         Ok(())
     }
 
-    /// One of the things that `HELLO` answers with.
-    fn hear_of(&mut self, name: &[u8], value: &Reply) {
+    /// Records one field of the reply to `HELLO`.
+    fn apply_hello_field(&mut self, name: &[u8], value: &Reply) {
         match (name, value) {
             (b"proto", Reply::Int(version)) => self.resp3 = *version >= 3,
             (b"server", Reply::Text(name)) => self.name = Some(ServerName::from(&String::from_utf8_lossy(name))),
@@ -154,7 +166,8 @@ impl Introduced {
         }
     }
 
-    fn hear_info(&mut self, info: &str) {
+    /// Records the text of `INFO`.
+    fn apply_info(&mut self, info: &str) {
         if let Some((name, version)) = name_and_version(info) {
             (self.name, self.version) = (Some(name), version_of(version));
         }
@@ -162,43 +175,46 @@ impl Introduced {
         self.mode = mode.and_then(|mode| Mode::parse(mode.as_bytes()));
     }
 
-    /// Whether the server is what it is to be, as far as is known.
+    /// Checks the role, the version and the features of the server, as far as they are known.
     fn check(&self, server: &Server) -> Result<(), Error> {
         let config = |what: String| Err(Error::new(ErrorKind::Config, what));
         match (server.role, self.mode) {
             (Role::Sentinel, Some(Mode::Standalone | Mode::Cluster)) => {
-                return config("it is no sentinel".into());
+                return config("the server is not a sentinel".into());
             }
             (Role::Sentinel, _) => return Ok(()),
-            // Another server may have come to be where it was.
+            // A connection error, since another server may have taken over the address of the
+            // cluster node.
             (Role::ClusterNode { .. }, Some(Mode::Standalone)) => {
-                return Err(Error::new(ErrorKind::Connection, "it is not part of a cluster any more"));
+                return Err(Error::new(ErrorKind::Connection, "the server is no longer part of a cluster"));
             }
             (_, Some(Mode::Sentinel)) => {
-                return config("it is a sentinel, which keeps no entries: use `Sentinel`".into());
+                return config("the server is a sentinel, which stores no entries: use `Sentinel`".into());
             }
             (Role::Single | Role::Primary | Role::Replica, Some(Mode::Cluster)) => {
-                return config("it is a node of a cluster, which keeps some of the keys only: use `Cluster`".into());
+                return config(
+                    "the server is a cluster node, which stores only some of the keys: use `Cluster`".into(),
+                );
             }
             _ => {}
         }
         if self.name == Some(ServerName::Redis) && self.version.is_some_and(|[major, ..]| major < 7) {
-            let it = self.shown();
-            return config(format!("{it} is too old: locks and the TTLs of hashes need Redis 7.0 or newer, or Valkey"));
+            let it = self.describe();
+            return config(format!("{it} is too old: locks and hash TTLs need Redis 7.0 or later, or Valkey"));
         }
         if self.lacks_hsetex {
-            let it = self.shown();
-            let choices = "use `ServerInfo::per_field`, which chooses, or `HashTtl::Stamped`";
-            return config(format!("{it} has no HSETEX, which `HashTtl::PerField` needs: {choices}"));
+            let it = self.describe();
+            let choices = "use `ServerInfo::per_field`, which picks a supported mode, or `HashTtl::Stamped`";
+            return config(format!("{it} does not support HSETEX, which `HashTtl::PerField` needs: {choices}"));
         }
         if server.role == Role::Primary && self.is_primary == Some(false) {
-            return Err(Error::new(ErrorKind::Connection, "it is a replica, and no primary any more"));
+            return Err(Error::new(ErrorKind::Connection, "the server is a replica, no longer a primary"));
         }
         Ok(())
     }
 
-    /// The server's name and version.
-    fn shown(&self) -> String {
+    /// Returns the server's name and version for error messages.
+    fn describe(&self) -> String {
         match (&self.name, self.version) {
             (Some(name), Some([major, minor, patch])) => format!("{name} {major}.{minor}.{patch}"),
             (Some(name), None) => name.to_string(),
@@ -226,25 +242,27 @@ fn is_primary(role: &[u8]) -> Option<bool> {
     }
 }
 
+/// Returns the error for a refused `HELLO`.
 #[cold]
-fn refusal_of_hello(refused: &[u8], server: &Server) -> Error {
-    if refused.starts_with(b"WRONGPASS") || refused.starts_with(b"NOAUTH") {
-        return refusal(refused, "user and password", server);
+fn hello_error(error: &[u8], server: &Server) -> Error {
+    if error.starts_with(b"WRONGPASS") || error.starts_with(b"NOAUTH") {
+        return refused_error(error, "user and password", server);
     }
-    server_error(&without_secrets(refused, server))
+    server_error(&redacted(error, server))
 }
 
+/// Returns the error for refused credentials or settings, without the password.
 #[cold]
-fn refusal(answer: &[u8], what: &str, server: &Server) -> Error {
-    let answer = server_error(&without_secrets(answer, server));
-    Error::new(ErrorKind::Refused, format!("the server refused the {what}: {answer}"))
+fn refused_error(reply: &[u8], what: &str, server: &Server) -> Error {
+    let reply = server_error(&redacted(reply, server));
+    Error::new(ErrorKind::Refused, format!("the server refused the {what}: {reply}"))
 }
 
-/// A server may repeat what it was told.
-fn without_secrets(answer: &[u8], server: &Server) -> Vec<u8> {
+/// Masks the password in a server's error, since a server may repeat the command that it refuses.
+fn redacted(reply: &[u8], server: &Server) -> Vec<u8> {
     match server.password.as_deref().filter(|password| !password.is_empty()) {
-        Some(password) => String::from_utf8_lossy(answer).replace(password, "***").into_bytes(),
-        None => answer.to_vec(),
+        Some(password) => String::from_utf8_lossy(reply).replace(password, "***").into_bytes(),
+        None => reply.to_vec(),
     }
 }
 
@@ -257,37 +275,38 @@ mod tests {
     use crate::redis::protocol::chunk::Chunk;
     use crate::redis::protocol::parser::{Fed, Parser};
 
-    /// ReplyReader each write by the next of some texts, which may end too early.
+    /// Replies to each write with the next text. A text that is too short ends the connection.
     #[derive(Default)]
     struct Script {
         texts: Vec<String>,
-        asked: Vec<String>,
+        sent: Vec<String>,
     }
 
-    impl Ask for Script {
-        async fn ask(
+    impl RoundTrip for Script {
+        async fn round_trip(
             &mut self,
             write: impl FnOnce(&mut Vec<u8>) -> usize + Send,
             receive: &mut (impl Receive + Send),
         ) -> Result<(), Error> {
             let mut output = Vec::new();
-            let mut replies = Parser::new(LONGEST);
+            let mut replies = Parser::new(MAX_STRING);
             replies.expect(write(&mut output));
             let words = String::from_utf8(output).unwrap();
             let words = words.split("\r\n").filter(|word| !word.starts_with(['*', '$']) && !word.is_empty());
-            self.asked.push(words.collect::<Vec<_>>().join(" "));
+            self.sent.push(words.collect::<Vec<_>>().join(" "));
             let text = Bytes::from(if self.texts.is_empty() { String::new() } else { self.texts.remove(0) });
             match replies.feed(&mut Chunk::sharing(&text), receive)? {
                 Fed::Done => Ok(()),
-                Fed::More(_) => Err(Error::new(ErrorKind::Connection, "it ended")),
+                Fed::More(_) => Err(Error::new(ErrorKind::Connection, "the connection ended")),
             }
         }
     }
 
-    /// What comes of an introduction, with each write, and what was sent.
-    fn talk(server: &Server, texts: &[&str]) -> (Result<Introduced, Error>, Vec<String>) {
+    /// Performs a handshake with scripted replies, and returns its result and the commands of each
+    /// write.
+    fn talk(server: &Server, texts: &[&str]) -> (Result<PeerInfo, Error>, Vec<String>) {
         let mut script = Script { texts: texts.iter().map(ToString::to_string).collect(), ..Script::default() };
-        (poll_ready(introduce(&mut script, server)), script.asked)
+        (poll_ready(negotiate(&mut script, server)), script.sent)
     }
 
     fn error(server: &Server, texts: &[&str]) -> (ErrorKind, String) {
@@ -295,7 +314,7 @@ mod tests {
         (error.kind(), error.to_string())
     }
 
-    /// What Redis and Valkey answer to `HELLO 3`.
+    /// The reply of Redis and Valkey to `HELLO 3`.
     fn hello(name: &str, version: &str, mode: &str, role: &str) -> String {
         format!(
             "%7\r\n+server\r\n+{name}\r\n+version\r\n+{version}\r\n+proto\r\n:3\r\n+id\r\n:3\r\n+mode\r\n+{mode}\r\n\
@@ -318,94 +337,95 @@ mod tests {
     }
 
     #[test]
-    fn one_write_says_and_asks_everything() {
+    fn resp3_takes_one_write() {
         let mut server = server("redis://ann:pw@h/3");
         server.needs_hsetex = true;
         let hello = hello("valkey", "9.1.2", "standalone", "master");
-        let (introduced, asked) = talk(&server, &[&(hello + "+OK\r\n*1\r\n*2\r\n+hsetex\r\n:-6\r\n")]);
-        assert_eq!(asked, ["HELLO 3 AUTH ann pw SELECT 3 COMMAND INFO hsetex"]);
-        let introduced = introduced.unwrap();
-        assert!(introduced.resp3 && introduced.mode == Some(Mode::Standalone));
-        assert_eq!((introduced.shown().as_str(), introduced.is_primary), ("Valkey 9.1.2", Some(true)));
+        let (peer, sent) = talk(&server, &[&(hello + "+OK\r\n*1\r\n*2\r\n+hsetex\r\n:-6\r\n")]);
+        assert_eq!(sent, ["HELLO 3 AUTH ann pw SELECT 3 COMMAND INFO hsetex"]);
+        let peer = peer.unwrap();
+        assert!(peer.resp3 && peer.mode == Some(Mode::Standalone));
+        assert_eq!((peer.describe().as_str(), peer.is_primary), ("Valkey 9.1.2", Some(true)));
 
         server.role = Role::ClusterNode { reads_replicas: true };
         (server.db, server.needs_hsetex) = (0, false);
         let node = self::hello("redis", "8.0.2", "cluster", "replica");
-        let (introduced, asked) = talk(&server, &[&(node.clone() + "+OK\r\n")]);
-        assert_eq!((introduced.unwrap().is_primary, asked), (Some(false), vec!["HELLO 3 AUTH ann pw READONLY".into()]));
+        let (peer, sent) = talk(&server, &[&(node.clone() + "+OK\r\n")]);
+        assert_eq!((peer.unwrap().is_primary, sent), (Some(false), vec!["HELLO 3 AUTH ann pw READONLY".into()]));
         assert_eq!(error(&server, &[&(node + "-NOPERM no\r\n")]).0, ErrorKind::Refused);
     }
 
     #[test]
-    fn what_servers_repeat_is_not_told() {
+    fn masks_the_password_in_server_errors() {
         let server = server("redis://ann:s3cret@h");
-        for answer in [
+        for reply in [
             "-WRONGPASS s3cret is wrong\r\n",
             "-ERR I know no 'AUTH ann s3cret'\r\n",
             "-NOAUTH s3cret\r\n-ERR s3cret\r\n",
         ] {
-            let (_, told) = error(&server, &[answer, answer]);
-            assert!(told.contains("***") && !told.contains("s3cret"), "{told}");
+            let (_, message) = error(&server, &[reply, reply]);
+            assert!(message.contains("***") && !message.contains("s3cret"), "{message}");
         }
-        // An empty one is everywhere.
-        let (_, told) = error(&self::server("redis://ann:@h"), &["-WRONGPASS no\r\n"]);
-        assert!(told.ends_with("WRONGPASS no\""), "{told}");
+        // Every text contains an empty password, so it is not masked.
+        let (_, message) = error(&self::server("redis://ann:@h"), &["-WRONGPASS no\r\n"]);
+        assert!(message.ends_with("WRONGPASS no\""), "{message}");
     }
 
     #[test]
-    fn without_resp3_a_second_write_says_and_asks_the_same() {
+    fn resp2_takes_a_second_write_with_the_same_settings() {
         let info = info("# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\n");
-        let (introduced, asked) = talk(&server("redis://h"), &[UNKNOWN, &info]);
-        assert_eq!(asked, ["HELLO 3", "INFO server"]);
-        assert_eq!(introduced.unwrap().shown(), "Valkey 8.1.1");
+        let (peer, sent) = talk(&server("redis://h"), &[UNKNOWN, &info]);
+        assert_eq!(sent, ["HELLO 3", "INFO server"]);
+        assert_eq!(peer.unwrap().describe(), "Valkey 8.1.1");
         let mut full = server("redis://:pw@h/3");
         (full.role, full.needs_hsetex) = (Role::Primary, true);
         let noauth = "-NOAUTH Authentication required.\r\n";
         let role = "*3\r\n+master\r\n:0\r\n*0\r\n";
-        let answers = format!("+OK\r\n{info}{role}+OK\r\n*1\r\n*2\r\n+hsetex\r\n:-6\r\n");
-        let (introduced, asked) = talk(&full, &[&format!("{UNKNOWN}{noauth}{noauth}"), &answers]);
-        assert_eq!(asked[1], "AUTH pw INFO server ROLE SELECT 3 COMMAND INFO hsetex");
-        let introduced = introduced.unwrap();
-        assert!(!introduced.resp3 && introduced.is_primary == Some(true));
-        // Who may not ask goes on without knowing.
-        let answers = "+OK\r\n-NOPERM no\r\n-NOPERM no\r\n+OK\r\n-NOPERM no\r\n";
-        let introduced = talk(&full, &[&format!("-NOPROTO no\r\n{noauth}{noauth}"), answers]).0.unwrap();
-        assert_eq!((introduced.name, introduced.is_primary, introduced.lacks_hsetex), (None, None, false));
+        let replies = format!("+OK\r\n{info}{role}+OK\r\n*1\r\n*2\r\n+hsetex\r\n:-6\r\n");
+        let (peer, sent) = talk(&full, &[&format!("{UNKNOWN}{noauth}{noauth}"), &replies]);
+        assert_eq!(sent[1], "AUTH pw INFO server ROLE SELECT 3 COMMAND INFO hsetex");
+        let peer = peer.unwrap();
+        assert!(!peer.resp3 && peer.is_primary == Some(true));
+        // A user without permission for these commands connects without the checks.
+        let replies = "+OK\r\n-NOPERM no\r\n-NOPERM no\r\n+OK\r\n-NOPERM no\r\n";
+        let peer = talk(&full, &[&format!("-NOPROTO no\r\n{noauth}{noauth}"), replies]).0.unwrap();
+        assert_eq!((peer.name, peer.is_primary, peer.lacks_hsetex), (None, None, false));
     }
 
     #[test]
-    fn what_says_little_is_taken_as_it_is() {
-        for answer in
+    fn accepts_servers_that_report_little() {
+        for reply in
             ["+OK\r\n", "%0\r\n", "*0\r\n", "_\r\n", "%1\r\n+mode\r\n+odd\r\n", ":3\r\n", "%1\r\n+version\r\n:6\r\n"]
         {
-            let introduced = talk(&server("redis://h"), &[answer]).0.unwrap();
-            assert!(introduced.resp3, "{answer}");
-            assert_eq!(introduced.shown(), "the server");
+            let peer = talk(&server("redis://h"), &[reply]).0.unwrap();
+            assert!(peer.resp3, "{reply}");
+            assert_eq!(peer.describe(), "the server");
         }
-        // Names without a version, versions without a number, and of forks that count for themselves.
+        // Unparsable versions, and forks with version numbers of their own.
         for (name, version) in [("redis", "unstable"), ("redis", "255.255.255"), ("valkey", "1.0"), ("another", "0.1")]
         {
             talk(&server("redis://h"), &[&hello(name, version, "standalone", "master")]).0.unwrap();
         }
-        let introduced = talk(&server("redis://h"), &["%1\r\n+proto\r\n:2\r\n"]).0.unwrap();
-        assert!(!introduced.resp3, "it knows HELLO, and speaks RESP2 all the same");
-        for answer in ["-ERR no\r\n", "$-1\r\n", &info(""), &info("uptime:1"), "*0\r\n"] {
-            assert_eq!(talk(&server("redis://h"), &[UNKNOWN, answer]).0.unwrap().version, None);
+        let peer = talk(&server("redis://h"), &["%1\r\n+proto\r\n:2\r\n"]).0.unwrap();
+        assert!(!peer.resp3, "the server knows HELLO and still uses RESP2");
+        for reply in ["-ERR no\r\n", "$-1\r\n", &info(""), &info("uptime:1"), "*0\r\n"] {
+            assert_eq!(talk(&server("redis://h"), &[UNKNOWN, reply]).0.unwrap().version, None);
         }
         let mut needs = server("redis://h");
         needs.needs_hsetex = true;
-        for answer in ["-ERR unknown command\r\n", "-NOPERM no\r\n", "*0\r\n", "+OK\r\n", "*1\r\n*1\r\n+hsetex\r\n"] {
-            talk(&needs, &[&(primary() + answer)]).0.unwrap();
+        for reply in ["-ERR unknown command\r\n", "-NOPERM no\r\n", "*0\r\n", "+OK\r\n", "*1\r\n*1\r\n+hsetex\r\n"] {
+            talk(&needs, &[&(primary() + reply)]).0.unwrap();
         }
     }
 
     #[test]
-    fn a_server_that_is_something_else_is_refused() {
+    fn refuses_a_server_with_another_role() {
         let with = |role| Server { role, ..server("redis://h/2") };
         let reads_replicas = false;
         for role in [Role::Single, Role::Primary, Role::Replica, Role::ClusterNode { reads_replicas }, Role::Sentinel] {
             let is_node = role == Role::ClusterNode { reads_replicas };
-            // Databases come after that: neither of the two has several.
+            // The role is checked before the failed `SELECT`: cluster nodes and sentinels have one
+            // database.
             let said =
                 |mode| talk(&with(role), &[&(hello("redis", "7.0.15", mode, "master") + "-ERR no SELECT\r\n")]).0;
             let by_info = |name: &str, mode| {
@@ -415,8 +435,8 @@ mod tests {
             };
             for heard in [said("cluster"), by_info("redis", "cluster"), by_info("server", "cluster")] {
                 let error = heard.unwrap_err();
-                let told = if role == Role::Sentinel { "no sentinel" } else { "use `Cluster`" };
-                assert_eq!(error.to_string().contains(told), !is_node, "{role:?}: {error}");
+                let message = if role == Role::Sentinel { "not a sentinel" } else { "use `Cluster`" };
+                assert_eq!(error.to_string().contains(message), !is_node, "{role:?}: {error}");
                 assert_eq!(error.kind() == ErrorKind::Config, !is_node);
             }
             for heard in [said("sentinel"), by_info("redis", "sentinel")] {
@@ -433,26 +453,29 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_lacks_something_is_refused_by_name() {
+    fn names_the_server_that_lacks_a_feature() {
         let mut needs = server("redis://h");
         needs.needs_hsetex = true;
-        let told = "has no HSETEX, which `HashTtl::PerField` needs: use `ServerInfo::per_field`, which chooses, or \
-                    `HashTtl::Stamped`";
+        let message = "does not support HSETEX, which `HashTtl::PerField` needs: use \
+                    `ServerInfo::per_field`, which picks a supported mode, or `HashTtl::Stamped`";
         for nil in ["*1\r\n_\r\n", "*1\r\n$-1\r\n", "*1\r\n*-1\r\n"] {
-            assert_eq!(error(&needs, &[&(primary() + nil)]), (ErrorKind::Config, format!("Redis 7.0.15 {told}")));
+            assert_eq!(error(&needs, &[&(primary() + nil)]), (ErrorKind::Config, format!("Redis 7.0.15 {message}")));
             let silent = error(&needs, &[&format!("{UNKNOWN}{nil}"), &format!("-ERR no\r\n{nil}")]);
-            assert_eq!(silent.1, format!("the server {told}"));
+            assert_eq!(silent.1, format!("the server {message}"));
         }
-        let told = "Redis 6.2.14 is too old: locks and the TTLs of hashes need Redis 7.0 or newer, or Valkey";
+        let message = "Redis 6.2.14 is too old: locks and hash TTLs need Redis 7.0 or later, or Valkey";
         let old = hello("redis", "6.2.14", "standalone", "master");
-        assert_eq!(error(&server("redis://h"), &[&old]), (ErrorKind::Config, told.into()));
+        assert_eq!(error(&server("redis://h"), &[&old]), (ErrorKind::Config, message.into()));
         let (info, none) = (info("redis_version:6.2.14\r\n"), server("redis://h"));
-        assert_eq!(error(&none, &[UNKNOWN, &info]), (ErrorKind::Config, told.into()));
-        assert!(talk(&Server { role: Role::Sentinel, ..none }, &[UNKNOWN, &info]).0.is_ok(), "it keeps nothing");
+        assert_eq!(error(&none, &[UNKNOWN, &info]), (ErrorKind::Config, message.into()));
+        assert!(
+            talk(&Server { role: Role::Sentinel, ..none }, &[UNKNOWN, &info]).0.is_ok(),
+            "a sentinel needs no commands for entries"
+        );
     }
 
     #[test]
-    fn refusals_are_told_also_where_the_connection_ends_with_them() {
+    fn reports_the_refusal_if_the_connection_ends_after_it() {
         let selects = server("redis://:pw@h/2");
         let refused = |texts: &[&str]| error(&selects, texts);
         let full = "-ERR max number of clients reached\r\n";
@@ -462,22 +485,32 @@ mod tests {
         let wrong = ["-WRONGPASS unknown command\r\n", &strangers].map(|text| refused(&[text, "-WRONGPASS no\r\n"]));
         let none =
             error(&server("redis://h"), &["-NOAUTH HELLO must be called with the client already authenticated\r\n"]);
-        for (kind, told) in wrong.into_iter().chain([none]) {
+        for (kind, message) in wrong.into_iter().chain([none]) {
             assert!(
-                kind == ErrorKind::Refused && told.starts_with("the server refused the user and password"),
-                "{told}"
+                kind == ErrorKind::Refused && message.starts_with("the server refused the user and password"),
+                "{message}"
             );
         }
-        let (introduced, asked) = talk(&selects, &[&strangers, "+OK\r\n-NOPERM no\r\n+OK\r\n"]);
-        assert!(!introduced.unwrap().resp3 && asked[1] == "AUTH pw INFO server SELECT 2");
-        assert_eq!(refused(&[UNKNOWN]), (ErrorKind::Connection, "it ended".into()));
-        let (kind, told) = error(&server("redis://h"), &[UNKNOWN, "-NOAUTH Authentication required.\r\n"]);
-        assert!(kind == ErrorKind::Refused && told.starts_with("the server refused the user and password"), "{told}");
+        let (peer, sent) = talk(&selects, &[&strangers, "+OK\r\n-NOPERM no\r\n+OK\r\n"]);
+        assert!(!peer.unwrap().resp3 && sent[1] == "AUTH pw INFO server SELECT 2");
+        assert_eq!(refused(&[UNKNOWN]), (ErrorKind::Connection, "the connection ended".into()));
+        let (kind, message) = error(&server("redis://h"), &[UNKNOWN, "-NOAUTH Authentication required.\r\n"]);
+        assert!(
+            kind == ErrorKind::Refused && message.starts_with("the server refused the user and password"),
+            "{message}"
+        );
         let two = format!("{UNKNOWN}-NOAUTH\r\n");
-        let (kind, told) = refused(&[&two, "-WRONGPASS no\r\n"]);
-        assert!(kind == ErrorKind::Refused && told.starts_with("the server refused the user and password"), "{told}");
-        let (kind, told) = refused(&[&(primary() + "-ERR DB index is out of range\r\n")]);
-        assert!(kind == ErrorKind::Refused && told.starts_with("the server refused the database"), "{told}");
-        assert_eq!(refused(&[&primary()]), (ErrorKind::Connection, "it ended".into()), "one answer is missing");
+        let (kind, message) = refused(&[&two, "-WRONGPASS no\r\n"]);
+        assert!(
+            kind == ErrorKind::Refused && message.starts_with("the server refused the user and password"),
+            "{message}"
+        );
+        let (kind, message) = refused(&[&(primary() + "-ERR DB index is out of range\r\n")]);
+        assert!(kind == ErrorKind::Refused && message.starts_with("the server refused the database"), "{message}");
+        assert_eq!(
+            refused(&[&primary()]),
+            (ErrorKind::Connection, "the connection ended".into()),
+            "one reply is missing"
+        );
     }
 }

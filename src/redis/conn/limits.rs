@@ -1,29 +1,33 @@
-//! What all connections keep to: timeouts, sizes, pauses.
+//! Timeouts and buffer sizes that all kinds of connections share.
 
 use std::time::Duration;
 
-/// What a connection is given to work with.
+/// The limits of a connection, as set on the builder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
+    /// The connect timeout.
     pub(crate) connect: Duration,
+    /// The response timeout.
     pub(crate) response: Duration,
+    /// The largest entry in bytes, for reads and writes.
     pub(crate) max_entry: usize,
-    /// The longest pause between two attempts to connect.
+    /// The longest backoff between two attempts to connect.
     pub(crate) max_backoff: Duration,
-    /// Of a link only.
+    /// Limits that apply to multiplexed connections only.
     #[cfg(feature = "tokio")]
-    pub(crate) shared: crate::redis::conn::multiplexed::Sharing,
+    pub(crate) multiplexed: crate::redis::conn::multiplexed::MultiplexLimits,
 }
 
-/// What is being done, for errors.
-pub(crate) const READING: &str = "waiting for the server's answer";
+/// Context for errors that occur while a reply is read.
+pub(crate) const READING: &str = "waiting for the server's reply";
+/// Context for errors that occur while commands are sent.
 pub(crate) const SENDING: &str = "sending the request";
 
-/// How much is read at once, unless a string is larger.
-pub(crate) const PIECE: usize = 16 * 1024;
+/// The size of one read in bytes, unless a single string is larger.
+pub(crate) const READ_SIZE: usize = 16 * 1024;
 
-/// What may stay allocated in a connection that goes back to its pool.
-pub(crate) const KEEP: usize = 256 * 1024;
+/// The largest buffer, in bytes, that an idle connection keeps allocated.
+pub(crate) const MAX_IDLE_CAPACITY: usize = 256 * 1024;
 
-/// A request or reply that takes longer than the response timeout may go on as long as so many bytes move within each.
-pub(crate) const PROGRESS: u64 = 1 << 20;
+/// The bytes that must move within each response timeout of a transfer that takes longer than one.
+pub(crate) const MIN_PROGRESS: u64 = 1 << 20;

@@ -1,4 +1,4 @@
-//! Connections to one server: blocking ones in a pool, and one that all tasks of a runtime share.
+//! Connections to one server: pooled blocking ones for threads, and a multiplexed one for tasks.
 
 pub(crate) mod backoff;
 pub(crate) mod blocking;

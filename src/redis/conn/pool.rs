@@ -1,4 +1,4 @@
-//! A bounded pool of blocking connections: the last one used is the first one taken.
+//! A bounded pool of blocking connections, which are reused last in, first out.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,26 @@ use crate::redis::conn::backoff;
 use crate::redis::protocol::parser::Receive;
 use crate::redis::transport::Access;
 
-/// A connection that sends what stands in its output buffer.
+/// A connection that a [`Pool`] can hold. It sends the contents of its output buffer.
 pub(crate) trait PoolConnection {
-    /// Commands, to be sent.
+    /// Returns the buffer for the encoded commands to send.
     fn output(&mut self) -> &mut Vec<u8>;
 
-    /// Whether the other end has closed the connection, as far as is known without asking it.
+    /// Returns whether the peer closed the connection, as far as is known without a round trip.
     fn is_closed(&mut self) -> bool;
 
-    /// Sends the output. After a failure the connection must not be used again.
-    fn send(&mut self) -> Result<(), Failed>;
+    /// Sends the output buffer. If it fails, the connection must not be used again.
+    fn send(&mut self) -> Result<(), ExchangeError>;
 
-    /// Hands the tokens of so many replies to `receive`. After a failure the connection must not be used again, since its
-    /// replies would be taken for those of the next request.
-    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed>;
+    /// Passes the tokens of `replies` replies to `receive`.
+    ///
+    /// If it fails, the connection must not be used again: the next request would read the
+    /// remaining replies as its own.
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), ExchangeError>;
 
+    /// Sends the output buffer and receives the replies.
     #[inline(always)]
-    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+    fn exchange(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), ExchangeError> {
         self.send()?;
         self.receive(replies, receive)
     }
@@ -42,133 +45,147 @@ impl<W: PoolConnection> PoolConnection for Box<W> {
     }
 
     #[inline(always)]
-    fn send(&mut self) -> Result<(), Failed> {
+    fn send(&mut self) -> Result<(), ExchangeError> {
         (**self).send()
     }
 
     #[inline(always)]
-    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), ExchangeError> {
         (**self).receive(replies, receive)
     }
 }
 
-/// Why an exchange failed.
-pub(crate) struct Failed {
+/// The error of a failed exchange, and whether a retry is safe and useful.
+pub(crate) struct ExchangeError {
     pub(crate) error: Error,
-    /// Whether the connection broke before any of the reply was handed on.
+    /// Whether the connection broke before the receiver saw any part of the replies.
     pub(crate) broke_early: bool,
 }
 
-/// The moment so much from now.
+/// Returns the instant `time` from now, or a century from now if that is earlier.
 pub(crate) fn from_now(time: Duration) -> Instant {
     later(Instant::now(), time)
 }
 
-/// The moment so much later; a century later at most, since clocks cannot tell any time.
+/// Returns `moment` plus `time`, or plus a century if that is less, since an `Instant` can
+/// overflow.
 pub(crate) fn later(moment: Instant, time: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
     moment + time.min(CENTURY)
 }
 
-/// Connections that are open and idle, and how many there may be. A server that could not be reached is left alone for a
-/// while, in which nobody waits for it.
+/// A bounded set of connections to one server, with backoff while the server is down.
+///
+/// During the backoff, requests that find no idle connection fail at once instead of waiting for
+/// the server.
 pub(crate) struct Pool<C> {
     state: Mutex<PoolState<C>>,
+    /// Notified when a connection is returned or closed, and when a probe ends.
     returned: Condvar,
     max: usize,
-    patience: Duration,
-    /// The longest time to leave a server alone.
+    /// How long a caller waits for a connection while all are in use.
+    wait_timeout: Duration,
+    /// The longest backoff between two attempts to connect.
     max_backoff: Duration,
 }
 
 struct PoolState<C> {
     idle: Vec<C>,
-    /// Connections that exist or are being made, idle or in use.
+    /// The number of connections that are idle, in use or being opened.
     open: usize,
-    /// Callers that wait for one to come back.
+    /// The number of callers that wait for a connection.
     waiting: usize,
     health: Health,
-    /// How often something was learnt about the server by connecting.
-    learnt: u64,
-    /// Somebody connects to a server that is not fine.
-    is_tried: bool,
+    /// The number of attempts to connect that have ended.
+    attempts: u64,
+    /// Whether a caller is probing a server that is not up, by connecting to it.
+    is_probing: bool,
 }
 
-/// What is known of the server.
+/// The state of the server, as known from connecting and from timeouts.
 enum Health {
-    Fine,
-    /// A request was not answered. One caller connects, and the others wait to see what comes of it.
+    Up,
+    /// A request timed out. One caller connects, and the others wait for the outcome.
     Suspect,
-    /// It could not be connected to so many times, and is left alone until then.
+    /// Connecting failed this many times in a row, last with this error. The next attempt may start
+    /// at this instant.
     Down(u32, Error, Instant),
 }
 
 impl<C> Pool<C> {
-    /// A pool of at most `max` connections, in which a caller waits for `patience` when all are in use.
-    pub(crate) fn new(max: usize, patience: Duration, max_backoff: Duration) -> Self {
+    /// Creates a pool of up to `max` connections. If all are in use, callers wait up to
+    /// `wait_timeout`.
+    pub(crate) fn new(max: usize, wait_timeout: Duration, max_backoff: Duration) -> Self {
         let state =
-            PoolState { idle: Vec::new(), open: 0, waiting: 0, health: Health::Fine, learnt: 0, is_tried: false };
-        Pool { state: Mutex::new(state), returned: Condvar::new(), max, patience, max_backoff }
+            PoolState { idle: Vec::new(), open: 0, waiting: 0, health: Health::Up, attempts: 0, is_probing: false };
+        Pool { state: Mutex::new(state), returned: Condvar::new(), max, wait_timeout, max_backoff }
     }
 
-    /// An idle connection, or a new one by `connect`.
+    /// Takes an idle connection, or opens one with `connect`.
     #[inline(always)]
     fn take(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error> {
-        // The guard must go before a slow connect.
+        // A statement of its own, so that the lock is released before a slow connect.
         let idle = self.lock().idle.pop();
         match idle {
-            Some(connection) => Ok(PoolGuard { pool: self, connection: Some(connection), opened: Opened::Before }),
+            Some(connection) => {
+                Ok(PoolGuard { pool: self, connection: Some(connection), origin: ConnectionOrigin::Reused })
+            }
             None => self.take_slow(connect),
         }
     }
 
-    /// The same for a request: what goes once only does not go to a connection that is known to be closed.
+    /// Takes a connection for a request. A request that must not be retried gets one that is not
+    /// known to be closed.
     #[inline(always)]
     fn take_for(&self, access: Access, connect: impl Fn() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error>
     where
         C: PoolConnection,
     {
-        let mut taken = self.take(&connect)?;
-        while access == Access::Once && !taken.is_new() && taken.get().is_closed() {
-            // Its place is needed for the next one.
-            drop(taken);
-            taken = self.take(&connect)?;
+        let mut guard = self.take(&connect)?;
+        while access == Access::Once && !guard.is_new() && guard.get().is_closed() {
+            // Dropped first, since the replacement may need its slot in the pool.
+            drop(guard);
+            guard = self.take(&connect)?;
         }
-        Ok(taken)
+        Ok(guard)
     }
 
     #[cold]
     fn take_slow(&self, connect: impl FnOnce() -> Result<C, Error>) -> Result<PoolGuard<'_, C>, Error> {
-        let deadline = from_now(self.patience);
+        let deadline = from_now(self.wait_timeout);
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
-                return Ok(PoolGuard { pool: self, connection: Some(connection), opened: Opened::Before });
+                return Ok(PoolGuard { pool: self, connection: Some(connection), origin: ConnectionOrigin::Reused });
             }
             if let Health::Down(_, error, until) = &state.health
-                && (state.is_tried || Instant::now() < *until)
+                && (state.is_probing || Instant::now() < *until)
             {
-                return Err(backoff::left_alone(error));
+                return Err(backoff::unavailable(error));
             }
-            if state.open < self.max && !state.is_tried {
+            if state.open < self.max && !state.is_probing {
                 state.open += 1;
-                let learnt = state.learnt;
-                let opened = if matches!(state.health, Health::Fine) { Opened::Now } else { Opened::ToTry };
-                state.is_tried = opened == Opened::ToTry;
+                let attempts = state.attempts;
+                let origin =
+                    if matches!(state.health, Health::Up) { ConnectionOrigin::New } else { ConnectionOrigin::Probe };
+                state.is_probing = origin == ConnectionOrigin::Probe;
                 drop(state);
-                // Gives the place back when connecting fails or panics.
-                let mut taken = PoolGuard { pool: self, connection: None, opened };
+                // If connecting fails or panics, dropping the guard frees the slot.
+                let mut guard = PoolGuard { pool: self, connection: None, origin };
                 let connected = connect();
-                self.learn(learnt, connected.as_ref().err());
-                taken.connection = Some(connected?);
-                taken.stop_trying();
-                return Ok(taken);
+                self.record_attempt(attempts, connected.as_ref().err());
+                guard.connection = Some(connected?);
+                guard.finish_probe();
+                return Ok(guard);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(Error::new(
                     ErrorKind::Timeout,
-                    format!("all {} connections were in use for {:?}", self.max, self.patience),
+                    format!(
+                        "waiting for a connection: all {} were in use for {:?} (see `connections`)",
+                        self.max, self.wait_timeout
+                    ),
                 ));
             }
             state.waiting += 1;
@@ -177,8 +194,10 @@ impl<C> Pool<C> {
         }
     }
 
-    /// Writes, sends and takes the replies over one connection; and once more over a new one, when an idle connection
-    /// turns out to be broken.
+    /// Sends commands over one connection and receives their replies.
+    ///
+    /// If an idle connection turns out to be broken, the commands are sent once more over another
+    /// one.
     #[inline]
     pub(crate) fn exchange(
         &self,
@@ -190,115 +209,123 @@ impl<C> Pool<C> {
     where
         C: PoolConnection,
     {
-        let mut taken = self.take_for(access, &connect)?;
-        let output = taken.get().output();
+        let mut guard = self.take_for(access, &connect)?;
+        let output = guard.get().output();
         output.clear();
         let replies = write(output);
         if replies == 0 {
-            taken.give_back();
+            guard.give_back();
             return Ok(());
         }
-        let mut twice = access != Access::Once;
+        let mut may_retry = access != Access::Once;
         loop {
-            match taken.get().exchange(replies, receive) {
+            match guard.get().exchange(replies, receive) {
                 Ok(()) => {
-                    taken.give_back();
+                    guard.give_back();
                     return Ok(());
                 }
-                Err(failed) => taken = self.replace(failed, taken, std::mem::take(&mut twice), &connect)?,
+                Err(failed) => guard = self.replace(failed, guard, std::mem::take(&mut may_retry), &connect)?,
             }
         }
     }
 
-    /// The first half of an [exchange](Pool::exchange): takes a connection, writes and sends. For requests that are sent
-    /// over several connections before the replies are waited for.
+    /// Sends commands without waiting for the replies: the first half of
+    /// [`exchange`](Pool::exchange).
+    ///
+    /// This allows requests to go out on several connections before the first reply is received.
     pub(crate) fn begin(
         &self,
         access: Access,
         connect: impl Fn() -> Result<C, Error>,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-    ) -> Result<BegunExchange<'_, C>, Error>
+    ) -> Result<PendingExchange<'_, C>, Error>
     where
         C: PoolConnection,
     {
-        let mut taken = self.take_for(access, &connect)?;
-        let output = taken.get().output();
+        let mut guard = self.take_for(access, &connect)?;
+        let output = guard.get().output();
         output.clear();
         let replies = write(output);
-        let mut begun = BegunExchange { taken, replies, twice: access != Access::Once };
-        while let Err(failed) = begun.taken.get().send() {
-            begun = begun.replace(failed, &connect)?;
+        let mut pending = PendingExchange { guard, replies, may_retry: access != Access::Once };
+        while let Err(failed) = pending.guard.get().send() {
+            pending = pending.replace(failed, &connect)?;
         }
-        Ok(begun)
+        Ok(pending)
     }
 
-    /// What follows a failed exchange: another connection to send the same over, if it may go twice and that may help.
+    /// Moves the output buffer to another connection after a failed exchange, if a retry is safe
+    /// and may help.
     #[cold]
     fn replace(
         &self,
-        failed: Failed,
+        failed: ExchangeError,
         mut broken: PoolGuard<'_, C>,
-        twice: bool,
+        may_retry: bool,
         connect: impl Fn() -> Result<C, Error>,
     ) -> Result<PoolGuard<'_, C>, Error>
     where
         C: PoolConnection,
     {
         let output = std::mem::take(broken.get().output());
-        let mut taken = self.another(failed, broken, twice, connect)?;
-        *taken.get().output() = output;
-        Ok(taken)
+        let mut guard = self.replacement(failed, broken, may_retry, connect)?;
+        *guard.get().output() = output;
+        Ok(guard)
     }
 
-    /// Another connection in the place of one that broke.
+    /// Takes another connection in place of a broken one.
     #[cold]
-    fn another(
+    fn replacement(
         &self,
-        failed: Failed,
+        failed: ExchangeError,
         broken: PoolGuard<'_, C>,
-        twice: bool,
+        may_retry: bool,
         connect: impl Fn() -> Result<C, Error>,
     ) -> Result<PoolGuard<'_, C>, Error> {
         let was_new = broken.is_new();
         drop(broken);
-        // What broke or froze one connection has most likely broken the idle ones too: they are not tried one by one.
+        // The idle connections most likely share the failure, so close them all instead of trying
+        // each.
         if failed.error.is_out_of_reach() {
             self.close_idle(failed.error.kind() == ErrorKind::Timeout);
         }
-        // A connection that was opened just now says something about the server; one that had been idle does not.
-        if was_new || !failed.broke_early || !twice {
+        // If a new connection fails, the server is at fault. An idle one may have been closed for
+        // being idle.
+        if was_new || !failed.broke_early || !may_retry {
             return Err(failed.error);
         }
         self.take(connect)
     }
 
-    /// Takes what came of connecting, begun when so much had been `learnt`.
+    /// Records the outcome of an attempt to connect. `attempts` is the count when it started.
     #[cold]
-    fn learn(&self, learnt: u64, error: Option<&Error>) {
+    fn record_attempt(&self, attempts: u64, error: Option<&Error>) {
         let mut state = self.lock();
         let failures = match &state.health {
             Health::Down(failures, ..) => *failures,
             _ => 0,
         };
         match error {
-            // Of callers that fail together one counts, and none who began before another one succeeded.
+            // Attempts that fail together count once, and not at all if another one has ended since
+            // they started.
             Some(error) => {
-                if state.learnt == learnt {
+                if state.attempts == attempts {
                     let failures = failures.saturating_add(1);
                     let until = Instant::now() + backoff::after(failures, self.max_backoff);
                     state.health = Health::Down(failures, error.copy(), until);
                 }
             }
-            None => state.health = Health::Fine,
+            None => state.health = Health::Up,
         }
-        state.learnt += 1;
+        state.attempts += 1;
     }
 
-    /// Closes the idle connections: one of them was found broken, so the others are of the same broken server.
-    /// If the server did not answer, one caller finds out whether it does.
+    /// Closes all idle connections, after one connection was found to be broken.
+    ///
+    /// If `is_suspect`, the server did not reply in time, and one caller probes it while the others
+    /// wait.
     fn close_idle(&self, is_suspect: bool) {
         let mut state = self.lock();
-        if is_suspect && matches!(state.health, Health::Fine) {
+        if is_suspect && matches!(state.health, Health::Up) {
             state.health = Health::Suspect;
         }
         let closed = std::mem::take(&mut state.idle);
@@ -313,78 +340,82 @@ impl<C> Pool<C> {
     }
 }
 
-/// An exchange whose replies are to come.
-pub(crate) struct BegunExchange<'p, C> {
-    taken: PoolGuard<'p, C>,
+/// An exchange whose commands were sent and whose replies were not received yet.
+pub(crate) struct PendingExchange<'p, C> {
+    guard: PoolGuard<'p, C>,
     replies: usize,
-    twice: bool,
+    may_retry: bool,
 }
 
-impl<'p, C: PoolConnection> BegunExchange<'p, C> {
-    /// Takes the replies; sends everything again over a new connection, when an idle one turns out to be broken.
+impl<'p, C: PoolConnection> PendingExchange<'p, C> {
+    /// Receives the replies. If an idle connection turns out to be broken, sends the commands again
+    /// over another one.
     pub(crate) fn finish(
         mut self,
         connect: impl Fn() -> Result<C, Error>,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
-        let mut received = self.taken.get().receive(self.replies, receive);
+        let mut received = self.guard.get().receive(self.replies, receive);
         while let Err(failed) = received {
             self = self.replace(failed, &connect)?;
-            received = self.taken.get().exchange(self.replies, receive);
+            received = self.guard.get().exchange(self.replies, receive);
         }
-        self.taken.give_back();
+        self.guard.give_back();
         Ok(())
     }
 
-    fn replace(self, failed: Failed, connect: impl Fn() -> Result<C, Error>) -> Result<Self, Error> {
-        let pool = self.taken.pool;
-        let taken = pool.replace(failed, self.taken, self.twice, connect)?;
-        Ok(BegunExchange { taken, replies: self.replies, twice: false })
+    fn replace(self, failed: ExchangeError, connect: impl Fn() -> Result<C, Error>) -> Result<Self, Error> {
+        let pool = self.guard.pool;
+        let guard = pool.replace(failed, self.guard, self.may_retry, connect)?;
+        Ok(PendingExchange { guard, replies: self.replies, may_retry: false })
     }
 }
 
-/// A connection in use. Dropped, its place in the pool is free for a new one; [`PoolGuard::give_back`] keeps it open.
+/// A connection in use.
+///
+/// Dropping the guard closes the connection and frees its slot. [`PoolGuard::give_back`] keeps it
+/// open.
 struct PoolGuard<'p, C> {
     pool: &'p Pool<C>,
     connection: Option<C>,
-    opened: Opened,
+    origin: ConnectionOrigin,
 }
 
-/// When a connection was opened.
+/// Where the connection of a [`PoolGuard`] comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Opened {
-    Before,
-    /// For this use.
-    Now,
-    /// For this use, and others wait to see if it can be opened.
-    ToTry,
+enum ConnectionOrigin {
+    /// It was idle in the pool.
+    Reused,
+    /// It was opened for this request.
+    New,
+    /// It was opened for this request, and other callers wait for the outcome.
+    Probe,
 }
 
 impl<C> PoolGuard<'_, C> {
     fn is_new(&self) -> bool {
-        self.opened != Opened::Before
+        self.origin != ConnectionOrigin::Reused
     }
 
-    /// It is known whether it can be opened.
-    fn stop_trying(&mut self) {
-        if self.opened == Opened::ToTry {
-            self.opened = Opened::Now;
-            self.pool.lock().is_tried = false;
+    /// Ends the probe, if this is one, and wakes the callers that wait for its outcome.
+    fn finish_probe(&mut self) {
+        if self.origin == ConnectionOrigin::Probe {
+            self.origin = ConnectionOrigin::New;
+            self.pool.lock().is_probing = false;
             self.pool.returned.notify_all();
         }
     }
 
-    /// The connection.
     #[inline]
     fn get(&mut self) -> &mut C {
-        self.connection.as_mut().expect("is there until it is given back or dropped")
+        self.connection.as_mut().expect("the guard holds its connection until it is dropped")
     }
 
-    /// Returns the connection to the pool, for others to use.
+    /// Returns the connection to the pool.
     #[inline(always)]
     fn give_back(mut self) {
         let mut state = self.pool.lock();
-        state.idle.push(self.connection.take().expect("is there until it is given back or dropped"));
+        state.idle.push(self.connection.take().expect("the guard holds its connection until it is dropped"));
         let wanted = state.waiting > 0;
         drop(state);
         if wanted {
@@ -397,10 +428,10 @@ impl<C> PoolGuard<'_, C> {
 impl<C> Drop for PoolGuard<'_, C> {
     fn drop(&mut self) {
         let connection = self.connection.take();
-        self.stop_trying();
+        self.finish_probe();
         self.pool.lock().open -= 1;
         self.pool.returned.notify_one();
-        // Closing may take a while, so it comes last.
+        // Closing a socket may take a while, so wake the next caller first.
         drop(connection);
     }
 }
@@ -433,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_to_connect_leaves_its_place() {
+    fn a_failed_connect_frees_its_slot() {
         let pool = Pool::<()>::new(1, Duration::from_millis(20), Duration::ZERO);
         for _ in 0..3 {
             let error = pool.take(|| Err(Error::new(ErrorKind::Connection, "no"))).err().unwrap();
@@ -443,15 +474,15 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_failed_is_tried_by_one_after_a_pause() {
+    fn one_caller_probes_a_failed_server_after_the_backoff() {
         let pool = Pool::new(4, Duration::from_millis(20), Duration::from_millis(60));
         let tries = AtomicUsize::new(0);
         let fail = || -> Result<(), Error> {
             tries.fetch_add(1, Ordering::Relaxed);
             Err(Error::new(ErrorKind::Timeout, "no answer"))
         };
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_millis(500) {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(500) {
             let before = tries.load(Ordering::Relaxed);
             let error = pool.take(fail).err().unwrap();
             let waited = tries.load(Ordering::Relaxed) > before;
@@ -460,15 +491,15 @@ mod tests {
         }
         assert!((7..40).contains(&tries.load(Ordering::Relaxed)), "{tries:?}");
         std::thread::sleep(Duration::from_millis(60));
-        // While one tries, nobody else waits for that.
+        // While one caller probes, the others fail at once.
         let connected = pool.take(|| {
             assert!(pool.take(fail).is_err());
             Ok(())
         });
         connected.unwrap().give_back();
         let (first, second) = (pool.take(fail).unwrap(), pool.take(|| Ok(())).unwrap());
-        assert!(!first.is_new() && second.is_new(), "it is as before");
-        // Who refuses us, or cannot do what is wanted, is left alone too, and all are told why.
+        assert!(!first.is_new() && second.is_new(), "the server is up again");
+        // The backoff also follows refused logins and unsuitable servers, and repeats their error.
         for kind in [ErrorKind::Refused, ErrorKind::Config] {
             assert_eq!(pool.take(|| Err(Error::new(kind, "no"))).err().unwrap().to_string(), "no");
             let error = pool.take(|| Ok(())).err().unwrap();
@@ -495,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_did_not_answer_is_tried_by_one_and_the_others_wait() {
+    fn one_caller_probes_after_a_timeout_and_the_others_wait() {
         let pool = Pool::new(4, Duration::from_secs(30), Duration::from_secs(30));
         pool.take(|| Ok(())).unwrap().give_back();
         pool.close_idle(true);
@@ -505,7 +536,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(50));
                 is_known.store(true, Ordering::SeqCst);
             }
-            assert!(is_known.load(Ordering::SeqCst), "one tries, and the others wait");
+            assert!(is_known.load(Ordering::SeqCst), "one caller probes, and the others wait");
             Ok(())
         };
         std::thread::scope(|scope| {
@@ -513,19 +544,19 @@ mod tests {
                 scope.spawn(|| pool.take(connect).unwrap().give_back());
             }
         });
-        assert!(matches!(pool.lock().health, Health::Fine) && !pool.lock().is_tried);
+        assert!(matches!(pool.lock().health, Health::Up) && !pool.lock().is_probing);
     }
 
     #[test]
-    fn one_that_comes_back_goes_to_who_waits() {
+    fn a_returned_connection_goes_to_a_waiting_caller() {
         let pool = Pool::new(1, Duration::from_secs(30), Duration::ZERO);
-        let taken = pool.take(|| Ok(1)).unwrap();
+        let guard = pool.take(|| Ok(1)).unwrap();
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| *pool.take(|| Ok(2)).unwrap().get());
             while pool.lock().waiting == 0 {
                 std::thread::yield_now();
             }
-            taken.give_back();
+            guard.give_back();
             assert_eq!(waiter.join().unwrap(), 1);
         });
     }

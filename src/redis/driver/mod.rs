@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::error::Error;
 use crate::redis::HashTtl;
-use crate::redis::conn::pool::{Failed, Pool, PoolConnection};
+use crate::redis::conn::pool::{ExchangeError, Pool, PoolConnection};
 use crate::redis::driver::values::{MAX_ENTRY, driver_error, flatten_all};
 #[cfg(feature = "tokio")]
 use crate::redis::driver::values::{commands, pipeline};
@@ -133,12 +133,12 @@ impl<C: ConnectionLike> PoolConnection for DriverConnection<C> {
     }
 
     /// Does nothing: a connection of the `redis` crate sends and receives in one call.
-    fn send(&mut self) -> Result<(), Failed> {
+    fn send(&mut self) -> Result<(), ExchangeError> {
         Ok(())
     }
 
-    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), Failed> {
-        let fail = |error, broke_early| Failed { error, broke_early };
+    fn receive(&mut self, replies: usize, receive: &mut impl Receive) -> Result<(), ExchangeError> {
+        let fail = |error, broke_early| ExchangeError { error, broke_early };
         let values = self
             .inner
             .req_packed_commands(&self.output, 0, replies)

@@ -11,7 +11,7 @@ use crate::redis::HashTtl;
 use crate::redis::ReadFrom;
 use crate::redis::RedisBuilder;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::Written;
+use crate::redis::conn::multiplexed::EncodedCommands;
 use crate::redis::protocol::parser::Receive;
 use crate::redis::protocol::routing::{ScatterPlan, UpToRedirect};
 use crate::redis::protocol::slot::slot;
@@ -247,7 +247,7 @@ impl AsyncTransport for Cluster {
         // Within a runtime, a task reads the replies and retries: the slot may have moved, or a
         // promoted replica, which has the leases too, may replace a server that does not answer.
         if tokio::runtime::Handle::try_current().is_ok() {
-            Written::by(write).send_to(self);
+            EncodedCommands::encode(write).send_to(self);
             return Ok(());
         }
         let Some(plan) = ScatterPlan::once(write) else { return Ok(()) };

@@ -208,7 +208,7 @@ impl DiscoveryState {
         self.error
             .as_ref()
             .filter(|_| self.refreshing_since.is_some())
-            .map_or(Ok(()), |error| Err(backoff::left_alone(error)))
+            .map_or(Ok(()), |error| Err(backoff::unavailable(error)))
     }
 
     /// Returns until when callers wait for the running refresh, or `None` if none is running.
@@ -257,7 +257,7 @@ impl<D: Discover> DiscoveryInner<D> {
             return Ok(());
         }
         if state.not_before.is_some_and(|moment| Instant::now() < moment) {
-            return state.error.as_ref().map_or(Ok(()), |error| Err(backoff::left_alone(error)));
+            return state.error.as_ref().map_or(Ok(()), |error| Err(backoff::unavailable(error)));
         }
         let inner = Arc::clone(self);
         let thread = thread::Builder::new().name("dogpile-discovery".into()).spawn(move || inner.run());

@@ -4,10 +4,10 @@ use crate::error::Error;
 use crate::redis::conn::blocking::BlockingConnection;
 use crate::redis::conn::limits::Limits;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::pipeline::Replied;
+use crate::redis::conn::multiplexed::pipeline::RawReplies;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::{Held, MultiplexedConnections, Written};
-use crate::redis::conn::pool::{BegunExchange, Pool};
+use crate::redis::conn::multiplexed::{ConnectionRef, MultiplexedConnections, EncodedCommands};
+use crate::redis::conn::pool::{PendingExchange, Pool};
 use crate::redis::protocol::parser::Receive;
 use crate::redis::tracking::TrackingConnection;
 use crate::redis::transport::Access;
@@ -28,8 +28,8 @@ pub(crate) struct Node {
 /// The replies to a request over a multiplexed connection.
 #[cfg(feature = "tokio")]
 pub(crate) struct NodeReplies<'n> {
-    connection: Held<'n>,
-    replied: Replied,
+    connection: ConnectionRef<'n>,
+    replied: RawReplies,
 }
 
 impl Node {
@@ -61,14 +61,14 @@ impl Node {
         &self,
         access: Access,
         write: impl FnOnce(&mut Vec<u8>) -> usize,
-    ) -> Result<BegunExchange<'_, Box<BlockingConnection>>, Error> {
+    ) -> Result<PendingExchange<'_, Box<BlockingConnection>>, Error> {
         self.pool.begin(access, || self.connect(), write)
     }
 
     /// Receives the replies to the commands that [`Node::begin`] sent.
     pub(crate) fn finish(
         &self,
-        begun: BegunExchange<'_, Box<BlockingConnection>>,
+        begun: PendingExchange<'_, Box<BlockingConnection>>,
         receive: &mut impl Receive,
     ) -> Result<(), Error> {
         begun.finish(|| self.connect(), receive)
@@ -103,7 +103,7 @@ impl Node {
         let replied = match connection.request(&write).await {
             Ok(Ok(replied)) => replied,
             // Boxed: retries are rare, and their state would enlarge the future of every request.
-            other => Box::pin(connection.request_again(access, write, other)).await?,
+            other => Box::pin(connection.retry(access, write, other)).await?,
         };
         Ok(NodeReplies { connection, replied })
     }
@@ -113,7 +113,7 @@ impl Node {
     #[inline]
     pub(crate) fn take(&self, replies: NodeReplies<'_>, receive: &mut impl Receive) -> Result<(), Error> {
         let NodeReplies { connection, replied } = replies;
-        replied.read(self.limits.max_entry, receive).inspect_err(|error| connection.pipeline.request_refresh(error))
+        replied.read(self.limits.max_entry, receive).inspect_err(|error| connection.pipeline.close_on_protocol_error(error))
     }
 
     /// Sends commands without waiting for their replies.
@@ -121,7 +121,7 @@ impl Node {
     /// Returns the commands if the connection of the current runtime is not open, so that the
     /// caller can send them again once it is.
     #[cfg(feature = "tokio")]
-    pub(crate) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<Written> {
+    pub(crate) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<EncodedCommands> {
         self.multiplexed.send(write)
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::exec::Async;
 use crate::exec::Blocking;
 use crate::redis::conn::blocking::BlockingConnection;
-use crate::redis::conn::pool::BegunExchange;
+use crate::redis::conn::pool::PendingExchange;
 use crate::redis::protocol::parser::Receive;
 use crate::redis::protocol::routing::{Kept, MOST_ROUNDS, ON_THEIR_WAY, Redirect, ScatterPlan, UpToRedirect};
 #[cfg(feature = "tokio")]
@@ -43,7 +43,7 @@ pub(crate) trait Scatter {
 }
 
 impl Scatter for Blocking {
-    type Reply<'n> = BegunExchange<'n, Box<BlockingConnection>>;
+    type Reply<'n> = PendingExchange<'n, Box<BlockingConnection>>;
 
     fn ask_all<'n>(
         access: Access,

@@ -11,7 +11,7 @@ use crate::redis::RedisBuilder;
 use crate::redis::Tls;
 use crate::redis::conn::blocking::BlockingConnection;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::Written;
+use crate::redis::conn::multiplexed::EncodedCommands;
 use crate::redis::conn::reply::{Reply, members, text};
 use crate::redis::protocol::batch::server_error;
 use crate::redis::protocol::commands;
@@ -234,7 +234,7 @@ impl AsyncTransport for Sentinel {
         // Within a runtime, a task retries until a server replies: a promoted replica has the
         // leases too.
         if tokio::runtime::Handle::try_current().is_ok() {
-            Written::by(write).send_to(self);
+            EncodedCommands::encode(write).send_to(self);
             return Ok(());
         }
         roles.shard.primary().send(write);
@@ -286,7 +286,7 @@ impl Discover for Sentinels {
     }
 
     fn ask(&self, connection: &mut BlockingConnection, _: &Server) -> Result<Roles, Error> {
-        let answers = connection.ask_all(|out| commands::sentinel(out, &self.name))?;
+        let answers = connection.query(|out| commands::sentinel(out, &self.name))?;
         let mut answers = answers.iter();
         let mut next = || answers.next().unwrap_or_default();
         let (primary, replicas, details) = (next(), next(), next());

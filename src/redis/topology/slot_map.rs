@@ -126,7 +126,7 @@ impl Discover for ClusterDiscovery {
     }
 
     fn ask(&self, connection: &mut BlockingConnection, server: &Server) -> Result<SlotMap, Error> {
-        let answers = connection.ask_all(commands::cluster_slots)?;
+        let answers = connection.query(commands::cluster_slots)?;
         let answer = answers.iter().next().unwrap_or_default();
         if let [Reply::Error(error)] = answer {
             return Err(match server_error(error) {

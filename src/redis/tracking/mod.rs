@@ -166,7 +166,7 @@ struct TrackingLoop {
 
 impl TrackingLoop {
     fn open(inner: &TrackingInner) -> Result<Self, Error> {
-        let socket = BlockingConnection::open_to_listen(&inner.server, inner.limits)?;
+        let socket = BlockingConnection::open_for_tracking(&inner.server, inner.limits)?;
         let opened = || {
             let mut stream = TrackingSocket::new(socket)?;
             let poller = Poller::new()?;

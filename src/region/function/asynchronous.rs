@@ -1,8 +1,6 @@
 //! Cached functions of tasks: the results of an async function are values of a region.
 
-use std::marker::PhantomData;
-
-use super::{Function, FunctionMany, KeyArgs, named};
+use super::{Function, FunctionMany, KeyArgs};
 use crate::backend::AsyncBackend;
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
@@ -41,7 +39,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
         S: Codec<V>,
         F: AsyncFn(&A) -> Result<V, E>,
     {
-        Function { region: self.clone(), function, make_key: named(name), types: PhantomData }
+        Function::new(self.clone(), name, function)
     }
 
     /// Makes an async function of many arguments at once cached: it is called with those whose results
@@ -69,7 +67,7 @@ impl<B: AsyncBackend, S, L: AsyncLock<B>, M: KeyMap, I: Invalidation> Region<B, 
         S: Codec<V>,
         F: AsyncFn(&[&A]) -> Result<Vec<V>, E>,
     {
-        FunctionMany { region: self.clone(), function, make_key: named(name), types: PhantomData }
+        FunctionMany::new(self.clone(), name, function)
     }
 }
 

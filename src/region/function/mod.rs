@@ -59,7 +59,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         S: Codec<V>,
         F: Fn(&A) -> Result<V, E>,
     {
-        Function { region: self.clone(), function, make_key: named(name), types: PhantomData }
+        Function::new(self.clone(), name, function)
     }
 
     /// Makes a function of many arguments at once cached: it is called with those whose results are
@@ -84,7 +84,7 @@ impl<B: Backend, S, L: Lock<B>, M: KeyMap, I: Invalidation> Region<B, S, L, M, I
         S: Codec<V>,
         F: Fn(&[&A]) -> Result<Vec<V>, E>,
     {
-        FunctionMany { region: self.clone(), function, make_key: named(name), types: PhantomData }
+        FunctionMany::new(self.clone(), name, function)
     }
 }
 
@@ -97,6 +97,13 @@ pub struct Function<R, A, V, E, F> {
 }
 
 impl<R, A, V, E, F> Function<R, A, V, E, F> {
+    fn new(region: R, name: &str, function: F) -> Self
+    where
+        A: KeyArgs + 'static,
+    {
+        Function { region, function, make_key: named(name), types: PhantomData }
+    }
+
     /// Replaces the way in which keys are made.
     ///
     /// ```
@@ -195,6 +202,13 @@ pub struct FunctionMany<R, A, V, E, F> {
 }
 
 impl<R, A, V, E, F> FunctionMany<R, A, V, E, F> {
+    fn new(region: R, name: &str, function: F) -> Self
+    where
+        A: KeyArgs + 'static,
+    {
+        FunctionMany { region, function, make_key: named(name), types: PhantomData }
+    }
+
     /// Replaces the way in which keys are made, as [`Function::keyed_by`] does.
     #[must_use]
     pub fn keyed_by(mut self, make_key: impl Fn(&A) -> KeyBuf + Send + Sync + 'static) -> Self {

@@ -1,99 +1,107 @@
-//! [`Decoder`]: cuts what a server sends into the replies to one request after the other.
+//! [`Decoder`]: splits the bytes from the server into the replies to each request.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::error::Error;
-use crate::redis::conn::limits::{KEEP, PIECE};
-use crate::redis::conn::multiplexed::pipeline::{Mark, Replied, Sent};
+use crate::redis::conn::limits::{MAX_IDLE_CAPACITY, READ_SIZE};
+use crate::redis::conn::multiplexed::pipeline::{Checkpoint, RawReplies, SentRequest};
 use crate::redis::protocol::chunk::Chunk;
 use crate::redis::protocol::parser::{Fed, Parser, Receive, Strings, Token};
 
-/// The longest string that servers keep, unless they are told otherwise. What a caller takes may be less; that is his
-/// business, and not that of all who share the connection.
+/// The default limit of servers for strings (`proto-max-bulk-len`).
+///
+/// A lower limit for entries is applied by the caller that reads a reply. One large entry must not
+/// break the connection that all callers share.
 const MAX_BULK: usize = 512 * 1024 * 1024;
 
-/// What came from the server, and the requests that it is to be the replies to.
+/// The read buffer of a connection, and the requests whose replies are pending.
 pub(crate) struct Decoder {
-    /// What came and was not handed on. Its memory is used again when nobody holds any of it.
+    /// The bytes that were read and not yet decoded. Its memory is reused once no reply shares it.
     input: BytesMut,
-    /// With fewer bytes than these nothing can be cut.
+    /// The input length that is needed to decode anything.
     needed: usize,
-    replies: Parser,
-    /// What came already of the replies to the first of `sent`.
-    pieces: Vec<Bytes>,
-    sent: VecDeque<Sent>,
-    /// When they were sent, so many of them together.
-    marks: VecDeque<(usize, Mark)>,
+    parser: Parser,
+    /// The parts that have arrived of the replies to the first request of `sent`.
+    parts: Vec<Bytes>,
+    sent: VecDeque<SentRequest>,
+    /// For each group of requests that were sent together, their number and checkpoint.
+    checkpoints: VecDeque<(usize, Checkpoint)>,
 }
 
 impl Decoder {
     pub(crate) fn new(max_entry: usize) -> Self {
         Decoder {
-            input: BytesMut::with_capacity(PIECE),
+            input: BytesMut::with_capacity(READ_SIZE),
             needed: 1,
-            replies: Parser::new(max_entry.max(MAX_BULK)),
-            pieces: Vec::new(),
+            parser: Parser::new(max_entry.max(MAX_BULK)),
+            parts: Vec::new(),
             sent: VecDeque::new(),
-            marks: VecDeque::new(),
+            checkpoints: VecDeque::new(),
         }
     }
 
-    /// These are sent now, together.
+    /// Registers requests that are sent together.
     #[inline]
-    pub(crate) fn expect(&mut self, requests: impl ExactSizeIterator<Item = Sent>, mark: Mark) {
-        self.marks.push_back((requests.len(), mark));
+    pub(crate) fn expect(&mut self, requests: impl ExactSizeIterator<Item = SentRequest>, checkpoint: Checkpoint) {
+        self.checkpoints.push_back((requests.len(), checkpoint));
         self.sent.extend(requests);
     }
 
-    /// When the oldest request was sent whose replies are not all there.
-    pub(crate) fn oldest(&self) -> Option<Mark> {
-        self.marks.front().map(|(_, mark)| *mark)
+    /// Returns the checkpoint of the oldest request whose replies are incomplete.
+    pub(crate) fn oldest(&self) -> Option<Checkpoint> {
+        self.checkpoints.front().map(|(_, checkpoint)| *checkpoint)
     }
 
-    /// The requests whose replies are not all there; none will come.
-    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Sent> {
-        self.marks.clear();
+    /// Removes and returns the requests whose replies are incomplete, after the connection broke.
+    pub(crate) fn take_pending(&mut self) -> impl Iterator<Item = SentRequest> {
+        self.checkpoints.clear();
         self.sent.drain(..)
     }
 
-    /// All replies to the first request are there.
+    /// Removes the first request, whose replies are complete.
     #[inline(always)]
-    fn is_answered(&mut self) {
+    fn complete_first(&mut self) {
         self.sent.pop_front();
-        if let Some((left, _)) = self.marks.front_mut() {
+        if let Some((left, _)) = self.checkpoints.front_mut() {
             *left -= 1;
             if *left == 0 {
-                self.marks.pop_front();
+                self.checkpoints.pop_front();
             }
         }
     }
 
-    /// Whether there is room to read to.
+    /// Returns whether the read buffer has enough room for the next read.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.input.capacity() - self.input.len() >= self.wanted()
+        self.input.capacity() - self.input.len() >= self.read_size()
     }
 
-    /// Where to read to, with room for some more: that of what nobody holds any more, or new.
+    /// Returns the read buffer with room for the next read. Reuses its memory if no reply shares
+    /// it.
     #[inline]
-    pub(crate) fn room(&mut self) -> &mut BytesMut {
+    pub(crate) fn read_buffer(&mut self) -> &mut BytesMut {
         if !self.has_room() {
-            self.input.reserve(self.wanted().max(PIECE));
+            self.input.reserve(self.read_size().max(READ_SIZE));
         }
         &mut self.input
     }
 
-    /// How much room there should be. A large string gets its room as it comes, since its length is only announced.
-    fn wanted(&self) -> usize {
-        let came = self.input.len();
-        self.needed.saturating_sub(came).clamp(PIECE / 4, came.max(PIECE))
+    /// Returns the size of the next read.
+    ///
+    /// The buffer for a large string grows as its bytes arrive. The announced length alone must not
+    /// allocate.
+    fn read_size(&self) -> usize {
+        let received = self.input.len();
+        self.needed.saturating_sub(received).clamp(READ_SIZE / 4, received.max(READ_SIZE))
     }
 
-    /// Cuts off the replies that are complete. What is pushed belongs to none; before and inside of replies whoever
-    /// takes these reads over it.
-    pub(crate) fn cut(&mut self, answered: &mut VecDeque<(Sent, Replied)>) -> Result<(), Error> {
+    /// Moves the complete replies from the input to `completed`.
+    ///
+    /// Push messages between replies are dropped. Those before or within a reply stay part of it,
+    /// and its reader skips them.
+    pub(crate) fn decode(&mut self, completed: &mut VecDeque<(SentRequest, RawReplies)>) -> Result<(), Error> {
         if self.input.len() < self.needed {
             return Ok(());
         }
@@ -102,7 +110,7 @@ impl Decoder {
         let mut start = 0;
         let missing = loop {
             let Some(&first) = self.sent.front() else {
-                match self.replies.feed_pushes(&mut chunk)? {
+                match self.parser.feed_pushes(&mut chunk)? {
                     Fed::Done => break 1,
                     Fed::More(missing) => break missing,
                 }
@@ -111,43 +119,43 @@ impl Decoder {
                 break 1;
             }
             if first.replies == 1
-                && let Some(string) = self.replies.cut_string(&mut chunk)
+                && let Some(string) = self.parser.cut_string(&mut chunk)
             {
                 let place = chunk.place(string);
                 start = place.end + 2;
-                self.is_answered();
-                answered.push_back((first, Replied::String(input.slice(place))));
+                self.complete_first();
+                completed.push_back((first, RawReplies::String(input.slice(place))));
                 continue;
             }
-            if !self.replies.is_reading() {
-                self.replies.expect(first.replies as usize);
+            if !self.parser.is_reading() {
+                self.parser.expect(first.replies as usize);
             }
-            let fed = self.replies.feed(&mut chunk, &mut Ignore)?;
+            let fed = self.parser.feed(&mut chunk, &mut SkipTokens)?;
             let end = input.len() - chunk.rest().len();
-            let piece = input.slice(start..end);
+            let part = input.slice(start..end);
             start = end;
             match fed {
                 Fed::Done => {
-                    self.is_answered();
-                    let replied = if self.pieces.is_empty() {
-                        Replied::Piece(first.replies, piece)
+                    self.complete_first();
+                    let replied = if self.parts.is_empty() {
+                        RawReplies::Contiguous(first.replies, part)
                     } else {
-                        self.pieces.push(piece);
-                        Replied::Pieces(first.replies, std::mem::take(&mut self.pieces).into())
+                        self.parts.push(part);
+                        RawReplies::Split(first.replies, std::mem::take(&mut self.parts).into())
                     };
-                    answered.push_back((first, replied));
+                    completed.push_back((first, replied));
                 }
                 Fed::More(missing) => {
-                    if !piece.is_empty() {
-                        self.pieces.push(piece);
+                    if !part.is_empty() {
+                        self.parts.push(part);
                     }
                     break missing;
                 }
             }
         };
         let rest = chunk.rest();
-        if input.len() > KEEP {
-            self.input = BytesMut::with_capacity(PIECE);
+        if input.len() > MAX_IDLE_CAPACITY {
+            self.input = BytesMut::with_capacity(READ_SIZE);
         }
         self.input.extend_from_slice(rest);
         self.needed = rest.len() + missing;
@@ -155,10 +163,10 @@ impl Decoder {
     }
 }
 
-/// Only where replies end matters here; whoever takes them reads them.
-struct Ignore;
+/// A receiver that ignores all tokens. The decoder only needs the ends of replies.
+struct SkipTokens;
 
-impl Receive for Ignore {
+impl Receive for SkipTokens {
     fn token(&mut self, _: Token<'_>, _: &mut Chunk<'_>) -> Result<(), Error> {
         Ok(())
     }
@@ -173,24 +181,24 @@ impl Receive for Ignore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis::conn::multiplexed::pipeline::Moved;
+    use crate::redis::conn::multiplexed::pipeline::ByteCounts;
 
-    fn now() -> Mark {
-        Mark { at: tokio::time::Instant::now(), moved: Moved::default() }
+    fn now() -> Checkpoint {
+        Checkpoint { at: tokio::time::Instant::now(), counts: ByteCounts::default() }
     }
 
-    /// Feeds the input in pieces that end at `cuts`, and shows what each of the requests, which expect so many replies,
-    /// was answered.
-    fn answers(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
-        let mut incoming = Decoder::new(1 << 20);
-        incoming.expect(requests.iter().map(|replies| Sent::apart(*replies)), now());
-        let (mut answered, mut at) = (VecDeque::new(), 0);
+    /// Feeds the input in parts that end at `cuts`, and formats the replies to requests that expect
+    /// the given numbers of replies.
+    fn decode(input: &[u8], requests: &[usize], cuts: &[usize]) -> Result<Vec<String>, Error> {
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.expect(requests.iter().map(|replies| SentRequest::without_caller(*replies)), now());
+        let (mut completed, mut at) = (VecDeque::new(), 0);
         for end in cuts.iter().copied().chain([input.len()]) {
-            incoming.room().extend_from_slice(&input[at..end]);
+            decoder.read_buffer().extend_from_slice(&input[at..end]);
             at = end;
-            incoming.cut(&mut answered)?;
+            decoder.decode(&mut completed)?;
         }
-        answered
+        completed
             .into_iter()
             .map(|(_, replied)| {
                 let mut tokens = String::new();
@@ -207,47 +215,47 @@ mod tests {
         >1\r\n$1\r\nq\r\n|1\r\n+k\r\n+v\r\n$12\r\nmellifluous!\r\n>1\r\n$1\r\nr\r\n";
 
     #[test]
-    fn every_cut_gives_each_request_its_replies_and_no_push() {
-        let whole = answers(INPUT, &[1, 1, 2, 1], &[]).unwrap();
+    fn decodes_replies_at_any_split_and_skips_pushes() {
+        let whole = decode(INPUT, &[1, 1, 2, 1], &[]).unwrap();
         assert_eq!(whole.len(), 4);
         assert_eq!(whole[0], format!("{:?} ", Token::Bulk(b"ab")));
         assert_eq!(whole[2], format!("{:?} {:?} ", Token::Status(b"OK"), Token::Int(7)));
         assert_eq!(whole[3], format!("{:?} ", Token::Bulk(b"mellifluous!")));
-        // Miri is a thousand times slower.
+        // Miri is about a thousand times slower.
         let step = if cfg!(miri) { 13 } else { 1 };
         for first in (0..=INPUT.len()).step_by(step) {
             for second in (first..=INPUT.len()).step_by(step) {
-                assert_eq!(answers(INPUT, &[1, 1, 2, 1], &[first, second]).unwrap(), whole, "{first} {second}");
+                assert_eq!(decode(INPUT, &[1, 1, 2, 1], &[first, second]).unwrap(), whole, "{first} {second}");
             }
         }
     }
 
     #[test]
-    fn what_nobody_asked_for_breaks_the_connection() {
-        let error = answers(b"$1\r\na\r\n$1\r\nb\r\n", &[1], &[]).unwrap_err();
+    fn rejects_replies_without_a_request() {
+        let error = decode(b"$1\r\na\r\n$1\r\nb\r\n", &[1], &[]).unwrap_err();
         assert_eq!(error.to_string(), "the server sent 7 bytes more than it was asked for");
-        assert!(answers(b"$1\r\na\r\n?", &[1, 1], &[]).is_err());
+        assert!(decode(b"$1\r\na\r\n?", &[1, 1], &[]).is_err());
     }
 
     #[test]
-    fn large_strings_come_in_pieces() {
+    fn decodes_a_large_string_from_many_reads() {
         let size = if cfg!(miri) { 1_000 } else { 100_000 };
         let large = format!("*2\r\n${size}\r\n{}\r\n$3\r\nend\r\n", "x".repeat(size));
         let cuts: Vec<usize> = (0..large.len()).step_by(777).collect();
-        let shown = answers(large.as_bytes(), &[1], &cuts).unwrap();
+        let shown = decode(large.as_bytes(), &[1], &cuts).unwrap();
         assert!(shown[0].len() > size && shown.len() == 1);
     }
 
     #[test]
-    fn room_is_used_again_when_nobody_holds_any_of_it() {
-        let (mut incoming, mut answered) = (Decoder::new(1 << 20), VecDeque::new());
-        let begin = incoming.room().as_ptr();
+    fn reuses_the_buffer_once_replies_are_dropped() {
+        let (mut decoder, mut completed) = (Decoder::new(1 << 20), VecDeque::new());
+        let begin = decoder.read_buffer().as_ptr();
         for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
-            incoming.expect([Sent::apart(1)].into_iter(), now());
-            incoming.room().extend_from_slice(b"$50\r\n01234567890123456789012345678901234567890123456789\r\n");
-            incoming.cut(&mut answered).unwrap();
-            answered.clear();
+            decoder.expect([SentRequest::without_caller(1)].into_iter(), now());
+            decoder.read_buffer().extend_from_slice(b"$50\r\n01234567890123456789012345678901234567890123456789\r\n");
+            decoder.decode(&mut completed).unwrap();
+            completed.clear();
         }
-        assert!(incoming.room().as_ptr().addr() - begin.addr() < PIECE, "it is the same memory");
+        assert!(decoder.read_buffer().as_ptr().addr() - begin.addr() < READ_SIZE, "the memory is reused");
     }
 }

@@ -1,4 +1,6 @@
-//! [`MultiplexedConnection`]: a connection that many tasks share, and the task that keeps it there; [`MultiplexedConnections`]: those of all runtimes.
+//! [`MultiplexedConnection`]: a connection that many tasks share, driven by a background task.
+//!
+//! [`MultiplexedConnections`] holds one of them for each Tokio runtime.
 
 pub(crate) mod decoder;
 pub(crate) mod pipeline;
@@ -20,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::redis::WhileDown;
 use crate::redis::conn::backoff;
 use crate::redis::conn::limits::Limits;
-use crate::redis::conn::multiplexed::pipeline::{NotTaken, Pipeline, Replied, Request};
+use crate::redis::conn::multiplexed::pipeline::{NotQueued, Pipeline, RawReplies, Request};
 use crate::redis::conn::multiplexed::socket::connect;
 use crate::redis::conn::multiplexed::task::ConnectionTask;
 use crate::redis::protocol::chunk::Chunk;
@@ -28,210 +30,227 @@ use crate::redis::protocol::parser::Token;
 use crate::redis::transport::{Access, AsyncTransport, Route};
 use crate::redis::url::Server;
 
-/// A connection that many tasks share. Its task runs in one runtime.
+/// A connection that many tasks share.
+///
+/// The first request spawns its connection task in the current runtime. The task connects, and
+/// reconnects on demand.
 pub(crate) struct MultiplexedConnection {
     pub(crate) pipeline: Pipeline,
     server: Server,
     pub(crate) limits: Limits,
-    keeper: Mutex<TaskKeeper>,
-    /// The connection is open, or could not be opened.
+    task: Mutex<TaskState>,
+    /// Notified when the connection is open, and when an attempt to open it has failed.
     changed: Notify,
-    /// Somebody wants a connection.
-    wanted: Notify,
+    /// Notified when a request needs a connection.
+    connect_requested: Notify,
 }
 
-/// How a connection is shared.
+/// The limits of multiplexed connections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sharing {
-    /// How many requests may be under way.
+pub(crate) struct MultiplexLimits {
+    /// The largest number of requests in flight.
     pub(crate) in_flight: usize,
+    /// What requests do while there is no connection.
     pub(crate) while_down: WhileDown,
 }
 
-impl Default for Sharing {
+impl Default for MultiplexLimits {
     fn default() -> Self {
-        Sharing { in_flight: 1024, while_down: WhileDown::Fail }
+        MultiplexLimits { in_flight: 1024, while_down: WhileDown::Fail }
     }
 }
 
-/// What the task is about.
-enum TaskKeeper {
-    /// There is none.
-    Asleep,
-    /// It connects or is connected. The error is why there was no connection when it tried last.
-    Awake(Option<Error>),
+/// The state of the connection task.
+enum TaskState {
+    /// There is no task.
+    Stopped,
+    /// The task is connecting or connected. Holds the error of the last attempt to connect, if it
+    /// failed.
+    Running(Option<Error>),
 }
 
 impl MultiplexedConnection {
     pub(crate) fn new(server: &Server, limits: Limits) -> Self {
         MultiplexedConnection {
-            pipeline: Pipeline::new(limits.shared.in_flight),
+            pipeline: Pipeline::new(limits.multiplexed.in_flight),
             server: server.clone(),
             limits,
-            keeper: Mutex::new(TaskKeeper::Asleep),
+            task: Mutex::new(TaskState::Stopped),
             changed: Notify::new(),
-            wanted: Notify::new(),
+            connect_requested: Notify::new(),
         }
     }
 
-    /// A request, and the pipeline that it is for.
+    /// Creates a request, which is queued when it is first polled.
     #[inline]
     pub(crate) fn request<W: Fn(&mut Vec<u8>) -> usize>(&self, write: W) -> Request<'_, W> {
         self.pipeline.request(write, false)
     }
 
-    /// What follows a request that was not answered: the same once more, when there is room, a connection, and it may
-    /// be sent twice.
+    /// Handles a request that did not succeed: waits for room or a connection and sends it again.
+    ///
+    /// A request that was sent and lost its connection is sent once more, unless it is
+    /// [`Access::Once`].
     #[cold]
-    pub(crate) async fn request_again(
+    pub(crate) async fn retry(
         self: &Arc<Self>,
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
-        mut came: Result<Result<Replied, Error>, NotTaken>,
-    ) -> Result<Replied, Error> {
-        let mut twice = access != Access::Once;
-        // How long to wait for what comes before the request; told when that is needed.
+        mut result: Result<Result<RawReplies, Error>, NotQueued>,
+    ) -> Result<RawReplies, Error> {
+        let mut may_retry = access != Access::Once;
+        // The deadline for waits before the request is sent, set at the first wait.
         let mut until = None;
-        let mut admitted = false;
+        let mut has_waited_for_room = false;
         loop {
-            match came {
+            match result {
                 Ok(Ok(replied)) => return Ok(replied),
-                // It says nothing about the server that a connection breaks which was open before.
-                Ok(Err(error)) if twice && error.kind() == ErrorKind::Connection => twice = false,
+                // The server may be fine: it may have closed a connection that was idle for long.
+                Ok(Err(error)) if may_retry && error.kind() == ErrorKind::Connection => may_retry = false,
                 Ok(Err(error)) => return Err(error),
-                Err(not_taken) => {
-                    let patience = self.limits.connect.saturating_add(self.limits.response);
-                    let until = *until.get_or_insert_with(|| from_now(patience));
-                    match not_taken {
-                        NotTaken::Full => self.pipeline.admit(until).await?,
-                        NotTaken::Closed => self.connected(until).await?,
+                Err(not_queued) => {
+                    let wait_timeout = self.limits.connect.saturating_add(self.limits.response);
+                    let until = *until.get_or_insert_with(|| from_now(wait_timeout));
+                    match not_queued {
+                        NotQueued::Full => self.pipeline.wait_for_room(until).await?,
+                        NotQueued::Closed => self.wait_until_open(until).await?,
                     }
-                    admitted = true;
+                    has_waited_for_room = true;
                 }
             }
-            came = self.pipeline.request(&write, admitted).await;
+            result = self.pipeline.request(&write, has_waited_for_room).await;
         }
     }
 
-    /// Nobody will use it any more.
-    pub(crate) fn abandon(&self) {
-        self.pipeline.abandon();
-        self.wanted.notify_one();
+    /// Closes the connection after the pending replies have arrived. No more requests may follow.
+    pub(crate) fn shut_down(&self) {
+        self.pipeline.shut_down();
+        self.connect_requested.notify_one();
     }
 
-    /// Whether nothing is there that would be lost with it.
-    pub(crate) fn is_asleep(&self) -> bool {
-        matches!(*self.keeper.lock(), TaskKeeper::Asleep)
+    /// Returns whether no connection task is running.
+    pub(crate) fn is_stopped(&self) -> bool {
+        matches!(*self.task.lock(), TaskState::Stopped)
     }
 
-    /// Waits until there is a connection, or it is known that there is none.
+    /// Waits until the connection is open.
+    ///
+    /// Fails at once if the last attempt to connect failed and [`WhileDown::Fail`] is set.
     #[cold]
-    async fn connected(self: &Arc<Self>, until: Instant) -> Result<(), Error> {
-        let (mut begun, mut has_waited) = (false, false);
+    async fn wait_until_open(self: &Arc<Self>, until: Instant) -> Result<(), Error> {
+        let (mut has_spawned, mut has_waited) = (false, false);
         loop {
             let mut changed = pin!(self.changed.notified());
             changed.as_mut().enable();
             if self.pipeline.is_open() {
                 return Ok(());
             }
-            // Where the runtime ends, a task that keeps the connection ends before it begins.
-            if self.is_asleep() && std::mem::replace(&mut begun, true) {
+            // While the runtime shuts down, a spawned task is dropped before it starts.
+            if self.is_stopped() && std::mem::replace(&mut has_spawned, true) {
                 return Err(ended());
             }
-            // A server that cannot do what is wanted will not come up.
-            if let Some(known) = self.want()
-                && (self.limits.shared.while_down == WhileDown::Fail || known.kind() == ErrorKind::Config)
+            // Waiting does not help against a configuration error.
+            if let Some(last_error) = self.request_connection()
+                && (self.limits.multiplexed.while_down == WhileDown::Fail || last_error.kind() == ErrorKind::Config)
             {
-                return Err(if has_waited { known } else { backoff::left_alone(&known) });
+                return Err(if has_waited { last_error } else { backoff::unavailable(&last_error) });
             }
             has_waited = true;
             if timeout_at(until, changed).await.is_err() {
-                let message = format!("connecting to {}: the time for it is over", self.server.address);
-                let known = self.want();
-                return Err(known.unwrap_or_else(|| Error::new(ErrorKind::Timeout, message)));
+                let message = format!("connecting to {}: timed out (see `connect_timeout`)", self.server.address);
+                let last_error = self.request_connection();
+                return Err(last_error.unwrap_or_else(|| Error::new(ErrorKind::Timeout, message)));
             }
         }
     }
 
-    /// Says that a connection is wanted, and why there was none when that was tried last.
-    fn want(self: &Arc<Self>) -> Option<Error> {
-        let mut keeper = self.keeper.lock();
-        if let TaskKeeper::Awake(known) = &*keeper {
-            self.wanted.notify_one();
-            return known.as_ref().map(Error::copy);
+    /// Requests a connection, and returns the error of the last attempt if it failed.
+    ///
+    /// Spawns the connection task if it is not running.
+    fn request_connection(self: &Arc<Self>) -> Option<Error> {
+        let mut task = self.task.lock();
+        if let TaskState::Running(last_error) = &*task {
+            self.connect_requested.notify_one();
+            return last_error.as_ref().map(Error::copy);
         }
-        *keeper = TaskKeeper::Awake(None);
-        drop(keeper);
-        tokio::spawn(keep(Ends(Arc::clone(self))));
+        *task = TaskState::Running(None);
+        drop(task);
+        tokio::spawn(run_task(TaskGuard(Arc::clone(self))));
         None
     }
 
-    /// Tells all who wait for it that there is a connection now, or why there is none.
-    fn tell(&self, known: Option<Error>) {
-        *self.keeper.lock() = TaskKeeper::Awake(known);
+    /// Records the outcome of an attempt to connect and wakes all requests that wait for it.
+    fn publish(&self, last_error: Option<Error>) {
+        *self.task.lock() = TaskState::Running(last_error);
         self.changed.notify_waiters();
     }
 }
 
-/// Longer than any timer needs to tell.
+/// A cap for deadlines, since timers cannot represent every duration.
 pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// The moment so much later; a year later at most.
+/// Returns the instant `later` from now, or a year from now if that is earlier.
 pub(crate) fn from_now(later: Duration) -> Instant {
     Instant::now() + later.min(YEAR)
 }
 
-/// However the task of a link ends, with its runtime, before it began, or by a panic too, nobody waits for it any more.
-struct Ends(Arc<MultiplexedConnection>);
+/// Fails all waiting requests when the connection task ends.
+///
+/// This covers a shutdown of the runtime, also before the first poll of the task, and a panic.
+struct TaskGuard(Arc<MultiplexedConnection>);
 
-impl Drop for Ends {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.0.pipeline.close(std::iter::empty(), &ended());
-        *self.0.keeper.lock() = TaskKeeper::Asleep;
+        *self.0.task.lock() = TaskState::Stopped;
         self.0.changed.notify_waiters();
     }
 }
 
-/// The task of a link: connects, serves the connection until it breaks, and tries again where that was for no reason of
-/// the connection's own.
-async fn keep(link: Ends) {
-    let link = &link.0;
+/// Runs the connection task: connects, drives the connection until it breaks, and reconnects on
+/// demand.
+async fn run_task(connection: TaskGuard) {
+    let connection = &connection.0;
     let mut failures = 0;
-    while !link.pipeline.is_abandoned() {
-        match connect(&link.server, link.limits).await {
-            Ok((stream, incoming)) => {
+    while !connection.pipeline.is_shut_down() {
+        match connect(&connection.server, connection.limits).await {
+            Ok((stream, decoder)) => {
                 failures = 0;
-                link.pipeline.open();
-                link.tell(None);
-                let Some(error) = ConnectionTask::new(link, stream, incoming).serve().await else { return };
-                // A connection that broke may be the server's way to end an idle one, and whoever comes next connects
-                // again. A server that does not answer is down until it does.
+                connection.pipeline.open();
+                connection.publish(None);
+                let Some(error) = ConnectionTask::new(connection, stream, decoder).serve().await else { return };
+                // The server may have closed an idle connection, so end the task and let the next
+                // request connect. A server that does not reply counts as down, so publish the
+                // error and keep reconnecting.
                 if error.kind() != ErrorKind::Timeout {
                     return;
                 }
-                link.tell(Some(error));
+                connection.publish(Some(error));
             }
             Err(error) => {
-                link.tell(Some(error));
+                connection.publish(Some(error));
                 failures += 1;
-                sleep(backoff::after(failures, link.limits.max_backoff)).await;
-                link.wanted.notified().await;
+                sleep(backoff::after(failures, connection.limits.max_backoff)).await;
+                connection.connect_requested.notified().await;
             }
         }
     }
 }
 
+/// Returns the error for requests whose connection task ended.
 #[cold]
 pub(crate) fn ended() -> Error {
-    Error::new(ErrorKind::Connection, "the connection ended, or the runtime whose task kept it")
+    Error::new(ErrorKind::Connection, "the connection was closed, or the Tokio runtime that drives it was shut down")
 }
 
-/// The links to one server, each used by the tasks of one runtime: a connection is served by a task, and that of one
-/// runtime may rest while another one runs.
+/// The multiplexed connections to one server, one for each Tokio runtime that uses it.
+///
+/// A connection task makes progress only while its runtime runs, so tasks of another runtime must
+/// not depend on it.
 pub(crate) struct MultiplexedConnections {
     server: Server,
     limits: Limits,
-    /// That of the first runtime, which is the only one most often: it needs no lock.
+    /// The connection of the first runtime. Most programs have only one, and this avoids the lock.
     first: OnceLock<(tokio::runtime::Id, Arc<MultiplexedConnection>)>,
     others: Mutex<Vec<(tokio::runtime::Id, Arc<MultiplexedConnection>)>>,
 }
@@ -241,85 +260,99 @@ impl MultiplexedConnections {
         MultiplexedConnections { server: server.clone(), limits, first: OnceLock::new(), others: Mutex::default() }
     }
 
-    /// The link of the runtime that this task is in.
+    /// Returns the connection of the current runtime.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] if it is called outside of a Tokio runtime.
     #[inline(always)]
-    pub(crate) fn here(&self) -> Result<Held<'_>, Error> {
+    pub(crate) fn current(&self) -> Result<ConnectionRef<'_>, Error> {
         let Ok(runtime) = Handle::try_current() else { return Err(no_runtime()) };
         let id = runtime.id();
         match self.first.get() {
-            Some((first, link)) if *first == id => Ok(Held::Borrowed(link)),
-            _ => Ok(self.of_other(id)),
+            Some((first, connection)) if *first == id => Ok(ConnectionRef::Borrowed(connection)),
+            _ => Ok(self.for_runtime(id)),
         }
     }
 
+    /// Returns the connection of another runtime than the first, or creates it.
     #[cold]
-    fn of_other(&self, id: tokio::runtime::Id) -> Held<'_> {
+    fn for_runtime(&self, id: tokio::runtime::Id) -> ConnectionRef<'_> {
         let new = || (id, Arc::new(MultiplexedConnection::new(&self.server, self.limits)));
-        let (first, link) = self.first.get_or_init(new);
+        let (first, connection) = self.first.get_or_init(new);
         if *first == id {
-            return Held::Borrowed(link);
+            return ConnectionRef::Borrowed(connection);
         }
         let mut others = self.others.lock();
-        if let Some((_, link)) = others.iter().find(|(other, _)| *other == id) {
-            return Held::Owned(Arc::clone(link));
+        if let Some((_, connection)) = others.iter().find(|(other, _)| *other == id) {
+            return ConnectionRef::Owned(Arc::clone(connection));
         }
-        // Those of runtimes that have ended are asleep for ever; one that somebody holds is about to be woken.
-        others.retain(|(_, link)| !link.is_asleep() || Arc::strong_count(link) > 1);
+        // Drop the connections of runtimes that were shut down. One that is in use may be about to
+        // spawn its task.
+        others.retain(|(_, connection)| !connection.is_stopped() || Arc::strong_count(connection) > 1);
         others.push(new());
-        Held::Owned(Arc::clone(&others[others.len() - 1].1))
+        ConnectionRef::Owned(Arc::clone(&others[others.len() - 1].1))
     }
 
-    /// Sends commands whose replies nobody waits for, over the link of this runtime. Where it has none, over each that
-    /// is open: only over one of them do they come after what was asked before, and some runtimes may rest. Gives them
-    /// back then, for another attempt in this runtime.
-    pub(crate) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<Written> {
+    /// Sends commands without waiting for their replies, after all requests of this runtime so far.
+    ///
+    /// If the current runtime has no open connection, the commands go out on every open connection
+    /// of the others. Only the connection that carried the caller's earlier requests keeps the
+    /// order, and some runtimes may be idle.
+    ///
+    /// Returns the commands if they should be sent once more from the current runtime.
+    pub(crate) fn send(&self, write: impl FnOnce(&mut Vec<u8>) -> usize) -> Option<EncodedCommands> {
         let here = Handle::try_current().ok().map(|runtime| runtime.id());
         let others = self.others.lock();
-        let open = self.first.get().into_iter().chain(&*others).filter(|(_, link)| link.pipeline.is_open());
-        let mut open: SmallVec<[_; 4]> = open.map(|(id, link)| (Some(*id) == here, Arc::clone(link))).collect();
+        let open = self.first.get().into_iter().chain(&*others).filter(|(_, connection)| connection.pipeline.is_open());
+        let mut open: SmallVec<[_; 4]> =
+            open.map(|(id, connection)| (Some(*id) == here, Arc::clone(connection))).collect();
         drop(others);
         if let Some(at) = open.iter().position(|(is_here, _)| *is_here) {
-            return open.swap_remove(at).1.pipeline.send(write).err().map(Written::by);
+            return open.swap_remove(at).1.pipeline.send(write).err().map(EncodedCommands::encode);
         }
-        let written = Written::by(write);
-        for (_, link) in open {
-            let _ = link.pipeline.send(|out: &mut Vec<u8>| written.again(out));
+        let encoded = EncodedCommands::encode(write);
+        for (_, connection) in open {
+            let _ = connection.pipeline.send(|out: &mut Vec<u8>| encoded.append_to(out));
         }
-        here.map(|_| written)
+        here.map(|_| encoded)
     }
 }
 
-/// How often word is sent to servers that do not answer, and how long after the last time: for longer than failovers take.
-const TRIES: usize = 100;
-const RETRY: Duration = Duration::from_millis(200);
+/// Limits of [`EncodedCommands::send_to`]. Together they last longer than a failover takes.
+const MAX_ATTEMPTS: usize = 100;
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Commands that may have to be sent over several connections.
-pub(crate) struct Written {
+/// Encoded commands that may be sent over several connections.
+pub(crate) struct EncodedCommands {
     commands: Vec<u8>,
     replies: usize,
 }
 
-impl Written {
-    pub(crate) fn by(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
+impl EncodedCommands {
+    /// Encodes the commands that `write` appends.
+    pub(crate) fn encode(write: impl FnOnce(&mut Vec<u8>) -> usize) -> Self {
         let mut commands = Vec::new();
         let replies = write(&mut commands);
-        Written { commands, replies }
+        EncodedCommands { commands, replies }
     }
 
-    fn again(&self, out: &mut Vec<u8>) -> usize {
+    /// Appends the commands and returns the number of their replies.
+    fn append_to(&self, out: &mut Vec<u8>) -> usize {
         out.extend_from_slice(&self.commands);
         self.replies
     }
 
-    /// Sends it by a task of its own to where it belongs by then, until somebody answers. Nobody waits for that.
+    /// Sends the commands from a background task, and retries while the servers are unreachable.
+    ///
+    /// Each attempt goes to the servers that hold the keys by then.
     pub(crate) fn send_to<X: AsyncTransport + Clone + 'static>(self, servers: &X) {
         let servers = servers.clone();
         tokio::spawn(async move {
-            for _ in 0..TRIES {
+            for _ in 0..MAX_ATTEMPTS {
                 let mut ignore = |_: Token<'_>, _: &mut Chunk<'_>| Ok(());
-                let write = |out: &mut Vec<u8>| self.again(out);
+                let write = |out: &mut Vec<u8>| self.append_to(out);
                 match servers.exchange_async(Access::Write, Route::Keys, write, &mut ignore).await {
-                    Err(error) if error.is_out_of_reach() => sleep(RETRY).await,
+                    Err(error) if error.is_out_of_reach() => sleep(RETRY_INTERVAL).await,
                     _ => return,
                 }
             }
@@ -329,29 +362,34 @@ impl Written {
 
 impl Drop for MultiplexedConnections {
     fn drop(&mut self) {
-        self.first.get().into_iter().chain(self.others.get_mut().iter()).for_each(|(_, link)| link.abandon());
+        self.first
+            .get()
+            .into_iter()
+            .chain(self.others.get_mut().iter())
+            .for_each(|(_, connection)| connection.shut_down());
     }
 }
 
+/// Returns the error for a connection that is needed outside of a Tokio runtime.
 #[cold]
 pub(crate) fn no_runtime() -> Error {
-    Error::new(ErrorKind::Config, "tasks' connection needs a runtime of tokio, and there is none here")
+    Error::new(ErrorKind::Config, "connecting: async methods must be called within a Tokio runtime, and there is none")
 }
 
-/// A link, borrowed or held.
-pub(crate) enum Held<'c> {
+/// A reference to a connection, borrowed or owned.
+pub(crate) enum ConnectionRef<'c> {
     Borrowed(&'c Arc<MultiplexedConnection>),
     Owned(Arc<MultiplexedConnection>),
 }
 
-impl Deref for Held<'_> {
+impl Deref for ConnectionRef<'_> {
     type Target = Arc<MultiplexedConnection>;
 
     #[inline]
     fn deref(&self) -> &Arc<MultiplexedConnection> {
         match self {
-            Held::Borrowed(link) => link,
-            Held::Owned(link) => link,
+            ConnectionRef::Borrowed(connection) => connection,
+            ConnectionRef::Owned(connection) => connection,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! [`ConnectionTask`]: an open connection that tasks share: sends their requests, hands on the replies, and finds out when the
-//! server does not answer.
+//! [`ConnectionTask`] drives an open multiplexed connection: it sends requests, delivers replies
+//! and detects a server that does not reply.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -11,73 +11,76 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::Error;
-use crate::redis::conn::blocking::{closed, io_error, late};
-use crate::redis::conn::limits::{KEEP, PROGRESS, READING};
+use crate::redis::conn::blocking::{closed, io_error, timed_out};
+use crate::redis::conn::limits::{MAX_IDLE_CAPACITY, MIN_PROGRESS, READING, SENDING};
 use crate::redis::conn::multiplexed::decoder::Decoder;
-use crate::redis::conn::multiplexed::pipeline::{Mark, Moved, Replied, Sent};
+use crate::redis::conn::multiplexed::pipeline::{ByteCounts, Checkpoint, RawReplies, SentRequest};
 use crate::redis::conn::multiplexed::socket::AsyncSocket;
 use crate::redis::conn::multiplexed::{MultiplexedConnection, YEAR, ended};
 
-/// Parser are handed on in portions of so many at least, and in so many portions at most.
-const PORTION: usize = 8;
+/// The smallest number of replies to deliver at once, and the largest number of batches per read.
+const DELIVERY_BATCH: usize = 8;
 
-/// How far a round of sending and reading came.
+/// The outcome of a round of sending and reading.
 enum Progress {
-    Moved,
-    /// There are replies left to hand on, after others had their turn.
+    Transferred,
+    /// Replies are left to deliver, after other tasks have run.
     More,
     None,
 }
 
-/// An open connection. Dropped, it is closed, and whoever waits for replies gets an error.
+/// An open connection.
+///
+/// Dropping it closes the connection and fails the pending requests.
 pub(crate) struct ConnectionTask<'l> {
-    link: &'l MultiplexedConnection,
+    connection: &'l MultiplexedConnection,
     stream: AsyncSocket,
-    incoming: Decoder,
+    decoder: Decoder,
     output: Vec<u8>,
     written: usize,
-    /// Whether the stream may keep some of it back.
+    /// Whether the stream may hold unflushed bytes.
     unflushed: bool,
-    /// Parser that were not handed on yet.
-    answered: VecDeque<(Sent, Replied)>,
-    /// How many to hand on at once.
-    portion: usize,
-    woken: Vec<Waker>,
-    /// Since when `output` is being sent.
+    /// Replies that were not delivered yet.
+    completed: VecDeque<(SentRequest, RawReplies)>,
+    /// The number of replies to deliver before the next round.
+    batch: usize,
+    wakers: Vec<Waker>,
+    /// When the current `output` was taken.
     sending_since: Option<Instant>,
-    /// How many bytes were sent and read.
-    moved: Moved,
-    /// WakeSetWaker when the oldest request should have been answered; set when there is one and it is not.
+    /// The bytes sent and read so far.
+    counts: ByteCounts,
+    /// Expires at the deadline of the oldest request. Set if `is_set`.
     timer: Pin<Box<Sleep>>,
     is_set: bool,
-    /// From when the time of the oldest request counts, where enough has moved meanwhile; with when that was sent.
-    extended: Option<(Instant, Mark)>,
+    /// The start of the current timeout of the oldest request, if transfers have extended it, and
+    /// when that request was sent.
+    extended: Option<(Instant, Checkpoint)>,
     broken_by: Option<Error>,
 }
 
 impl Drop for ConnectionTask<'_> {
     fn drop(&mut self) {
         let error = self.broken_by.take().unwrap_or_else(ended);
-        // What came before it broke is as good as ever.
-        self.hand_on(usize::MAX);
-        self.link.pipeline.close(self.incoming.give_up(), &error);
+        // Replies that arrived before the failure are valid.
+        self.deliver(usize::MAX);
+        self.connection.pipeline.close(self.decoder.take_pending(), &error);
     }
 }
 
 impl<'l> ConnectionTask<'l> {
-    pub(crate) fn new(link: &'l MultiplexedConnection, stream: AsyncSocket, incoming: Decoder) -> Self {
+    pub(crate) fn new(connection: &'l MultiplexedConnection, stream: AsyncSocket, decoder: Decoder) -> Self {
         ConnectionTask {
-            link,
+            connection,
             stream,
-            incoming,
+            decoder,
             output: Vec::with_capacity(4096),
             written: 0,
             unflushed: false,
-            answered: VecDeque::new(),
-            portion: PORTION,
-            woken: Vec::new(),
+            completed: VecDeque::new(),
+            batch: DELIVERY_BATCH,
+            wakers: Vec::new(),
             sending_since: None,
-            moved: Moved::default(),
+            counts: ByteCounts::default(),
             timer: Box::pin(sleep_until(Instant::now())),
             is_set: false,
             extended: None,
@@ -85,7 +88,7 @@ impl<'l> ConnectionTask<'l> {
         }
     }
 
-    /// Sends and reads until the connection breaks, and why; `None` when nobody needs it any more.
+    /// Drives the connection until it breaks and returns the error, or `None` after a shutdown.
     pub(crate) async fn serve(mut self) -> Option<Error> {
         let error = poll_fn(|context| self.poll(context)).await?;
         self.broken_by = Some(error.copy());
@@ -95,7 +98,7 @@ impl<'l> ConnectionTask<'l> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Error>> {
         loop {
             match self.exchange(context) {
-                Ok(Progress::Moved) => {}
+                Ok(Progress::Transferred) => {}
                 Ok(Progress::More) => {
                     context.waker().wake_by_ref();
                     return Poll::Pending;
@@ -104,52 +107,53 @@ impl<'l> ConnectionTask<'l> {
                 Err(error) => return Poll::Ready(Some(error)),
             }
         }
-        if self.incoming.oldest().is_none() && self.link.pipeline.is_abandoned() {
+        if self.decoder.oldest().is_none() && self.connection.pipeline.is_shut_down() {
             return Poll::Ready(None);
         }
         self.poll_timer(context).map(Some)
     }
 
-    /// Sends what there is, hands on what came, and reads.
+    /// Sends queued requests, delivers replies and reads.
     #[inline]
     fn exchange(&mut self, context: &mut Context<'_>) -> Result<Progress, Error> {
         let sent = self.send(context)?;
-        self.moved.sent += sent as u64;
-        // Who gets a reply now may send the next request before the others get theirs: server and tasks work at the same
-        // time then, and not in turns.
-        if self.answered.len() > self.portion {
-            self.hand_on(self.portion);
+        self.counts.sent += sent as u64;
+        // A task that gets its reply now can send its next request while the others still wait.
+        // Server and tasks then work at the same time instead of taking turns.
+        if self.completed.len() > self.batch {
+            self.deliver(self.batch);
             return Ok(Progress::More);
         }
-        self.hand_on(usize::MAX);
+        self.deliver(usize::MAX);
         let read = self.read(context)?;
-        self.moved.read += read as u64;
-        Ok(if sent + read > 0 { Progress::Moved } else { Progress::None })
+        self.counts.read += read as u64;
+        Ok(if sent + read > 0 { Progress::Transferred } else { Progress::None })
     }
 
-    fn hand_on(&mut self, most: usize) {
-        let most = most.min(self.answered.len());
-        self.link.pipeline.answer(self.answered.drain(..most), &mut self.woken);
+    fn deliver(&mut self, max: usize) {
+        let max = max.min(self.completed.len());
+        self.connection.pipeline.deliver(self.completed.drain(..max), &mut self.wakers);
     }
 
-    /// Sends what there is: how many bytes.
+    /// Sends queued requests and returns the number of bytes.
     #[inline]
     fn send(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
-        let mut moved = 0;
+        let mut sent = 0;
         if self.written == self.output.len() {
             self.output.clear();
             self.written = 0;
-            if self.output.capacity() > KEEP {
+            if self.output.capacity() > MAX_IDLE_CAPACITY {
                 self.output = Vec::with_capacity(4096);
             }
-            let (incoming, moved) = (&mut self.incoming, self.moved);
-            // Who comes back by himself need not be woken.
-            let waker = (self.answered.len() <= self.portion).then(|| context.waker());
+            let (decoder, counts) = (&mut self.decoder, self.counts);
+            // If more replies are left to deliver, the task is polled again anyway and needs no
+            // waker.
+            let waker = (self.completed.len() <= self.batch).then(|| context.waker());
             let mut since = None;
-            self.link.pipeline.take_output(waker, &mut self.output, |requests| {
+            self.connection.pipeline.take_output(waker, &mut self.output, |requests| {
                 let at = Instant::now();
                 since = Some(at);
-                incoming.expect(requests, Mark { at, moved });
+                decoder.expect(requests, Checkpoint { at, counts });
             })?;
             self.sending_since = since;
         }
@@ -157,40 +161,40 @@ impl<'l> ConnectionTask<'l> {
             let left = &self.output[self.written..];
             match Pin::new(&mut self.stream).poll_write(context, left) {
                 Poll::Ready(Ok(0)) => {
-                    return Err(io_error(&std::io::ErrorKind::WriteZero.into(), "sending the request"));
+                    return Err(io_error(&std::io::ErrorKind::WriteZero.into(), SENDING));
                 }
                 Poll::Ready(Ok(bytes)) => {
                     self.written += bytes;
                     self.unflushed = true;
-                    moved += bytes;
+                    sent += bytes;
                 }
-                Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
+                Poll::Ready(Err(error)) => return Err(io_error(&error, SENDING)),
                 Poll::Pending => break,
             }
         }
         if self.unflushed {
             match Pin::new(&mut self.stream).poll_flush(context) {
                 Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(error)) => return Err(io_error(&error, "sending the request")),
+                Poll::Ready(Err(error)) => return Err(io_error(&error, SENDING)),
                 Poll::Pending => {}
             }
         }
-        Ok(moved)
+        Ok(sent)
     }
 
-    /// Reads what there is: how many bytes.
+    /// Reads available bytes, parses them and returns their number.
     #[inline]
     fn read(&mut self, context: &mut Context<'_>) -> Result<usize, Error> {
-        // Parser that were handed on just now still hold the room that could be used again: it is looked for when
-        // something has come.
-        if !self.incoming.has_room() && self.stream.poll_read_ready(context).is_pending() {
+        // Delivered replies may still share the memory of the read buffer. It can be reused only
+        // once they are dropped, so new memory is not allocated before there is something to read.
+        if !self.decoder.has_room() && self.stream.poll_read_ready(context).is_pending() {
             return Ok(0);
         }
-        match pin!(self.stream.read_buf(self.incoming.room())).poll(context) {
+        match pin!(self.stream.read_buf(self.decoder.read_buffer())).poll(context) {
             Poll::Ready(Ok(0)) => Err(closed()),
             Poll::Ready(Ok(bytes)) => {
-                self.incoming.cut(&mut self.answered)?;
-                self.portion = PORTION.max(self.answered.len() / PORTION);
+                self.decoder.decode(&mut self.completed)?;
+                self.batch = DELIVERY_BATCH.max(self.completed.len() / DELIVERY_BATCH);
                 Ok(bytes)
             }
             Poll::Ready(Err(error)) => Err(io_error(&error, READING)),
@@ -198,10 +202,12 @@ impl<'l> ConnectionTask<'l> {
         }
     }
 
-    /// Ready when the oldest request has waited for too long: for the response timeout, and again for each in which enough
-    /// moved of what is large.
+    /// Returns the timeout error once the oldest request has waited for too long.
+    ///
+    /// A request waits for one response timeout, and for another one each time that
+    /// [`MIN_PROGRESS`] bytes were transferred within the last.
     fn poll_timer(&mut self, context: &mut Context<'_>) -> Poll<Error> {
-        let Some(oldest) = self.incoming.oldest() else { return Poll::Pending };
+        let Some(oldest) = self.decoder.oldest() else { return Poll::Pending };
         if self.is_set && !self.timer.is_elapsed() {
             return Poll::Pending;
         }
@@ -209,20 +215,21 @@ impl<'l> ConnectionTask<'l> {
             Some((sent, from)) if sent == oldest.at => from,
             _ => oldest,
         };
-        let (now, response) = (Instant::now(), self.link.limits.response.min(YEAR));
+        let (now, response) = (Instant::now(), self.connection.limits.response.min(YEAR));
         if now >= from.at + response {
-            // What is sent counts as long as it may be the oldest request itself.
+            // Sent bytes count only while they may belong to the oldest request.
             let is_being_sent = self.sending_since == Some(oldest.at) && self.written < self.output.len();
-            let sent = if is_being_sent { self.moved.sent - from.moved.sent } else { 0 };
-            if sent + self.moved.read - from.moved.read < PROGRESS {
-                return Poll::Ready(late());
+            let sent = if is_being_sent { self.counts.sent - from.counts.sent } else { 0 };
+            if sent + self.counts.read - from.counts.read < MIN_PROGRESS {
+                return Poll::Ready(timed_out());
             }
-            from = Mark { at: now, moved: self.moved };
+            from = Checkpoint { at: now, counts: self.counts };
             self.extended = Some((oldest.at, from));
         }
         self.is_set = true;
         self.timer.as_mut().reset(from.at + response);
-        // Asks to be woken, also where the task's budget is used up: nobody asks once more.
+        // `unconstrained`, because the timer must register its waker even if the task's budget is
+        // used up.
         let _ = pin!(unconstrained(self.timer.as_mut())).poll(context);
         Poll::Pending
     }
