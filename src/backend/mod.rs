@@ -3,6 +3,7 @@
 //! [`Memory`] stores entries in this process; [`redis`](crate::redis) has the backends for servers.
 //! Backends of your own implement [`Backend`], [`AsyncBackend`] or both.
 
+mod blocking;
 #[cfg(feature = "memory")]
 mod memory;
 
@@ -14,6 +15,7 @@ pub use crate::batch::{Batch, Found, FoundParts};
 use crate::error::Error;
 use crate::key::Key;
 
+pub(crate) use self::blocking::BlockingBackend;
 #[cfg(feature = "memory")]
 pub use self::memory::Memory;
 

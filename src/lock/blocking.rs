@@ -1,52 +1,14 @@
-//! [`BlockingLock`] and [`BlockingBackend`]: blocking locks and backends behind the async traits.
-//!
-//! The creation driver is written once, over [`AsyncLock`] and [`AsyncBackend`]. For a blocking caller
-//! it gets these adapters, whose futures are ready when they are created.
+//! [`BlockingLock`]: a blocking lock behind the async trait, as
+//! [`BlockingBackend`](crate::backend::BlockingBackend) is for backends.
 
 use std::future::ready;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use crate::backend::{AsyncBackend, Backend};
-use crate::batch::{Batch, Found};
+use crate::backend::{Backend, BlockingBackend};
+use crate::batch::Batch;
 use crate::error::Error;
 use crate::key::Key;
 use crate::lock::{AsyncLock, Attempt, Lock, LockSettings, Watch};
-
-/// A blocking backend as an [`AsyncBackend`].
-pub(crate) struct BlockingBackend<'b, B>(pub(crate) &'b B);
-
-impl<B: Backend> AsyncBackend for BlockingBackend<'_, B> {
-    fn get_async(&self, key: Key<'_>) -> impl Future<Output = Result<Option<Bytes>, Error>> + Send {
-        ready(self.0.get(key))
-    }
-
-    fn get_many_async(&self, keys: &[Key<'_>], found: &mut Found) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(self.0.get_many(keys, found))
-    }
-
-    fn set_async(
-        &self,
-        key: Key<'_>,
-        entry: &[u8],
-        ttl: Option<Duration>,
-    ) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(self.0.set(key, entry, ttl))
-    }
-
-    fn set_many_async(&self, batch: &Batch, ttl: Option<Duration>) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(self.0.set_many(batch, ttl))
-    }
-
-    fn max_entry(&self) -> usize {
-        self.0.max_entry()
-    }
-
-    fn delete_many_async(&self, keys: &[Key<'_>]) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(self.0.delete_many(keys))
-    }
-}
 
 /// A blocking lock as an [`AsyncLock`].
 pub(crate) struct BlockingLock<'l, L>(pub(crate) &'l L);

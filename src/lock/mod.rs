@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::key::Key;
 use crate::slice::Slice;
 
-pub(crate) use self::blocking::{BlockingBackend, BlockingLock};
+pub(crate) use self::blocking::BlockingLock;
 pub use self::lease::RedisGuard;
 pub use self::local::LocalLock;
 pub use self::on_lost::OnLeaseLost;

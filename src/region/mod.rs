@@ -25,7 +25,7 @@ use self::create::caller::{AfterFirstRead, Caller};
 use self::keys::{KeySpace, KeySpaces};
 use self::options::CallOptions;
 use self::runner::JobRunner;
-use crate::backend::Backend;
+use crate::backend::{Backend, BlockingBackend};
 use crate::batch::Found;
 use crate::buffer::Buffer;
 use crate::codec::{Codec, Msgpack, Seconds};
@@ -34,7 +34,7 @@ use crate::exec::{Blocking, Exec, poll_ready};
 use crate::freshness::{Expiry, Invalidate, Invalidation, LocalInvalidation};
 use crate::key::{AsKey, Key};
 use crate::keymap::{Identity, KeyMap};
-use crate::lock::{BlockingBackend, BlockingLock, LocalLock, Lock};
+use crate::lock::{BlockingLock, LocalLock, Lock};
 use crate::slice::Slice;
 use crate::time::{Entry, Now};
 

@@ -6,7 +6,7 @@ use std::future::ready;
 use super::caller::{AfterFirstRead, Caller};
 use super::flight::Flight;
 use super::machine::Step;
-use crate::backend::{AsyncBackend, Backend};
+use crate::backend::{AsyncBackend, Backend, BlockingBackend};
 use crate::codec::Codec;
 use crate::error::{Error, GetError};
 #[cfg(feature = "tokio")]
@@ -15,7 +15,7 @@ use crate::exec::{Blocking, Exec, poll_ready};
 use crate::freshness::{Freshness, Invalidation};
 use crate::key::{AsKey, Key, KeyBuf};
 use crate::keymap::KeyMap;
-use crate::lock::{AsyncLock, BlockingBackend, BlockingLock, Lock};
+use crate::lock::{AsyncLock, BlockingLock, Lock};
 use crate::region::Region;
 use crate::region::core::{DecodedEntry, FirstRead};
 use crate::region::keys::KeySpace;

@@ -35,7 +35,7 @@ pub(crate) enum AfterFirstRead<'f, V, G> {
 
 /// One call: how it waits, what it reads and locks, and its options.
 ///
-/// A blocking call passes the adapters [`BlockingBackend`](crate::lock::BlockingBackend) and
+/// A blocking call passes the adapters [`BlockingBackend`](crate::backend::BlockingBackend) and
 /// [`BlockingLock`](crate::lock::BlockingLock); the code below is the same for both.
 pub(crate) struct Caller<'r, X, B, L, S, M, I> {
     pub(crate) exec: X,
