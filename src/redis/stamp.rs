@@ -2,7 +2,7 @@
 //!
 //! A stamp is a second modulo 256, 65,536 and so on, so it tells the truth as long as whatever it stands before is gone
 //! in time: nothing may be asked to live longer than [`Stamp::longest`], and who stretches the life of a hash removes
-//! what has expired in it (`PUT_STAMPED` of `engine::plan`). So an expired field stays for at most one life of its
+//! what has expired in it (`PUT_STAMPED` of `redis::protocol::commands`). So an expired field stays for at most one life of its
 //! hash, which is five quarters of what its youngest field was given, and two lives in a row fit the modulus with room
 //! for clocks that disagree by half a minute.
 

@@ -1,8 +1,9 @@
-//! What is decided and what is said on the wire: pure, without sockets, clocks or locks.
+//! The wire protocol, without I/O: commands, replies, batches, and the slots of a cluster.
 //!
-//! `dogpile` decides who creates a value and who waits, `plan` turns keys into commands, [`replies`] cuts what a
-//! server sends into tokens, [`chunk`] keeps what they borrow, `batch` brings the answers to many keys into their
-//! caller's order. Blocking and asynchronous drivers use the same rooms.
+//! `commands` writes keys as commands, `parser` cuts what a server sends into tokens, `chunk` keeps what
+//! the tokens borrow, `batch` brings the replies for many keys into the caller's order, `slot` tells which
+//! part of a cluster a key belongs to, and `routing` which command goes to which server. Blocking and
+//! async connections use the same modules.
 
 pub(crate) mod batch;
 pub mod chunk;

@@ -156,7 +156,7 @@ impl<R: Receive> Receive for UpToRedirect<'_, R> {
     }
 }
 
-/// Parser that wait for their turn.
+/// Replies that wait for their turn.
 #[derive(Default)]
 pub(crate) struct Kept {
     tokens: Vec<KeptToken>,

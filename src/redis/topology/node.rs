@@ -6,7 +6,7 @@ use crate::redis::conn::limits::Limits;
 #[cfg(feature = "tokio")]
 use crate::redis::conn::multiplexed::pipeline::RawReplies;
 #[cfg(feature = "tokio")]
-use crate::redis::conn::multiplexed::{ConnectionRef, MultiplexedConnections, EncodedCommands};
+use crate::redis::conn::multiplexed::{ConnectionRef, EncodedCommands, MultiplexedConnections};
 use crate::redis::conn::pool::{PendingExchange, Pool};
 use crate::redis::protocol::parser::Receive;
 use crate::redis::tracking::TrackingConnection;
@@ -99,7 +99,7 @@ impl Node {
         access: Access,
         write: impl Fn(&mut Vec<u8>) -> usize + Send + Sync,
     ) -> Result<NodeReplies<'_>, Error> {
-        let connection = self.multiplexed.here()?;
+        let connection = self.multiplexed.current()?;
         let replied = match connection.request(&write).await {
             Ok(Ok(replied)) => replied,
             // Boxed: retries are rare, and their state would enlarge the future of every request.
@@ -113,7 +113,9 @@ impl Node {
     #[inline]
     pub(crate) fn take(&self, replies: NodeReplies<'_>, receive: &mut impl Receive) -> Result<(), Error> {
         let NodeReplies { connection, replied } = replies;
-        replied.read(self.limits.max_entry, receive).inspect_err(|error| connection.pipeline.close_on_protocol_error(error))
+        replied
+            .read(self.limits.max_entry, receive)
+            .inspect_err(|error| connection.pipeline.close_on_protocol_error(error))
     }
 
     /// Sends commands without waiting for their replies.

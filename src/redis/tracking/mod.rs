@@ -18,7 +18,7 @@ use rustls::{ClientConnection, StreamOwned};
 use crate::error::{Error, ErrorKind};
 use crate::redis::conn::backoff;
 use crate::redis::conn::blocking;
-use crate::redis::conn::blocking::{BlockingConnection, closed, io_error, late};
+use crate::redis::conn::blocking::{BlockingConnection, closed, io_error, timed_out};
 use crate::redis::conn::limits::Limits;
 use crate::redis::conn::pool::from_now;
 #[cfg(feature = "tls")]
@@ -205,7 +205,7 @@ impl TrackingLoop {
             drop(state);
             woken.wake();
             if reply_due.is_some_and(|due| due <= now) {
-                return Err(late());
+                return Err(timed_out());
             }
             self.send()?;
             let due = [reply_due, next_end, next_requery].into_iter().flatten().min();
